@@ -1,0 +1,42 @@
+# A fresh machine needs Python 3.11 or newer and nothing else: each target makes the environment it uses.
+PYTHON ?= python3
+VENV ?= .venv
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+CHECKOUT = pyproject.toml constraints.txt
+
+.PHONY: quickstart test test-slow lint notebook clean
+
+## Train the quick study here and now and write results/quick/ (a few minutes on two cores).
+quickstart: $(VENV)/.core
+	$(VENV)/bin/lit-mult sweep quick --out results/quick
+
+## Lint, types, architecture and tests.
+test: $(VENV)/.dev lint
+	$(VENV)/bin/python -m pytest
+
+## The tests that take minutes.
+test-slow: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+
+# torch alone first: with it in place nothing that follows resolves another build of it.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	touch $@
+
+$(VENV)/.core: $(VENV)/.torch $(CHECKOUT)
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch $(CHECKOUT)
+	$(PIP) --editable '.[dev]'
+	touch $@ $(VENV)/.core

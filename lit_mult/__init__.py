@@ -1,0 +1,80 @@
+"""Learnable multipliers in language-model pretraining: train, sweep, compare and plot.
+
+    import lit_mult
+
+    config = lit_mult.RunConfig.from_dict({"multipliers": "vector", "model": {"d_model": 128}})
+    record = lit_mult.run(config, "runs/a")                       # -> RunRecord
+
+    lit_mult.sweep(lit_mult.load_study("quick"), "results/quick")
+    runs = lit_mult.load_records("results/quick")                 # -> DataFrame, a row a run
+    points = lit_mult.sensitivity_points(runs)                    # best loss, optimum and sensitivity of every curve
+    figure = lit_mult.loss_vs_lr(runs, points)                    # -> matplotlib Figure
+    lit_mult.write_report("results/quick")                        # tables, figures, report.md
+
+Names load what they need when they are first used: reading records needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_mult.analysis.frame import load_curves, load_records
+    from lit_mult.analysis.plots import adam_vs_muon, loss_vs_lr, optimum_drift
+    from lit_mult.analysis.report import write_report
+    from lit_mult.analysis.sensitivity import interpolated_optimum, lr_sensitivity, paired_differences
+    from lit_mult.analysis.sensitivity import points as sensitivity_points
+    from lit_mult.config import RunConfig
+    from lit_mult.errors import ConfigError, UserError
+    from lit_mult.record import RunRecord
+    from lit_mult.study.spec import StudySpec, load_study
+    from lit_mult.study.sweep import sweep
+    from lit_mult.training.run import run
+
+_HOMES = {
+    "ConfigError": "lit_mult.errors",
+    "RunConfig": "lit_mult.config",
+    "RunRecord": "lit_mult.record",
+    "StudySpec": "lit_mult.study.spec",
+    "UserError": "lit_mult.errors",
+    "adam_vs_muon": "lit_mult.analysis.plots",
+    "interpolated_optimum": "lit_mult.analysis.sensitivity",
+    "load_curves": "lit_mult.analysis.frame",
+    "load_records": "lit_mult.analysis.frame",
+    "load_study": "lit_mult.study.spec",
+    "loss_vs_lr": "lit_mult.analysis.plots",
+    "lr_sensitivity": "lit_mult.analysis.sensitivity",
+    "optimum_drift": "lit_mult.analysis.plots",
+    "paired_differences": "lit_mult.analysis.sensitivity",
+    "run": "lit_mult.training.run",
+    "sensitivity_points": "lit_mult.analysis.sensitivity:points",
+    "sweep": "lit_mult.study.sweep",
+    "write_report": "lit_mult.analysis.report",
+}
+
+__all__ = [
+    "ConfigError",
+    "RunConfig",
+    "RunRecord",
+    "StudySpec",
+    "UserError",
+    "adam_vs_muon",
+    "interpolated_optimum",
+    "load_curves",
+    "load_records",
+    "load_study",
+    "loss_vs_lr",
+    "lr_sensitivity",
+    "optimum_drift",
+    "paired_differences",
+    "run",
+    "sensitivity_points",
+    "sweep",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home, _, attribute = _HOMES[name].partition(":")
+    return getattr(import_module(home), attribute or name)

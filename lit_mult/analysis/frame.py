@@ -1,0 +1,205 @@
+"""From run records to one table, a row a run. The curves stay in the files until they are asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas as pd
+
+from lit_mult.config import MultiplierKind
+from lit_mult.errors import UserError
+from lit_mult.record import SCHEMA_VERSION, find_records
+
+STUDY_NAME = "study.json"
+_OPTIMIZER_NAMES = {"adamw": "AdamW", "muon": "Muon"}
+_WIDTH, _LR, _SEED, _OPTIMIZER = "model.d_model", "optim.lr", "seed", "optimizer"
+_COPIED: tuple[str, ...] = ("config_hash", "git_commit", "device", "corpus_hash", "steps", "tokens", "wall_seconds")
+_COPIED += ("tokens_per_second", "initial_loss", "best_loss")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the analysis needs of a study's plan."""
+
+    name: str
+    title: str
+    cells: int
+    """Number of runs planned."""
+
+
+def read_study(folder: Path | str) -> Study | None:
+    """The plan beside the records, or None where there is none (a lone run).
+
+    Raises:
+        UserError: study.json is damaged.
+    """
+    path = Path(folder) / STUDY_NAME
+    if not path.exists():
+        return None
+    data = _read_json(path)
+    try:
+        return Study(str(data["name"]), str(data["title"]), int(data["cells"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: damaged study file ({_problem(error)}); write it anew from the sweep") from None
+
+
+def load_records(folder: Path | str) -> pd.DataFrame:
+    """One row a run, with every scalar of its record and one column a factor (dotted, as in `model.d_model`).
+
+    Columns of the analysis: `arm`; `setting`, the scientific factors other than the width, such as "AdamW";
+    `variant`, the same without the optimizer; `label`, arm and setting, which names a *line* of the analysis;
+    `nuisance`, the nuisance factors other than the learning rate; `reference`, True for an arm run at one learning
+    rate while others were swept. Losses are in nats per token; `final_loss` is NaN for a diverged run;
+    `planned_tokens` is the budget of a run, which a diverged one does not use up. A run outside a study has its kind
+    of multipliers as arm and its optimizer as setting. Rows are ordered by arm (references, then from no multipliers
+    to vectors), setting, width, seed and learning rate.
+
+    Raises:
+        UserError: there are no records, one is damaged, or two are of the same cell.
+    """
+    folder = Path(folder)
+    paths = find_records(folder)
+    if not paths:
+        raise UserError(f"{folder}: no run records here; give the folder of a finished run, or of a study with records")
+    records, seen = [], dict[tuple[str, str], Path]()
+    for path in paths:
+        row = _row(path, folder)
+        cell = (row["study"], row["cell"])
+        if cell in seen:
+            raise UserError(f"{seen[cell]} and {path}: two records of cell {cell[1]}; move one of them away")
+        seen[cell] = path
+        records.append(row)
+    return _ordered(pd.DataFrame(records))
+
+
+def load_curves(runs: pd.DataFrame) -> pd.DataFrame:
+    """Loss curves of the given rows of `load_records`, long: path, label, d_model, lr, seed, split, step, loss.
+
+    `split` is "train" (mean of the steps since the point before) or "val"; losses in nats per token.
+
+    Raises:
+        UserError: a record has gone or is damaged.
+    """
+    parts = []
+    for path in runs["path"]:
+        record = _read_record(Path(path))
+        for split in ("train", "val"):
+            try:
+                part = pd.DataFrame(record[f"{split}_curve"], columns=["step", "loss"])
+            except (KeyError, ValueError) as error:
+                raise UserError(f"{path}: damaged run record ({_problem(error)}); run its cell again") from None
+            parts.append(part.assign(path=path, split=split))
+    named = runs[["path", "label", "d_model", "lr", "seed"]]
+    return named.merge(pd.concat(parts), on="path") if parts else named.assign(split="", step=0, loss=math.nan)
+
+
+def rows(frame: pd.DataFrame) -> Iterator[Any]:
+    """The rows of a table, columns as attributes; typed loosely, as a column's type is known to its maker alone."""
+    return iter(frame.itertuples())
+
+
+def optimizer_name(optimizer: str) -> str:
+    """How an optimizer is written for readers: AdamW for adamw."""
+    return _OPTIMIZER_NAMES.get(optimizer, optimizer)
+
+
+def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
+    lrs = frame.groupby(["arm", "setting"])["lr"].nunique().groupby("arm").max()
+    frame["reference"] = frame["arm"].map(lrs == 1) & bool((lrs > 1).any())
+    kinds = {kind: place for place, kind in enumerate(get_args(MultiplierKind))}
+    # An arm has one place, even if the kind of its multipliers varies within it.
+    frame["_place"] = frame["multipliers"].map(kinds).groupby(frame["arm"]).transform("min") - 9 * frame["reference"]
+    frame = frame.sort_values(["_place", "arm", "setting", "d_model", "seed", "lr", "cell"], ignore_index=True)
+    return frame.drop(columns="_place")
+
+
+def _row(path: Path, folder: Path) -> dict[str, Any]:
+    record = _read_record(path)
+    try:
+        return _flat(record, path.relative_to(folder).parent.as_posix()) | {"path": str(path)}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: damaged run record ({_problem(error)}); run its cell again") from None
+
+
+def _flat(record: Mapping[str, Any], place: str) -> dict[str, Any]:
+    config, status = record["config"], record["status"]
+    if status not in ("completed", "diverged"):
+        raise ValueError(f"status {status!r}")
+    diverged = status == "diverged"
+    known = {
+        _OPTIMIZER: config["optimizer"],
+        _WIDTH: int(config["model"]["d_model"]),
+        _LR: float(config["optim"]["lr"]),
+        _SEED: int(record["seed"]),
+    }
+    cell = record["cell"] or {
+        "study": "",
+        "cell": place,
+        "arm": config["multipliers"],
+        "sampler": "grid",
+        "factors": {name: known[name] for name in (_OPTIMIZER, _WIDTH)},
+        "nuisance": {name: known[name] for name in (_LR, _SEED)},
+    }
+    variant = _named(cell["factors"], but=(_WIDTH, _SEED, _OPTIMIZER))
+    optimizer = optimizer_name(known[_OPTIMIZER]) if _OPTIMIZER in cell["factors"] else ""
+    setting = ", ".join(filter(None, (optimizer, variant)))
+    train = config["train"]
+    return {
+        **{name: _scalar(value) for name, value in (cell["factors"] | cell["nuisance"]).items()},
+        **{name: cell[name] for name in ("study", "cell", "arm", "sampler")},
+        "label": f"{cell['arm']} · {setting}" if setting else cell["arm"],
+        "setting": setting,
+        "variant": variant,
+        "nuisance": _named(cell["nuisance"], but=(_LR, _SEED)),
+        "optimizer": known[_OPTIMIZER],
+        "multipliers": config["multipliers"],
+        "d_model": known[_WIDTH],
+        "lr": known[_LR],
+        "seed": known[_SEED],
+        "status": status,
+        "final_loss": math.nan if diverged else float(record["final_loss"]),
+        "final_bits_per_byte": math.nan if diverged else float(record["final_bits_per_byte"]),
+        "planned_tokens": int(train["steps"]) * int(train["batch_size"]) * int(config["data"]["seq_len"]),
+        **{name: record[name] for name in _COPIED},
+        **{f"parameters_{name}": count for name, count in record["parameters"].items()},
+        "versions": ", ".join(f"{name} {version}" for name, version in sorted(record["versions"].items())),
+    }
+
+
+def _named(factors: Mapping[str, Any], but: tuple[str, ...]) -> str:
+    names = sorted(name for name in factors if name not in but)
+    return ", ".join(f"{name.rsplit('.', 1)[-1]}={_scalar(factors[name])}" for name in names)
+
+
+def _scalar(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict) else value  # a column must be hashable
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    # Not through pydantic: thousands of records are read at a time, and each was validated when it was written.
+    record = _read_json(path)
+    version = record.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path}: not a version-{SCHEMA_VERSION} run record (schema_version: {version})")
+    return record
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{path}: damaged, not JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: damaged, not a JSON object")
+    return data
+
+
+def _problem(error: Exception) -> str:
+    return f"lacks {error}" if isinstance(error, KeyError) else str(error)

@@ -1,0 +1,245 @@
+"""Figures for a page or a column. Colours are Okabe and Ito's; line styles and markers tell the arms apart in grey.
+
+Each function returns a matplotlib Figure made without pyplot; `style.save` turns it into PNG and SVG.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from lit_mult.analysis.frame import optimizer_name, rows
+from lit_mult.analysis.sensitivity import ALL_WIDTHS, bootstrap_interval, lines, loss_curves, summary
+from lit_mult.analysis.style import (
+    CROSS,
+    LOSS,
+    MAX_COLUMNS,
+    OPTIMIZER_LOOKS,
+    STAR,
+    TRIANGLE,
+    Styles,
+    add_legend,
+    against_width,
+    arm_styles,
+    beside,
+    panel_grid,
+    styled,
+)
+from lit_mult.analysis.tables import NO_INTERVAL
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@styled
+def loss_vs_lr(runs: pd.DataFrame, points: pd.DataFrame) -> Figure:
+    """Final loss against learning rate: a row a setting, a column a width, a line an arm with its band over seeds.
+
+    The loss axis follows the bulk of the runs: a diverged run is a cross at the top, one above the axis a triangle.
+    """
+    curves, styles = loss_curves(runs), arm_styles(points)
+    panels = [
+        (setting, widths[start : start + MAX_COLUMNS])
+        for setting in _settings(points)
+        for widths in [sorted(points.loc[points["setting"] == setting, "d_model"].unique())]
+        for start in range(0, len(widths), MAX_COLUMNS)
+    ]
+    figure, axes = panel_grid(len(panels), max(len(widths) for _, widths in panels), 1.75, sharey="row")
+    above = False
+    for (setting, widths), row in zip(panels, axes, strict=True):
+        in_row = _at(curves, setting=setting).query("d_model in @widths")
+        low, high = _limits(in_row["loss"])
+        above |= bool((in_row["loss"] > high).any())
+        for width, ax in zip(widths, row, strict=False):
+            title = [*textwrap.wrap(setting, 24), f"$d$ = {width}"]
+            ax.set(title=("\n" if len(setting) > 10 else ", ").join(title), xlabel="learning rate", ylim=(low, high))
+            ax.set_xscale("log", base=2)
+            curve, point = (_at(frame, setting=setting, d_model=width) for frame in (in_row, points))
+            _loss_panel(ax, curve, point, styles)
+        for ax in row[len(widths) :]:
+            ax.set_axis_off()
+        row[0].set_ylabel(LOSS)
+    swept = points[~points["reference"]]
+    marks: list[tuple[str, bool, dict[str, Any]]] = [
+        ("optimum", bool((~swept["at_edge"] & swept["optimum_lr"].notna()).any()), STAR | {"mfc": "0.6"}),
+        ("optimum at the edge", bool(swept["at_edge"].any()), STAR | {"mfc": "white"}),
+        ("diverged", bool(curves["diverged"].any()), CROSS | {"color": "0.3"}),
+        ("above the axis", above, TRIANGLE | {"color": "0.3"}),
+    ]
+    add_legend(figure, points, styles, [(label, mark) for label, there, mark in marks if there])
+    return figure
+
+
+@styled
+def sensitivity(points: pd.DataFrame) -> Figure:
+    """Learning-rate sensitivity (above) and best loss (below) against width: a column a setting, a line an arm."""
+    means, styles, settings = summary(points), arm_styles(points), _settings(points)
+    swept, others = (means.loc[means["reference"] == reference, "best_loss"] for reference in (False, True))
+    # Untuned references far above would press the swept arms into one line.
+    far = bool(others.max() - swept.max() > 4 * max(swept.max() - swept.min(), 0.05))
+    figure, axes = panel_grid(2, len(settings), 1.9, sharey="row", sharex="col")
+    for setting, (top, bottom) in zip(settings, axes.T, strict=True):
+        here = _at(means, setting=setting)
+        for ax, measure in ((top, "sensitivity"), (bottom, "best_loss")):
+            against_width(ax, here["d_model"])
+            for arm, line in here.groupby("arm", sort=False):
+                _line(ax, line, measure, str(arm), styles)
+        if here["sensitivity"].isna().all():
+            _say(top, 0.5, "no complete sweep\nof learning rates")
+        top.set_title("\n".join(textwrap.wrap(setting, 36)))
+        bottom.set_xlabel("width $d$")
+        if far:
+            _references_above(bottom, here[here["reference"]], styles)
+    if far:
+        axes[1, 0].set_ylim(*_limits(swept))
+    axes[0, 0].set_ylabel("lr sensitivity\n(nats per token)")
+    axes[1, 0].set_ylabel(f"best {LOSS}")
+    add_legend(figure, points, styles)
+    return figure
+
+
+@styled
+def adam_vs_muon(points: pd.DataFrame, differences: pd.DataFrame) -> Figure:
+    """Best loss under both optimizers against width, and their difference at equal arm and seed: a row a variant."""
+    points = points[~points["reference"]]
+    means, styles, pairs = summary(points), arm_styles(points), optimizer_pairs(points, differences)
+    variants = list(means["variant"].unique())
+    figure, axes = panel_grid(len(variants), 2, 2.1, sharex="row")
+    for variant, (left, right) in zip(variants, axes, strict=True):
+        here = _at(means, variant=variant)
+        for ax in (left, right):
+            against_width(ax, here["d_model"])
+            ax.set(xlabel="width $d$", title=variant)
+        for arm in here["arm"].unique():
+            for optimizer, look in OPTIMIZER_LOOKS.items():
+                line = _at(here, arm=arm, optimizer=optimizer)
+                _line(left, line, "best_loss", arm, styles, look)
+            name = f"{arm} · {variant}" if variant else arm
+            _line(right, _at(pairs, within=name), "difference", arm, styles)
+        right.axhline(0, color="0.3", lw=0.8)
+        left.set_ylabel(f"best {LOSS}")
+        right.set_ylabel("Muon - AdamW\n(nats per token)")
+    looks = [(optimizer_name(name), {"color": "0.3", "marker": "o", **look}) for name, look in OPTIMIZER_LOOKS.items()]
+    add_legend(figure, points, styles, looks)
+    return figure
+
+
+def optimizer_pairs(points: pd.DataFrame, differences: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `paired_differences` that `adam_vs_muon` shows: Muon minus AdamW in best loss, swept arms, each width."""
+    pairs = _at(differences, between="optimizer", measure="best_loss", of="Muon", against="AdamW")
+    pairs = pairs[(pairs["d_model"] != ALL_WIDTHS) & pairs["within"].isin(lines(points[~points["reference"]]))]
+    return pairs.rename(columns={"low": "difference_low", "high": "difference_high"})
+
+
+@styled
+def optimum_drift(points: pd.DataFrame, drift: pd.DataFrame) -> Figure:
+    """Optimal learning rate against width with its least-squares line; hollow where an optimum is at the edge."""
+    points = points[~points["reference"] & points["optimum_lr"].notna()]
+    styles, settings = arm_styles(points), _settings(points)
+    figure, axes = panel_grid(-(-len(settings) // 2), min(len(settings), 2), 2.7, sharey=True)
+    points = points.assign(log2_lr=np.log2(points["optimum_lr"]))
+    for ax in axes.flat[len(settings) :]:
+        ax.set_axis_off()
+    for setting, ax in zip(settings, axes.flat, strict=False):
+        here = _at(points, setting=setting)
+        against_width(ax, here["d_model"])
+        ax.yaxis.set_major_formatter(lambda y, _: f"$2^{{{y:g}}}$")  # a log axis has one tick an octave: too few
+        ax.set(title="\n".join(textwrap.wrap(setting, 36)), xlabel="width $d$")
+        for arm, line in here.groupby("arm", sort=False):
+            style = styles[str(arm)]
+            slopes = _at(drift, setting=setting, arm=arm)
+            for width, group in line.groupby("d_model"):
+                x = beside(float(str(width)), str(arm), styles)
+                face = "white" if group["at_edge"].any() else style["color"]
+                ax.plot(x, group["log2_lr"].mean(), **style | {"ls": "none", "mfc": face, "ms": 5})
+                if len(group) > 1:
+                    ax.plot(np.full(len(group), x), group["log2_lr"], ".", color=style["color"], ms=3, alpha=0.5)
+            ends = np.array([line["d_model"].min(), line["d_model"].max()], dtype=float)
+            for row in rows(slopes):
+                ax.plot(ends, row.intercept + row.slope * np.log2(ends), **style | {"marker": ""})
+            ax.plot([], [], **style, label=_slope_label(str(arm), slopes))
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22))
+    for ax in axes[:, 0]:
+        ax.set_ylabel("optimal learning rate")
+    return figure
+
+
+def _slope_label(arm: str, slopes: pd.DataFrame) -> str:
+    for row in rows(slopes):
+        span = NO_INTERVAL if np.isnan(row.slope_low) else f"[{row.slope_low:+.2f}, {row.slope_high:+.2f}]"
+        return f"{arm}: slope {row.slope:+.2f}, {span}{'' if row.trusted else ' (doubtful)'}"
+    return f"{arm}: one width, no slope"
+
+
+def _loss_panel(ax: Axes, curves: pd.DataFrame, points: pd.DataFrame, styles: Styles) -> None:
+    _, high = ax.get_ylim()
+    for place, (arm, curve) in enumerate(curves.groupby("arm", sort=False)):
+        style = styles[str(arm)]
+        if curve["reference"].any():
+            ax.axhline(curve["loss"].mean(), **style | {"marker": ""})
+            continue
+        # Seeds of which one diverged have no mean: the line breaks there instead of following the survivors.
+        by_lr = curve.pivot(index="lr", columns="seed", values="loss")
+        if by_lr.shape[1] > 1:
+            ax.plot(by_lr.index, by_lr, ".", color=style["color"], ms=3, alpha=0.45)
+            bands = np.array([bootstrap_interval(losses) for losses in by_lr.to_numpy()])
+            ax.fill_between(by_lr.index, *bands.T, color=style["color"], alpha=0.18, lw=0)
+        ax.plot(by_lr.index, by_lr.mean(axis=1, skipna=False), **style)
+        y = 0.96 - 0.06 * place  # arms below one another, or their marks would cover each other
+        for marked, mark in ((curve["diverged"] > 0, CROSS), (curve["loss"] > high, TRIANGLE)):
+            lrs = curve.loc[marked, "lr"].unique()
+            if len(lrs):
+                at_top = {"transform": ax.get_xaxis_transform(), "color": style["color"], "zorder": 4}
+                ax.plot(lrs, np.full(len(lrs), y), **mark | at_top)
+    _references_above(ax, points[points["reference"] & (points["best_loss"] > high)], styles)
+    for arm, swept in points[~points["reference"]].groupby("arm", sort=False):
+        face = "white" if swept["at_edge"].any() else styles[str(arm)]["color"]
+        lr, loss = 2 ** np.log2(swept["optimum_lr"]).mean(), swept["optimum_loss"].mean()
+        ax.plot(lr, loss, **STAR | {"mfc": face, "zorder": 5})
+
+
+def _references_above(ax: Axes, points: pd.DataFrame, styles: Styles) -> None:
+    for place, (arm, loss) in enumerate(points.groupby("arm", sort=False)["best_loss"].mean().items()):
+        _say(ax, 0.88 - 0.1 * place, f"{arm}: {loss:.2f} ↑", styles[str(arm)]["color"])
+
+
+def _say(ax: Axes, y: float, text: str, colour: str = "black") -> None:
+    ax.text(0.5, y, text, ha="center", va="center", color=colour, transform=ax.transAxes)
+
+
+def _limits(losses: pd.Series) -> tuple[float, float]:
+    """Limits of a loss axis: all values, or where some lie far off, thrice as far from the best as the median."""
+    values = losses.dropna().to_numpy(float)
+    if not len(values):
+        return 0.0, 1.0
+    low, middle, top = np.min(values), np.median(values), np.max(values)
+    far = middle > low and top - low > 5 * (middle - low)
+    span = max(3 * (middle - low) if far else top - low, 0.02)
+    return float(low - 0.08 * span), float(low + 1.2 * span)
+
+
+def _line(
+    ax: Axes, line: pd.DataFrame, measure: str, arm: str, styles: Styles, look: Mapping[str, Any] | None = None
+) -> None:
+    line, style = line[line[measure].notna()], styles[arm] | dict(look or {})
+    x, y = beside(line["d_model"].to_numpy(float), arm, styles), line[measure].to_numpy(float)
+    ends = line[[f"{measure}_low", f"{measure}_high"]].to_numpy(float).T
+    ax.plot(x, y, **style)
+    if not np.isnan(ends).all():
+        # The interval of equal values may miss their mean by a rounding error; bars must not be negative.
+        ax.errorbar(x, y, yerr=np.abs(ends - y), fmt="none", ecolor=style["color"], elinewidth=0.9, capsize=2)
+
+
+def _at(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
+    for column, value in values.items():
+        frame = frame[frame[column] == value]
+    return frame
+
+
+def _settings(points: pd.DataFrame) -> list[str]:
+    return sorted(points["setting"].unique())

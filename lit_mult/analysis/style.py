@@ -1,0 +1,128 @@
+"""What the figures share: their look, the style of each arm, and the making and saving of a figure without pyplot."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+Styles = dict[str, dict[str, Any]]
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES = ("-", (0, (5, 1.5)), "-.", (0, (1, 1)), (0, (3, 1, 1, 1, 1, 1)))
+_MARKERS = ("o", "s", "D", "v", "P", "h", "p")
+_GREYS = (("0.25", (0, (4, 2))), ("0.5", (0, (2, 2))), ("0.4", (0, (7, 2, 2, 2))))
+LOSS = "validation loss\n(nats per token)"
+_STYLE: Any = {
+    "axes.formatter.useoffset": False,
+    "axes.grid": True,
+    "axes.labelsize": 8,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 8,
+    "figure.constrained_layout.use": True,
+    "font.size": 8,
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.5,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.8,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "savefig.dpi": 200,
+    "svg.hashsalt": "lit_mult",
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+}
+STAR: dict[str, Any] = {"marker": "*", "ms": 7, "mec": "black", "mew": 0.6}
+CROSS: dict[str, Any] = {"marker": "x", "ms": 4.5, "ls": "none"}
+TRIANGLE: dict[str, Any] = {"marker": "^", "ms": 3, "ls": "none"}
+OPTIMIZER_LOOKS: dict[str, dict[str, Any]] = {"adamw": {"ls": "--", "mfc": "white"}, "muon": {"ls": "-"}}
+MAX_COLUMNS = 4
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Give a drawing function the look of the project, without changing matplotlib's settings for others."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        import matplotlib
+
+        with matplotlib.rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def save(figure: Figure) -> dict[str, bytes]:
+    """The figure as files: ending ("png", "svg") -> content; no dates inside."""
+    import matplotlib
+
+    files = {}
+    with matplotlib.rc_context(_STYLE):
+        for ending, metadata in (("png", {}), ("svg", {"Date": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=ending, metadata=metadata)
+            files[ending] = buffer.getvalue()
+            figure.set_layout_engine("none")  # laid out by now: both files get the same layout, the second for nothing
+    return files
+
+
+def beside(width: Any, arm: str, styles: Styles) -> Any:
+    """Where an arm stands at a width (a number or an array): beside the other arms, lest bars overlap."""
+    return width * 2 ** (0.05 * (list(styles).index(arm) - (len(styles) - 1) / 2))
+
+
+def against_width(ax: Axes, widths: pd.Series) -> None:
+    """Make the x axis log2 with a tick at each width."""
+    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+    ticks = sorted(widths.unique())
+    ax.set_xscale("log", base=2)
+    ax.set_xlim(ticks[0] / 1.3, ticks[-1] * 1.4)
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(ScalarFormatter())
+
+
+def arm_styles(points: pd.DataFrame) -> Styles:
+    """Colour, dashes and marker of each arm; references are grey and dashed."""
+    references = points.groupby("arm", sort=False)["reference"].any()
+    styles: Styles = {}
+    for i, name in enumerate(references[references].index):
+        grey, dashes = _GREYS[i % len(_GREYS)]
+        styles[str(name)] = {"color": grey, "ls": dashes, "marker": "_"}
+    for i, name in enumerate(references[~references].index):
+        looks = zip(("color", "ls", "marker"), (_COLOURS, _DASHES, _MARKERS), strict=True)
+        styles[str(name)] = {look: values[i % len(values)] for look, values in looks}
+    return styles
+
+
+def add_legend(
+    figure: Figure, points: pd.DataFrame, styles: Styles, marks: Iterable[tuple[str, dict[str, Any]]] = ()
+) -> None:
+    """Put below the panels what the arms, and other marks (label, style), look like."""
+    from matplotlib.lines import Line2D
+
+    references = set(points.loc[points["reference"], "arm"])
+    handles = [
+        Line2D([], [], **style, label=f"{arm} (one lr)" if arm in references else arm) for arm, style in styles.items()
+    ]
+    handles += [Line2D([], [], **{"ls": "none"} | mark, label=label) for label, mark in marks]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
+
+
+def panel_grid(down: int, across: int, height: float, **shared: Any) -> tuple[Figure, Any]:
+    """A figure of at most 7 inches' width and its axes, an array of `down` by `across`; `height` of a row in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(min(7.0, 1.0 + 2.4 * across), 0.5 + height * down))
+    return figure, figure.subplots(down, across, squeeze=False, **shared)

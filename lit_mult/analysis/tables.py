@@ -1,0 +1,121 @@
+"""Tables for people (Markdown and terminal text, rounded) and for programs (CSV, every digit)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import pandas as pd
+
+from lit_mult.analysis.frame import rows
+
+NO_INTERVAL = "1 seed: no interval"
+_NOTHING = "n/a"
+
+
+def to_csv(table: pd.DataFrame) -> str:
+    """CSV with floats written so that reading them gives the same floats back."""
+    return table.to_csv(index=False, lineterminator="\n")
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """A Markdown table of a table of strings, such as the ones below return."""
+    cells = [list(table.columns), ["---"] * len(table.columns), *_cells(table)]
+    return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |\n" for row in cells)
+
+
+def to_text(table: pd.DataFrame) -> str:
+    """The same table in aligned columns, for a terminal."""
+    cells = [list(table.columns), *_cells(table)]
+    sizes = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "".join(
+        "  ".join(cell.ljust(size) for cell, size in zip(row, sizes, strict=True)).rstrip() + "\n" for row in cells
+    )
+
+
+def summary_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """`sensitivity.summary` for people: losses in nats per token, four decimals."""
+    cells = [
+        {
+            "line": row.label,
+            "width": str(row.d_model),
+            "seeds": str(row.seeds),
+            "best loss": number(row.best_loss),
+            "95 % interval": interval(row.best_loss_low, row.best_loss_high, row.seeds),
+            "lr sensitivity": number(row.sensitivity),
+            "95 % interval ": interval(row.sensitivity_low, row.sensitivity_high, row.sensitivity_seeds),
+            "optimal lr": power_of_two(row.optimum_lr),
+            "diverged": f"{row.diverged} of {row.runs}",
+            "doubts": doubts(reference=row.reference, at_edge=row.at_edge, incomplete=row.incomplete),
+        }
+        for row in rows(summary)
+    ]
+    return pd.DataFrame(cells)
+
+
+def differences_table(differences: pd.DataFrame) -> pd.DataFrame:
+    """`sensitivity.paired_differences` for people: nats per token, below 0 where the first named is better."""
+    cells = [
+        {
+            "difference": f"{row.of} - {row.against}",
+            "within": row.within or _NOTHING,
+            "width": str(row.d_model),
+            "measure": str(row.measure).replace("_", " "),
+            "seeds": str(row.seeds),
+            "mean": signed(row.difference),
+            "95 % interval": interval(row.low, row.high, row.seeds),
+            "doubtful pairs": f"{row.doubtful} of {row.pairs}" if row.doubtful else "",
+        }
+        for row in rows(differences)
+    ]
+    return pd.DataFrame(cells)
+
+
+def drift_table(drift: pd.DataFrame) -> pd.DataFrame:
+    """`sensitivity.optimum_drift` for people."""
+    cells = [
+        {
+            "line": row.label,
+            "widths": str(row.widths),
+            "seeds": str(row.seeds),
+            "slope": signed(row.slope),
+            "95 % interval": interval(row.slope_low, row.slope_high, row.seeds),
+            "doubts": doubts(reference=False, at_edge=row.at_edge, incomplete=row.incomplete),
+        }
+        for row in rows(drift)
+    ]
+    return pd.DataFrame(cells)
+
+
+def number(value: float) -> str:
+    """Four decimals, or a dash for NaN."""
+    return _NOTHING if math.isnan(value) else f"{value:.4f}"
+
+
+def signed(value: float) -> str:
+    """Four decimals with a sign, or a dash for NaN."""
+    return _NOTHING if math.isnan(value) else f"{value:+.4f}"
+
+
+def interval(low: float, high: float, seeds: int) -> str:
+    """The interval in brackets, or why there is none."""
+    if seeds == 0:
+        return _NOTHING
+    return NO_INTERVAL if math.isnan(low) else f"[{low:.4f}, {high:.4f}]"
+
+
+def power_of_two(lr: float) -> str:
+    """A learning rate as 2^-6.25."""
+    return _NOTHING if math.isnan(lr) else f"2^{math.log2(lr):.2f}"
+
+
+def doubts(*, reference: bool, at_edge: int, incomplete: int) -> str:
+    """What stands against a row, in words; empty when nothing does."""
+    parts = ["one lr only"] if reference else []
+    parts += [f"optimum at the edge ({at_edge} times)"] if at_edge else []
+    parts += [f"runs missing ({incomplete} times)"] if incomplete else []
+    return ", ".join(parts)
+
+
+def _cells(table: pd.DataFrame) -> Iterable[list[str]]:
+    return ([str(cell) for cell in row] for row in table.itertuples(index=False))

@@ -1,0 +1,185 @@
+"""The command line: each command is one function; heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from lit_mult.errors import Interrupted, UserError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from lit_mult.config import RunConfig
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def fit(arguments: Sequence[str]) -> int:
+    """Train one model and write its record."""
+    parser = _parser("fit", fit)
+    _add_run_config(parser)
+    parser.add_argument("--out", type=str, required=True, help="folder of the run; an unfinished run in it goes on")
+    namespace = parser.parse_args(list(arguments)).as_dict()
+    out, config = Path(namespace.pop("out")), _run_config(namespace)
+
+    from lit_mult.training.folder import RunFolder
+    from lit_mult.training.run import run
+
+    finished_before = RunFolder(out).record.is_file()
+    record = run(config, out)
+    speed = f"{record.tokens:,} tokens at {record.tokens_per_second:,.0f} tokens/s"
+    size = f"{record.parameters['total']:,} parameters, {speed}"
+    if record.final_loss is None or record.final_bits_per_byte is None:
+        print(f"diverged at step {record.steps} (validation loss at the start {record.initial_loss:.4f}); {size}")
+    else:
+        quality = f"{record.final_loss:.4f} nats per token, {record.final_bits_per_byte:.4f} bits per byte"
+        print(f"validation loss {record.initial_loss:.4f} -> {quality}; {size}")
+    print(f"{'finished earlier: ' if finished_before else ''}{RunFolder(out).record}")
+    return 0
+
+
+def parameters(arguments: Sequence[str]) -> int:
+    """Print role, shape, multipliers, optimizer, lr, weight decay and init of every parameter of a run."""
+    parser = _parser("parameters", parameters)
+    _add_run_config(parser)
+    config = _run_config(parser.parse_args(list(arguments)).as_dict())
+
+    import torch
+
+    from lit_mult.data.tokenizers import bpe_size, load_tokenizer
+    from lit_mult.nn.llama import Llama
+    from lit_mult.optim.groups import plan_parameters
+    from lit_mult.parametrization.plan import plan_run
+
+    vocab_size = bpe_size(config.data.tokenizer) or load_tokenizer(config.data.tokenizer).vocab_size
+    plan = plan_run(config, vocab_size)
+    with torch.device("meta"):
+        rows = plan_parameters(Llama(config.model, plan), plan)
+    table = [("parameter", "role", "shape", "multipliers", "optimizer", "lr", "weight decay", "init")]
+    for row in rows:
+        shape = "x".join(map(str, row.parameter.shape)) or "1"
+        numbers = (f"{row.lr:.4g}", f"{row.weight_decay:.4g}", row.init)
+        table.append((row.name, row.role.value, shape, row.multipliers, row.optimizer, *numbers))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    return 0
+
+
+def sweep(arguments: Sequence[str]) -> int:
+    """Run the cells of a study that have no record yet, then write its report."""
+    parser = _parser("sweep", sweep)
+    parser.add_argument("study", type=str, help="study file, or the name of a shipped study")
+    parser.add_argument("--out", type=str, default=None, help="results folder (default: results/NAME)")
+    workers = "processes (default: one for each CPU core; 0: this process alone)"
+    parser.add_argument("--workers", type=int, default=None, help=workers)
+    namespace = parser.parse_args(list(arguments))
+
+    from lit_mult.study.spec import load_study
+    from lit_mult.study.sweep import sweep as run_study
+
+    spec = load_study(namespace.study)
+    out = Path(namespace.out or Path("results") / spec.name)
+    result = run_study(spec, out, namespace.workers)
+    if len(result.failures) < result.cells:
+        _print_report(out)
+    if result.failures:
+        print(f"{len(result.failures)} cells failed; the same command tries them again:", file=sys.stderr)
+        for cell, reason in result.failures.items():
+            print(f"  {cell}: {reason}", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+def report(arguments: Sequence[str]) -> int:
+    """Write tables, figures and report.md from the records in a folder."""
+    parser = _parser("report", report)
+    parser.add_argument("folder", type=str, help="results folder of a study, or folder of a run")
+    _print_report(Path(parser.parse_args(list(arguments)).folder))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "fit": fit,
+    "sweep": sweep,
+    "report": report,
+    "parameters": parameters,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; bad input gives one line on stderr and exit code 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        print("usage: lit-mult COMMAND [options]\n\nStudy learnable multipliers in language-model pretraining.\n")
+        for command, function in COMMANDS.items():
+            print(f"  {command:12}{function.__doc__}")
+        print("\n`lit-mult COMMAND --help` lists the options of a command.")
+        return 0
+    if name == "--version":
+        from importlib.metadata import version
+
+        print(version("lit-mult"))
+        return 0
+    if name not in COMMANDS:
+        print(f"lit-mult: {name}: no such command; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return BAD_INPUT
+    try:
+        return COMMANDS[name](arguments[1:])
+    except UserError as error:
+        print(f"lit-mult {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+    except Interrupted as stopped:
+        print(f"lit-mult {name}: {stopped}", file=sys.stderr)
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        print(f"lit-mult {name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _print_report(folder: Path) -> None:
+    from lit_mult.analysis.report import write_report
+
+    made = write_report(folder)
+    print(made.text)
+    for warning in made.warnings:
+        print(f"warning: {warning}")
+    print(f"figures: {folder / 'figures'}/*.png, *.svg")
+    print(f"report:  {folder / 'report.md'}")
+
+
+def _parser(name: str, command: Callable[..., Any]) -> ArgumentParser:
+    import jsonargparse
+
+    class Parser(jsonargparse.ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            raise UserError(_one_line(message))
+
+    return Parser(prog=f"lit-mult {name}", description=command.__doc__)
+
+
+def _one_line(message: str) -> str:
+    """The parser's complaint without pydantic's boilerplate."""
+    for noise in (r"\[type=.*?\]\s", r"For further information visit \S+", r"\d+ validation errors? for \S+"):
+        message = re.sub(noise, "", message)
+    message = re.sub(r'Parser key "(.*?)":', r"\1:", " ".join(message.split()))
+    return message.replace("typing.Literal", "one of ").replace(". Got value:", ", got")
+
+
+def _add_run_config(parser: ArgumentParser) -> None:
+    from lit_mult.config import RunConfig
+
+    parser.add_argument("--config", action="config", help="YAML file with part of a run config")
+    parser.add_class_arguments(RunConfig)
+
+
+def _run_config(namespace: dict[str, Any]) -> RunConfig:
+    from lit_mult.config import RunConfig
+
+    namespace.pop("config", None)
+    return RunConfig.from_dict(namespace)

@@ -1,0 +1,343 @@
+"""What a run is: one frozen, validated tree of settings. Every default of the project stands here and nowhere else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lit_mult.errors import ConfigError
+
+MultiplierKind = Literal["none", "fixed", "scalar", "vector"]
+OptimizerName = Literal["adamw", "muon"]
+WidthRule = Literal["lr", "lr_wd", "multiplier"]
+Tier = Literal["NONE", "LR", "LRWD", "FULL"]
+
+# Settings that change what is shown or where files lie, never a loss: they stay out of the hash.
+_OUTSIDE_HASH = (("trainer", "progress_bar"), ("trainer", "tensorboard"), ("data", "cache_dir"))
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(_Section):
+    """A Llama-style decoder. Width changes the number of heads, never the size of a head."""
+
+    d_model: int = Field(64, gt=0)
+    """Width of the residual stream; a multiple of head_dim."""
+    n_layers: int = Field(4, gt=0)
+    """Number of decoder blocks."""
+    head_dim: int = Field(32, gt=0)
+    """Size of one attention head; even, for the rotary embedding."""
+    num_key_value_groups: int = Field(1, gt=0)
+    """Query heads that share one key/value head (1: multi-head attention, more: grouped-query attention)."""
+    mlp_ratio: float = Field(2.75, gt=0)
+    """Hidden size of the gated MLP over d_model; the product must be whole."""
+    rope_theta: float = Field(10_000.0, gt=0)
+    """Base of the rotary frequencies."""
+    norm_eps: float = Field(1e-5, gt=0)
+    """Epsilon of RMSNorm."""
+    tie_embeddings: bool = False
+    """Let the LM head use the embedding matrix (without the embedding's multipliers)."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout probability on the output of each residual branch."""
+    z_loss: float = Field(0.0, ge=0)
+    """Weight of logsumexp(logits)^2 in the training loss; reported losses leave it out (paper: 1e-4)."""
+
+    @property
+    def n_heads(self) -> int:
+        return self.d_model // self.head_dim
+
+    @property
+    def n_kv_heads(self) -> int:
+        return self.n_heads // self.num_key_value_groups
+
+    @property
+    def d_ff(self) -> int:
+        return round(self.d_model * self.mlp_ratio)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.head_dim % 2:
+            raise ConfigError("model.head_dim", self.head_dim, "must be even (rotary embedding)")
+        if self.d_model % self.head_dim:
+            allowed = f"must be a multiple of model.head_dim = {self.head_dim}"
+            raise ConfigError("model.d_model", self.d_model, allowed)
+        if self.n_heads % self.num_key_value_groups:
+            allowed = f"must divide the {self.n_heads} heads (model.d_model / model.head_dim)"
+            raise ConfigError("model.num_key_value_groups", self.num_key_value_groups, allowed)
+        if abs(self.d_model * self.mlp_ratio - self.d_ff) > 1e-6:
+            allowed = f"times model.d_model = {self.d_model} must be a whole number"
+            raise ConfigError("model.mlp_ratio", self.mlp_ratio, allowed)
+        return self
+
+
+class PlacementConfig(_Section):
+    """Which matrices carry learnable multipliers (arXiv:2601.04890 app. C) and where these start."""
+
+    table: Literal["full", "minimal"] = "full"
+    """Table of the paper: full is what it ran, minimal has no redundant multiplier."""
+    overrides: dict[str, str] = Field(default_factory=dict)
+    """Module-name pattern -> none, scalar, row, column or sums such as row+column; the last match wins."""
+    init: Literal["ones", "preset"] = "ones"
+    """Start of the learnable multipliers: 1, or the preset's forward multipliers."""
+
+
+class ParametrizationConfig(_Section):
+    """How init, learning rate, decay and forward factor of a matrix depend on its shape."""
+
+    rule: Literal["standard", "mup"] = "mup"
+    """standard: nothing scales with width. mup: scaled against a model of width base_d_model."""
+    width_rule: WidthRule = "lr"
+    """Which of the three muP rules of table 1: through the lr, lr and weight decay, or the forward multiplier."""
+    base_d_model: int = Field(32, gt=0)
+    """Width at which mup and standard coincide; a multiple of head_dim."""
+    attention_scale: Literal["1/sqrt(head_dim)", "1/head_dim"] = "1/sqrt(head_dim)"
+    """Factor on the attention logits."""
+    embedding_std: float = Field(1.0, gt=0)
+    """Standard deviation at which the embedding starts."""
+    preset: str = "neutral"
+    """Per-role forward, lr and weight-decay multipliers: the name of a shipped preset or a YAML file."""
+    tier: Tier = "FULL"
+    """How much of the preset to use: NONE of it, LR, LR and weight decay, or FULL (forward multipliers too)."""
+
+
+class OptimConfig(_Section):
+    """AdamW, or Muon for the hidden matrices with AdamW for the rest."""
+
+    lr: float = Field(2**-6, gt=0)
+    """Base learning rate of the matrices, at width base_d_model."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Weight decay of the matrices."""
+    weight_decay_mode: Literal["coupled", "independent"] = "coupled"
+    """coupled: a step decays by lr * weight_decay. independent: by weight_decay (times the schedule) alone."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the two moments."""
+    eps: float = Field(1e-8, gt=0)
+    """AdamW's epsilon."""
+    muon_momentum: float = Field(0.95, ge=0, lt=1)
+    """Nesterov momentum of Muon."""
+    muon_ns_steps: int = Field(5, gt=0)
+    """Newton-Schulz iterations of Muon."""
+    vector_lr: float = Field(1e-2, gt=0)
+    """Learning rate of norm weights, in every arm alike, and of the multipliers unless multiplier_lr is set."""
+    vector_lr_mode: Literal["absolute", "relative"] = "absolute"
+    """absolute: vector_lr and multiplier_lr are rates. relative: they are factors on lr."""
+    multiplier_lr: float | None = Field(None, gt=0)
+    """Learning rate of the multipliers; null: the same as vector_lr."""
+    multiplier_weight_decay: float = Field(2e-3, ge=0)
+    """Weight decay of the multipliers, against drift along symmetries (paper sec. 4.1); norm weights have none."""
+    clip: float | None = Field(1.0, gt=0)
+    """Norm to which the gradient is clipped; null: no clipping."""
+    clip_multipliers: bool = False
+    """Count the multipliers' gradients in the norm that is clipped (the paper's fig. 6 shows that it hurts)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError("optim.betas", self.betas, "both must lie in [0, 1)")
+        return self
+
+
+class ScheduleConfig(_Section):
+    """Learning-rate schedule, the same factor for every parameter group."""
+
+    name: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
+    """After a linear warmup: constant then exponential decay (wsd), or cosine, linear or no decay to the end."""
+    warmup_fraction: float = Field(0.1, ge=0, le=1)
+    """Share of the steps spent in warmup."""
+    decay_fraction: float = Field(1 / 6, ge=0, le=1)
+    """wsd: share of the steps spent in the final decay."""
+    final_ratio: float = Field(1 / 8, ge=0, le=1)
+    """Rate at the end over the peak rate; above 0 for wsd, whose decay is exponential."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.name == "wsd" and self.final_ratio == 0:
+            raise ConfigError("schedule.final_ratio", 0, "must be above 0 for wsd, whose decay is exponential")
+        if self.name == "wsd" and self.warmup_fraction + self.decay_fraction > 1:
+            allowed = f"with schedule.decay_fraction = {self.decay_fraction:g} must not exceed 1"
+            raise ConfigError("schedule.warmup_fraction", self.warmup_fraction, allowed)
+        return self
+
+
+class DataConfig(_Section):
+    """Text, its tokens, and the windows cut from them."""
+
+    corpus: str = "stdlib"
+    """stdlib (the running Python's library), hf:NAME (a Hugging Face data set), or a file or folder of
+    .txt, .jsonl or .parquet (other endings are read as text)."""
+    hf_config: str | None = None
+    """Configuration name of a Hugging Face data set."""
+    hf_split: str = "train"
+    """Split of a Hugging Face data set; validation documents are taken out of it."""
+    streaming: bool = False
+    """Stream a Hugging Face data set instead of downloading it whole; needs max_documents."""
+    text_field: str = "text"
+    """Field that holds the text in JSONL, parquet and Hugging Face data sets."""
+    max_documents: int | None = Field(None, gt=0)
+    """Use at most this many documents, from the first on."""
+    tokenizer: str = "bytes"
+    """bytes, bpe:SIZE (byte-level BPE trained on the corpus), or hf:NAME or a path (a Hugging Face tokenizer)."""
+    seq_len: int = Field(128, gt=1)
+    """Tokens of one training window, T."""
+    val_fraction: float = Field(0.05, gt=0, lt=1)
+    """Share of the documents (or of a lone document's end) kept for validation."""
+    val_windows: int = Field(64, gt=0)
+    """Number of fixed validation windows, spread evenly over the validation tokens."""
+    cache_dir: str | None = None
+    """Folder of the token cache; null: LIT_MULT_CACHE or the user's cache folder."""
+
+
+class TrainConfig(_Section):
+    """Length of a run, and what is measured on the way."""
+
+    steps: int = Field(300, gt=0)
+    """Optimizer steps."""
+    batch_size: int = Field(16, gt=0)
+    """Sequences in one optimizer step, over all devices and accumulated micro-batches."""
+    eval_every: int | None = Field(None, gt=0)
+    """Validate every so many steps; null: at the start and the end only."""
+    checkpoint_every: int | None = Field(500, gt=0)
+    """Write a checkpoint to resume from every so many steps; null: only when the run is stopped, and at its end."""
+    log_every: int = Field(10, gt=0)
+    """Steps averaged into one point of the training-loss curve; also the pace of TensorBoard."""
+    divergence_factor: float = Field(2.0, gt=1)
+    """A training loss (mean of log_every steps) above this many initial losses ends the run as diverged."""
+
+
+class TrainerConfig(_Section):
+    """Flags of the Lightning Trainer."""
+
+    accelerator: str = "auto"
+    """Lightning accelerator."""
+    devices: int | str = 1
+    """Lightning devices."""
+    num_nodes: int = Field(1, gt=0)
+    """Lightning num_nodes."""
+    strategy: str = "auto"
+    """Lightning strategy (auto, ddp, ...)."""
+    precision: str = "32-true"
+    """Lightning precision (32-true, bf16-mixed, ...)."""
+    accumulate_grad_batches: int = Field(1, gt=0)
+    """Micro-batches in one optimizer step; divides batch_size."""
+    compile: bool = False
+    """Run the model through torch.compile."""
+    tensorboard: bool = True
+    """Write TensorBoard logs beside the record."""
+    progress_bar: bool = True
+    """Show the steps, the rate and the loss."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Further keyword arguments of lightning.Trainer."""
+
+
+class RunConfig(_Section):
+    """Everything that decides the outcome of one training run."""
+
+    multipliers: MultiplierKind = "none"
+    """none, fixed (the preset's forward multipliers), or learnable: one scalar a matrix, or row / column vectors."""
+    optimizer: OptimizerName = "adamw"
+    """adamw, or muon for the hidden matrices with AdamW for the rest."""
+    seed: int = Field(0, ge=0)
+    """Seed of the initialization, the order of the data and dropout."""
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    """the model"""
+    placement: PlacementConfig = Field(default_factory=PlacementConfig)
+    """placement of the learnable multipliers"""
+    parametrization: ParametrizationConfig = Field(default_factory=ParametrizationConfig)
+    """parametrization"""
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    """optimizer settings"""
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    """learning-rate schedule"""
+    data: DataConfig = Field(default_factory=DataConfig)
+    """data"""
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    """length of the run and its measurements"""
+    trainer: TrainerConfig = Field(default_factory=TrainerConfig)
+    """flags of the Lightning Trainer"""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        base, unit = self.parametrization.base_d_model, self.model.head_dim * self.model.num_key_value_groups
+        if base % unit:
+            allowed = f"must be a multiple of model.head_dim * model.num_key_value_groups = {unit}"
+            raise ConfigError("parametrization.base_d_model", base, allowed)
+        if self.train.batch_size % self.trainer.accumulate_grad_batches:
+            allowed = f"must divide train.batch_size = {self.train.batch_size}"
+            raise ConfigError("trainer.accumulate_grad_batches", self.trainer.accumulate_grad_batches, allowed)
+        return self
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RunConfig:
+        """Build a config from nested plain values.
+
+        Raises:
+            ConfigError: a field is unknown or holds a value that is not allowed.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise config_error(error) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values (JSON types), complete: `from_dict` gives the config back."""
+        return self.model_dump(mode="json")
+
+    def with_overrides(self, overrides: Mapping[str, Any]) -> RunConfig:
+        """A copy with dotted fields set, such as `{"model.d_model": 128}`; validated anew."""
+        data = self.to_dict()
+        for path, value in overrides.items():
+            set_dotted(data, path, value)
+        return self.from_dict(data)
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that can change a loss, as nested plain values."""
+        data = self.to_dict()
+        for section, field in _OUTSIDE_HASH:
+            del data[section][field]
+        return data
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits of the settings that can change a loss."""
+        return hashlib.sha256(json.dumps(self.decisive(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def set_dotted(data: dict[str, Any], path: str, value: Any) -> None:
+    """Set `data["a"]["b"] = value` for the path "a.b"; intermediate mappings are made as needed."""
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise ConfigError(path, value, f"unknown field ({parent} has no parts)")
+    data[leaf] = value
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
+    return flat
+
+
+def differences(held: Mapping[str, Any], wanted: Mapping[str, Any], limit: int = 4) -> str:
+    """Where nested plain values differ, on one line: `field: old -> new; ...`; empty when they are equal."""
+    old, new = flatten(held), flatten(wanted)
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    shown = [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names[:limit]]
+    return "; ".join(shown + [f"and {len(names) - limit} more"] * (len(names) > limit))
+
+
+def config_error(error: ValidationError) -> ConfigError:
+    """The first of pydantic's complaints as one line: field, value, what is allowed."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return ConfigError(field, first["input"], "unknown field")
+    return ConfigError(field, first["input"], first["msg"][0].lower() + first["msg"][1:])

@@ -1,0 +1,172 @@
+"""The token cache: `prepare` turns the data settings into two memory-mapped streams of token ids.
+
+An entry is a folder: train.bin and val.bin (little-endian unsigned integers), meta.json, and tokenizer.json where
+the tokenizer was trained on the corpus. It is written beside its place and renamed into it, so that what stands there
+is whole; whoever comes second to the same entry uses the first one's.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lit_mult.config import DataConfig
+from lit_mult.data.batches import Tokens
+from lit_mult.data.corpus import Corpus, open_corpus, spooled
+from lit_mult.data.documents import one_line
+from lit_mult.data.encoding import encode_documents, token_file, training_texts
+from lit_mult.data.split import split_documents
+from lit_mult.data.tokenizers import HuggingFaceTokenizer, Tokenizer, bpe_size, load_tokenizer
+from lit_mult.errors import UserError
+
+Report = Callable[[str], None]
+
+# A tokenizer, or the size of the byte-level BPE to train on the corpus.
+_Wanted = Tokenizer | int
+
+_FORMAT = 1  # raise it whenever the same settings would give other files
+_META, _TOKENIZER, _SPOOL = "meta.json", "tokenizer.json", "documents.jsonl"
+
+
+@dataclass(frozen=True)
+class TokenizedCorpus:
+    """Token ids of a corpus, split into training and validation; each document is followed by a separator."""
+
+    train: Tokens
+    """Read-only memory map, shape (training tokens,): uint16, or uint32 for more than 65536 ids."""
+    val: Tokens
+    """Read-only memory map, shape (validation tokens,)."""
+    vocab_size: int
+    """All ids lie below it."""
+    hash: str
+    """16 hex digits of the documents, their split and the tokenizer; the same however they were read."""
+    val_bytes_per_token: float
+    """UTF-8 bytes of the validation documents over validation tokens. Separators are tokens of 0 bytes, so that
+    bits per byte = loss / ln(2) / val_bytes_per_token charges the model for the ends of documents too."""
+    tokenizer: Tokenizer
+
+
+def prepare(config: DataConfig, report: Report | None = None) -> TokenizedCorpus:
+    """The tokens of a corpus, from the cache or else tokenized into it; report gets a line now and then.
+
+    Memory is bounded by the largest document, not the corpus. A damaged entry is written anew.
+
+    Raises:
+        UserError: the corpus or the tokenizer is bad, they do not fit, or the cache cannot be written.
+    """
+    say = report or (lambda line: None)
+    wanted = bpe_size(config.tokenizer) or load_tokenizer(config.tokenizer)
+    corpus = open_corpus(config)
+    cache = cache_dir(config)
+    entry = cache / _key(config, corpus, wanted)
+    if cached := _open(entry, wanted):
+        say(f"tokens of {config.corpus}: from {entry}")
+        return cached
+    with _staging(cache, entry.name) as folder:
+        _build(folder, corpus, wanted, config.val_fraction, say)
+        _publish(folder, entry, wanted)
+    if cached := _open(entry, wanted):
+        return cached
+    raise UserError(f"data.cache_dir: {entry} is damaged although just written; is another program using the folder?")
+
+
+def cache_dir(config: DataConfig) -> Path:
+    """data.cache_dir, or LIT_MULT_CACHE, or lit_mult in the user's cache folder."""
+    if configured := config.cache_dir or os.environ.get("LIT_MULT_CACHE"):
+        return Path(configured).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lit_mult"
+
+
+def _key(config: DataConfig, corpus: Corpus, wanted: _Wanted) -> str:
+    tokenizer = f"bpe:{wanted}" if isinstance(wanted, int) else wanted.identity
+    parts = [_FORMAT, corpus.identity, tokenizer, config.val_fraction, config.max_documents, config.text_field]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _build(folder: Path, corpus: Corpus, wanted: _Wanted, val_fraction: float, say: Report) -> None:
+    """Write an entry's files."""
+    if corpus.remote:
+        say(f"downloading {corpus.label}")
+        corpus = spooled(corpus, folder / _SPOOL)
+    say(f"splitting {corpus.label}")
+    split = split_documents(corpus.documents(), val_fraction)
+    tokenizer = wanted
+    if isinstance(tokenizer, int):
+        say(f"training a tokenizer of {tokenizer} ids on {corpus.label}")
+        trained = HuggingFaceTokenizer.train_bpe(training_texts(corpus.documents(), split), tokenizer)
+        trained.save(folder / _TOKENIZER)
+        tokenizer = trained
+    dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
+    encoded = encode_documents(corpus.documents(), split, tokenizer, np.dtype(dtype), folder, say)
+    (folder / _SPOOL).unlink(missing_ok=True)
+    meta = {
+        "hash": hashlib.sha256(f"{encoded.content_hash} {tokenizer.identity}".encode()).hexdigest()[:16],
+        "vocab_size": tokenizer.vocab_size,
+        "dtype": dtype,
+        "val_bytes_per_token": encoded.val_bytes / encoded.val_tokens,
+        "sizes": {path.name: path.stat().st_size for path in folder.iterdir()},
+    }
+    (folder / _META).write_text(json.dumps(meta, indent=1))
+
+
+def _open(entry: Path, wanted: _Wanted) -> TokenizedCorpus | None:
+    """The corpus in a cache entry; None where there is no entry or it is not whole."""
+    try:
+        meta = json.loads((entry / _META).read_text())
+        if any((entry / name).stat().st_size != size for name, size in meta["sizes"].items()):
+            return None
+        return TokenizedCorpus(
+            train=np.memmap(token_file(entry, "train"), meta["dtype"], "r"),
+            val=np.memmap(token_file(entry, "val"), meta["dtype"], "r"),
+            vocab_size=meta["vocab_size"],
+            hash=meta["hash"],
+            val_bytes_per_token=meta["val_bytes_per_token"],
+            tokenizer=HuggingFaceTokenizer.from_file(entry / _TOKENIZER) if isinstance(wanted, int) else wanted,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
+        return None
+
+
+@contextmanager
+def _staging(cache: Path, name: str) -> Iterator[Path]:
+    """A new folder in the cache, removed at the end unless it was renamed; failures to write are the user's."""
+    folder = cache / f".{name}-{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "no space left; free some, or" if full else f"cannot be written ({one_line(error)});"
+        said = f"data.cache_dir: {cache}: {what} set data.cache_dir or LIT_MULT_CACHE to another folder"
+        raise UserError(said) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(folder: Path, entry: Path, wanted: _Wanted) -> None:
+    """Rename a finished folder into its place, unless a whole entry stands there by now."""
+    while True:
+        try:
+            folder.rename(entry)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+        else:
+            return
+        if _open(entry, wanted):
+            return
+        # Renaming is atomic: of several writers that find the same damaged entry one takes it away.
+        damaged = folder.with_name(folder.name + ".damaged")
+        with suppress(FileNotFoundError):
+            entry.rename(damaged)
+        shutil.rmtree(damaged, ignore_errors=True)

@@ -1,0 +1,146 @@
+"""Documents to files of token ids: one pass, bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from lit_mult.data.documents import Document
+from lit_mult.data.split import Side, Split
+from lit_mult.data.tokenizers import Ids, Tokenizer
+from lit_mult.errors import UserError
+
+# Characters. Tokenizers need some hundred bytes for each, so a long document goes to them in pieces, cut at line ends.
+_PIECE = 1 << 20
+_BATCH = 1 << 22
+_REPORT_EVERY = 100_000_000
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What was written."""
+
+    content_hash: str
+    """Of the texts and the side each is on, in order."""
+    val_tokens: int
+    """Separators included."""
+    val_bytes: int
+    """UTF-8 bytes of the validation texts."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    side: Side
+    text: str
+    ends_document: bool
+
+
+@dataclass
+class _Sink:
+    """The file of one side, and counts of what went into it."""
+
+    file: BinaryIO
+    dtype: np.dtype[Any]
+    tokens: int = 0
+    bytes: int = 0
+
+    def write(self, ids: Ids) -> None:
+        self.file.write(ids.astype(self.dtype).tobytes())
+        self.tokens += len(ids)
+
+
+def token_file(folder: Path, side: Side) -> Path:
+    """Where the tokens of a side lie in a cache entry."""
+    return folder / f"{side}.bin"
+
+
+def training_texts(documents: Iterable[Document], split: Split) -> Iterator[str]:
+    """The texts on the training side, long ones in pieces."""
+    for document in documents:
+        yield from (piece.text for piece in _pieces(document, split) if piece.side == "train")
+
+
+def encode_documents(
+    documents: Iterable[Document],
+    split: Split,
+    tokenizer: Tokenizer,
+    dtype: np.dtype[Any],
+    folder: Path,
+    report: Callable[[str], None],
+) -> Encoded:
+    """Write the token files of both sides into folder, each document followed by the separator.
+
+    Raises:
+        UserError: the tokenizer does not fit the text.
+        OSError: the folder cannot be written.
+    """
+    content = hashlib.sha256()
+    separator = np.array([tokenizer.separator_id], np.uint32)
+    unknown = reported = 0
+
+    def pieces() -> Iterator[_Piece]:
+        for document in documents:
+            for side, text in split.parts(document.text):
+                content.update(side.encode() + hashlib.sha256(text.encode()).digest())
+            yield from _pieces(document, split)
+
+    with token_file(folder, "train").open("wb") as train_file, token_file(folder, "val").open("wb") as val_file:
+        train, val = _Sink(train_file, dtype), _Sink(val_file, dtype)
+        for batch in _batches(pieces()):
+            for piece, ids in zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True):
+                _check_ids(ids, tokenizer)
+                unknown += 0 if tokenizer.unknown_id is None else int(np.count_nonzero(ids == tokenizer.unknown_id))
+                sink = val if piece.side == "val" else train
+                sink.write(ids)
+                sink.bytes += len(piece.text.encode())
+                if piece.ends_document:
+                    sink.write(separator)
+            _check_known(unknown, train.tokens + val.tokens)
+            if train.bytes + val.bytes >= reported + _REPORT_EVERY:
+                reported = train.bytes + val.bytes
+                report(f"tokenized {reported / 1e6:,.0f} MB")
+    report(f"tokens: {train.tokens:,} for training, {val.tokens:,} for validation")
+    return Encoded(content.hexdigest(), val.tokens, val.bytes)
+
+
+def _pieces(document: Document, split: Split) -> Iterator[_Piece]:
+    """The parts of a document, cut after a line end where longer than `_PIECE` (anywhere where a line is)."""
+    for side, text in split.parts(document.text):
+        start = 0
+        while len(text) - start > _PIECE:
+            end = text.rfind("\n", start, start + _PIECE) + 1 or start + _PIECE
+            yield _Piece(side, text[start:end], ends_document=False)
+            start = end
+        yield _Piece(side, text[start:], ends_document=True)
+
+
+def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+    """Runs of pieces of `_BATCH` characters or a little more, and the rest."""
+    batch: list[_Piece] = []
+    characters = 0
+    for piece in pieces:
+        batch.append(piece)
+        characters += len(piece.text)
+        if characters >= _BATCH:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _check_ids(ids: Ids, tokenizer: Tokenizer) -> None:
+    # A larger id would wrap around in the file's integers, or fall outside the model's embedding.
+    if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
+        said = f"gives id {ids.max()}, but its vocabulary ends at {tokenizer.vocab_size - 1}"
+        raise UserError(f"data.tokenizer: {said}; take another tokenizer")
+
+
+def _check_known(unknown: int, tokens: int) -> None:
+    if unknown > tokens / 2:
+        said = f"does not fit the corpus: {unknown / tokens:.0%} of the tokens are the unknown token"
+        raise UserError(f"data.tokenizer: {said}; take bytes, bpe:SIZE or a tokenizer of the corpus's language")

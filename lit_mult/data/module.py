@@ -1,0 +1,85 @@
+"""The LightningDataModule: batches as a function of (seed, step), the same on any number of devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from lit_mult.config import RunConfig
+from lit_mult.data.batches import TrainWindows, validation_windows
+from lit_mult.data.cache import TokenizedCorpus
+from lit_mult.errors import ConfigError
+
+
+class _MicroBatches(IterableDataset[Tensor]):
+    """This rank's share (B / world / accumulate, T+1) of every batch, from one step on, without end."""
+
+    def __init__(self, windows: TrainWindows, first_step: int, accumulate: int, rank: int, world: int) -> None:
+        self.windows, self.first_step = windows, first_step
+        self.accumulate, self.rank, self.world = accumulate, rank, world
+
+    def __iter__(self) -> Iterator[Tensor]:
+        step = self.first_step
+        while True:
+            batch = torch.from_numpy(self.windows.batch(step))
+            for micro_batch in batch.chunk(self.accumulate):
+                yield micro_batch.chunk(self.world)[self.rank]
+            step += 1
+
+
+class _ValidationBatches(Dataset[Tensor]):
+    def __init__(self, batches: tuple[Tensor, ...]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.batches[index]
+
+
+class TextDataModule(LightningDataModule):
+    """Serves windows of T+1 tokens: x = window[:-1], y = window[1:].
+
+    Training batches depend on (seed, step) alone, so that runs compare step by step and a run that is resumed at
+    `trainer.global_step` sees what it would have seen.
+    """
+
+    def __init__(self, config: RunConfig, corpus: TokenizedCorpus) -> None:
+        """Raises: UserError when a split of the corpus is shorter than one window."""
+        super().__init__()
+        self.config = config
+        self.train_windows = TrainWindows(
+            corpus.train, seq_len=config.data.seq_len, batch_size=config.train.batch_size, seed=config.seed
+        )
+        self.val_windows = torch.from_numpy(
+            validation_windows(corpus.val, seq_len=config.data.seq_len, n=config.data.val_windows)
+        )
+
+    def setup(self, stage: str) -> None:
+        """Raises: ConfigError when the batch does not split evenly over devices and micro-batches."""
+        world = self.trainer.world_size if self.trainer else 1
+        accumulate = self.config.trainer.accumulate_grad_batches
+        if self.config.train.batch_size % (world * accumulate):
+            allowed = f"must be a multiple of devices * accumulate_grad_batches = {world} * {accumulate}"
+            raise ConfigError("train.batch_size", self.config.train.batch_size, allowed)
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        assert self.trainer is not None
+        batches = _MicroBatches(
+            self.train_windows,
+            first_step=self.trainer.global_step,
+            accumulate=self.config.trainer.accumulate_grad_batches,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+        )
+        return DataLoader(batches, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[Tensor]:
+        assert self.trainer is not None
+        mine = self.val_windows[self.trainer.global_rank :: self.trainer.world_size]
+        return DataLoader(_ValidationBatches(mine.split(self.config.train.batch_size)), batch_size=None)

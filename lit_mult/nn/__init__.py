@@ -1,0 +1,1 @@
+"""The model: roles of matrices, their multipliers, and the Llama-style decoder built from them."""

@@ -1,0 +1,37 @@
+"""All initialization of the model, in one place."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lit_mult.nn.llama import RMSNorm
+from lit_mult.nn.multipliers import MultipliedMatrix
+from lit_mult.parametrization.plan import RunPlan
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, plan: RunPlan, seed: int) -> None:
+    """Fill every parameter of the model.
+
+    | parameter                   | start                                                       |
+    |-----------------------------|-------------------------------------------------------------|
+    | matrices                    | N(0, init_std^2), `parametrization.rules.init_std`          |
+    | learnable multipliers       | `MatrixPlan.start`: 1, or the preset's forward multiplier   |
+    | RMSNorm weights             | 1                                                           |
+
+    Matrices are drawn on the CPU in the order of the forward pass and multipliers take nothing from the generator:
+    arms that differ in their multipliers alone start from the same matrices, on every device.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn: set[int] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, RMSNorm):
+            nn.init.ones_(module.weight)
+        elif isinstance(module, MultipliedMatrix):
+            matrix = plan.matrices[name]
+            if id(module.weight) not in drawn:  # a tied head was drawn as the embedding
+                module.weight.copy_(torch.randn(matrix.shape, generator=generator) * matrix.init_std)
+                drawn.add(id(module.weight))
+            for axis, value in matrix.start.items():
+                nn.init.constant_(getattr(module, axis.value), value)

@@ -1,0 +1,1 @@
+"""Parameter groups, the AdamW + Muon optimizer, gradient clipping and schedules."""

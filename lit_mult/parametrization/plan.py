@@ -1,0 +1,130 @@
+"""The plan of a run: for every matrix its scaling, multipliers and start, from which model and optimizer are built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lit_mult.config import RunConfig
+from lit_mult.parametrization.presets import load_preset
+from lit_mult.parametrization.rules import init_std, scaling, trained_by
+from lit_mult.placement import Axes, Axis, place
+from lit_mult.roles import Role, Shape, matrix_shapes
+
+
+@dataclass(frozen=True)
+class MatrixPlan:
+    """Everything that is decided about one weight matrix before it exists."""
+
+    name: str
+    """Module name, as in Hugging Face's Llama without its `model.` prefix."""
+    role: Role
+    shape: Shape
+    """(d_out, d_in)"""
+    axes: Axes
+    """Its learnable multipliers."""
+    start: dict[Axis, float]
+    """Value at which each learnable multiplier starts."""
+    constant: float
+    """Fixed factor of the effective matrix: the width rule's and, where it is not learned, the preset's."""
+    init_std: float
+    optimizer: str
+    lr: float
+    """Peak learning rate of the matrix."""
+    weight_decay: float
+    """Weight decay as the optimizer takes it: a step shrinks the matrix by lr * weight_decay."""
+
+
+@dataclass(frozen=True)
+class VectorPlan:
+    """Learning rate and weight decay of the vector-like parameters of one role."""
+
+    lr: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Plans of all matrices by module name, and of the vector-like roles."""
+
+    matrices: dict[str, MatrixPlan]
+    norm: VectorPlan
+    multiplier: VectorPlan
+    attention_scale: float
+    """Factor on the attention logits."""
+
+
+def matrix_roles(config: RunConfig) -> dict[str, Role]:
+    """Module name -> role of every matrix of the model, in the order of the forward pass."""
+    roles = {"embed_tokens": Role.EMBEDDING}
+    for layer in range(config.model.n_layers):
+        for role in (Role.Q_PROJ, Role.K_PROJ, Role.V_PROJ, Role.O_PROJ):
+            roles[f"layers.{layer}.self_attn.{role}"] = role
+        for role in (Role.GATE_PROJ, Role.UP_PROJ, Role.DOWN_PROJ):
+            roles[f"layers.{layer}.mlp.{role}"] = role
+    return roles | {"lm_head": Role.LM_HEAD}
+
+
+def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
+    """Decide every matrix of a run: placement, width rule, preset and optimizer settings brought together.
+
+    The forward multiplier of the preset is a constant under `fixed`; under `scalar` and `vector` with
+    `placement.init: preset` it is where the learnable multiplier starts (and stays a constant where the placement
+    has none); under `none` it is not used.
+
+    Raises:
+        ConfigError: the preset or a placement override is not usable.
+    """
+    base_model = config.model.model_copy(update={"d_model": config.parametrization.base_d_model})
+    shapes, base_shapes = matrix_shapes(config.model, vocab_size), matrix_shapes(base_model, vocab_size)
+    preset = load_preset(config.parametrization.preset).at_tier(config.parametrization.tier)
+    roles = matrix_roles(config)
+    axes_by_name = place(config.multipliers, config.placement, roles)
+    preset_applies = config.multipliers == "fixed" or (
+        config.multipliers != "none" and config.placement.init == "preset"
+    )
+    # Under independent decay a step shrinks a matrix by weight_decay whatever the base lr; the optimizers multiply
+    # by their lr, so it is divided out here. Factors of the width rule and the preset act alike in both modes.
+    decay_unit = 1.0 if config.optim.weight_decay_mode == "coupled" else 1 / config.optim.lr
+
+    # A tied head has the embedding's weight, so its constant does all of its scaling: logits start, and change under
+    # the embedding's width-free learning rate, as those of an untied head do.
+    head_std = init_std(Role.LM_HEAD, shapes[Role.LM_HEAD], base_shapes[Role.LM_HEAD], config.parametrization)
+    tied = head_std / config.parametrization.embedding_std if config.model.tie_embeddings else None
+
+    matrices = {}
+    for name, role in roles.items():
+        rule = scaling(role, shapes[role], base_shapes[role], config.optimizer, config.parametrization)
+        axes = axes_by_name[name]
+        forward = preset.forward.get(role, 1.0) if preset_applies else 1.0
+        start = {axis: 1.0 for axis in Axis if axis in axes}
+        if start:
+            # One multiplier carries the whole value: scalar before row before column.
+            start[next(iter(start))] = forward
+            forward = 1.0
+        matrices[name] = MatrixPlan(
+            name=name,
+            role=role,
+            shape=shapes[role],
+            axes=axes,
+            start=start,
+            constant=forward * (tied if role is Role.LM_HEAD and tied else rule.forward),
+            init_std=rule.init_std,
+            optimizer=trained_by(role, config.optimizer),
+            lr=config.optim.lr * rule.lr * preset.lr.get(role, 1.0),
+            weight_decay=(
+                config.optim.weight_decay * rule.weight_decay * preset.weight_decay.get(role, 1.0) * decay_unit
+            ),
+        )
+    norm, multiplier = _vector_plans(config)
+    scales = {"1/sqrt(head_dim)": config.model.head_dim**-0.5, "1/head_dim": 1 / config.model.head_dim}
+    return RunPlan(matrices, norm, multiplier, scales[config.parametrization.attention_scale])
+
+
+def _vector_plans(config: RunConfig) -> tuple[VectorPlan, VectorPlan]:
+    optim = config.optim
+    unit = 1.0 if optim.vector_lr_mode == "absolute" else optim.lr
+    norm_lr = unit * optim.vector_lr
+    multiplier_lr = unit * (optim.vector_lr if optim.multiplier_lr is None else optim.multiplier_lr)
+    decay_unit = 1.0 if optim.weight_decay_mode == "coupled" else 1 / multiplier_lr
+    multiplier = VectorPlan(lr=multiplier_lr, weight_decay=optim.multiplier_weight_decay * decay_unit)
+    return VectorPlan(lr=norm_lr, weight_decay=0.0), multiplier

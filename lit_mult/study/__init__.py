@@ -1,0 +1,1 @@
+"""Many runs: study files, their cells, the Optuna storage and the workers."""

@@ -1,0 +1,177 @@
+"""Runs a study: every cell that has no record yet, on several workers, until all have one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from lit_mult.data.cache import prepare
+from lit_mult.errors import Interrupted, UserError
+from lit_mult.study.folder import StudyFolder
+from lit_mult.study.progress import SweepProgress
+from lit_mult.study.queue import CellQueue, Ticket, cost
+from lit_mult.study.spec import StudySpec
+from lit_mult.study.worker import Failed, Finished, Job, Message, Progress, Worker, messages, run_job
+
+_ATTEMPTS = 2
+"""Times a cell is tried whose worker process died."""
+_GRACE_SECONDS = 30.0
+"""Time for a cell to write its checkpoint after a stop was requested."""
+
+
+@dataclass
+class SweepResult:
+    """What came of one call of `sweep`."""
+
+    folder: Path
+    cells: int
+    """Cells of the study."""
+    ran: int = 0
+    """Cells that this call finished."""
+    diverged: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+    """Cell -> reason, of the cells that have no record."""
+
+
+def sweep(spec: StudySpec, out: Path | str, workers: int | None = None) -> SweepResult:
+    """Run the cells of a study that have no record in `out` yet.
+
+    Args:
+        spec: the study.
+        out: its results folder; new, or holding this same study.
+        workers: number of processes, each with its share of the CPU threads; 0 runs the cells in this process, one
+            after the other. By default one for each CPU core.
+
+    Raises:
+        UserError: the study does not fit the folder, or its data or settings are not usable.
+        Interrupted: SIGINT or SIGTERM came; cells under way were checkpointed.
+    """
+    if workers is not None and workers < 0:
+        raise UserError(f"--workers {workers}: must be 0 or more")
+    # In this process and before anything is written: data that are not usable, and a cache that all workers share.
+    for data in {point.first_cell().config.data for point in spec.points()}:
+        prepare(data)
+    folder = StudyFolder(Path(out))
+    with folder.claim(spec):
+        queue = CellQueue(spec, folder)
+        result = SweepResult(folder.path, spec.n_cells)
+        remaining = queue.remaining_cost()
+        waiting = queue.n_waiting
+        progress = SweepProgress(spec.n_cells, spec.n_cells - waiting, remaining, spec.budget.steps)
+        with progress, _interruptible(folder):
+            if workers == 0:
+                _run_here(queue, folder, spec, progress, result)
+            else:
+                cores = len(os.sched_getaffinity(0))
+                n_workers = max(1, min(workers or cores, waiting))
+                _run_in_workers(queue, folder, spec, progress, result, n_workers, max(1, cores // n_workers))
+    return result
+
+
+def _run_here(
+    queue: CellQueue, folder: StudyFolder, spec: StudySpec, progress: SweepProgress, result: SweepResult
+) -> None:
+    while (ticket := queue.next()) is not None:
+        label = ticket.cell.label
+        progress.started(label, cost(ticket.cell.config))
+        outcome = run_job(_job(ticket, folder, spec), partial(progress.stepped, label))
+        _settle(ticket, outcome, progress, result, attempts=_ATTEMPTS)
+
+
+def _run_in_workers(
+    queue: CellQueue,
+    folder: StudyFolder,
+    spec: StudySpec,
+    progress: SweepProgress,
+    result: SweepResult,
+    n_workers: int,
+    threads: int,
+) -> None:
+    idle: list[Worker] = [Worker(threads) for _ in range(n_workers)]
+    busy: dict[Worker, Ticket] = {}
+    attempts: Counter[str] = Counter()
+    try:
+        while True:
+            while idle and (ticket := queue.next()) is not None:
+                worker = idle.pop()
+                busy[worker] = ticket
+                attempts[ticket.cell.id] += 1
+                progress.started(ticket.cell.label, cost(ticket.cell.config))
+                worker.submit(_job(ticket, folder, spec))
+            if not busy:
+                return
+            for worker, message in messages(list(busy), timeout=1.0):
+                ticket = busy[worker]
+                if isinstance(message, Progress):
+                    progress.stepped(ticket.cell.label, message.step, message.loss)
+                    continue
+                del busy[worker]
+                if isinstance(message, Failed) and message.retry:
+                    worker.join(timeout=0)
+                    worker = Worker(threads)
+                idle.append(worker)
+                _settle(ticket, message, progress, result, attempts[ticket.cell.id])
+    finally:
+        everyone = [*idle, *busy]
+        for worker in everyone:
+            worker.stop()
+        for worker in everyone:
+            worker.join(_GRACE_SECONDS)
+
+
+def _job(ticket: Ticket, folder: StudyFolder, spec: StudySpec) -> Job:
+    cell = ticket.cell
+    config = cell.config.with_overrides({"trainer.progress_bar": False})
+    return Job(
+        config=config.to_dict(),
+        cell=cell.info.model_dump(),
+        work=folder.work(cell),
+        record=folder.record(cell.id),
+        keep_checkpoint=spec.keep_checkpoints,
+    )
+
+
+def _settle(ticket: Ticket, message: Message, progress: SweepProgress, result: SweepResult, attempts: int) -> None:
+    label = ticket.cell.label
+    if isinstance(message, Finished):
+        ticket.complete(message.record)
+        diverged = message.record.status == "diverged"
+        result.ran += 1
+        result.diverged += diverged
+        progress.ended(label, diverged=diverged)
+    elif isinstance(message, Failed):
+        retry = message.retry and attempts < _ATTEMPTS
+        ticket.fail(message.reason, retry=retry)
+        progress.ended(label, failed=True, retry=retry)
+        progress.say(f"{label}: {message.reason}{'; trying again' if retry else ''}")
+        if message.trace:
+            progress.say(message.trace)
+        if message.bad_input:
+            raise UserError(f"cell {ticket.cell.id}: {message.reason}")
+        if not retry:
+            result.failures[ticket.cell.id] = message.reason
+
+
+@contextmanager
+def _interruptible(folder: StudyFolder) -> Iterator[None]:
+    """Let SIGTERM, which schedulers send, stop a sweep the way Ctrl-C does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    here = threading.current_thread() is threading.main_thread()  # signals reach no other
+    previous = signal.signal(signal.SIGTERM, interrupt) if here else None
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted):
+        raise Interrupted(f"stopped; finished cells are in {folder.path}, and the same command goes on") from None
+    finally:
+        if here:
+            signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,79 @@
+"""The folder of one run: config.json from the start, checkpoints/ on the way, record.json at the end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from lit_mult.config import RunConfig, differences
+from lit_mult.errors import UserError
+from lit_mult.record import RECORD_NAME, RunRecord
+
+CONFIG_NAME = "config.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps its files, and whose they are."""
+
+    path: Path
+
+    @property
+    def record(self) -> Path:
+        return self.path / RECORD_NAME
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def final_checkpoint(self) -> Path:
+        return self.checkpoints / "final.ckpt"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step={step}.ckpt"
+
+    def finished(self, config: RunConfig) -> RunRecord | None:
+        """The record of this run, if it has finished; nothing is written.
+
+        Raises:
+            UserError: the folder holds another run or other files.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--out {self.path}: is a file; name a folder")
+        if self._config.is_file():
+            held = RunConfig.from_dict(json.loads(self._config.read_text()))
+            if held.hash != config.hash:
+                changes = differences(held.decisive(), config.decisive())
+                raise UserError(f"--out {self.path}: holds another run ({changes}); name a new folder")
+            return RunRecord.read(self.record) if self.record.is_file() else None
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(f"--out {self.path}: is not empty and holds no run; name a new folder")
+        return None
+
+    def claim(self, config: RunConfig) -> None:
+        """Make the folder this run's.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            scratch = self.path / f".{CONFIG_NAME}"
+            scratch.write_text(json.dumps(config.to_dict(), indent=1))
+            scratch.replace(self._config)
+        except OSError as error:
+            raise UserError(f"--out {self.path}: cannot be written ({error.strerror})") from None
+
+    @property
+    def _config(self) -> Path:
+        return self.path / CONFIG_NAME
+
+    def newest_checkpoint(self) -> Path | None:
+        """The checkpoint to go on from."""
+        return max(self.resumable(), key=lambda path: int(path.stem.partition("=")[2]), default=None)
+
+    def resumable(self) -> list[Path]:
+        """Checkpoints of a run under way."""
+        return list(self.checkpoints.glob("step=*.ckpt"))

@@ -1,0 +1,229 @@
+"""One training run from config to record."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lit_mult.config import RunConfig, flatten
+from lit_mult.data.cache import TokenizedCorpus, prepare
+from lit_mult.data.module import TextDataModule
+from lit_mult.errors import ConfigError, UserError
+from lit_mult.record import CellInfo, RunRecord
+from lit_mult.roles import Role
+from lit_mult.training import provenance
+from lit_mult.training.checkpoints import Checkpoints, RngState
+from lit_mult.training.folder import RunFolder
+from lit_mult.training.history import History
+from lit_mult.training.module import LitLlama
+
+# Trainer arguments that follow from other fields of the config or carry the run's own machinery.
+_OWN_TRAINER_ARGUMENTS = {
+    "callbacks",
+    "logger",
+    "max_steps",
+    "max_epochs",
+    "max_time",
+    "min_steps",
+    "min_epochs",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+    "num_sanity_val_steps",
+    "enable_checkpointing",
+    "enable_progress_bar",
+    "default_root_dir",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "use_distributed_sampler",
+    "log_every_n_steps",
+    "fast_dev_run",
+    "overfit_batches",
+    "limit_train_batches",
+    "limit_val_batches",
+    "reload_dataloaders_every_n_epochs",
+}
+
+
+def run(
+    config: RunConfig,
+    out: Path | str,
+    *,
+    cell: CellInfo | None = None,
+    record_path: Path | None = None,
+    keep_checkpoint: bool = True,
+    on_progress: Callable[[int, float], None] | None = None,
+) -> RunRecord:
+    """Train one model and leave its record.
+
+    A run that was stopped goes on from its newest checkpoint, with the result of a run never stopped (bit-identical
+    on CPU); one that has finished returns its record at once.
+
+    Args:
+        config: everything that decides the outcome.
+        out: folder of the run; new, or holding this same run.
+        cell: place in a study, for the record.
+        record_path: where to write the record; by default `out/record.json`.
+        keep_checkpoint: leave `out/checkpoints/final.ckpt` behind.
+        on_progress: called with (step, training loss) every `train.log_every` steps.
+
+    Raises:
+        UserError: the data, the output folder or a Trainer flag is not usable.
+        Interrupted: SIGINT or SIGTERM came; a checkpoint was written first.
+    """
+    folder = RunFolder(Path(out))
+    corpus = prepare(config.data)
+    data = TextDataModule(config, corpus)
+    _check_trainer_arguments(config)
+    finished = folder.finished(config)
+    if finished is not None:
+        return finished
+
+    history = History(config.train, on_progress)
+    callbacks = [history, RngState(), Checkpoints(folder, config.train)]
+    torch.manual_seed(config.seed)  # dropout; initialization and data have generators of their own
+    with _quiet_lightning():
+        module = LitLlama(config.to_dict(), corpus.vocab_size)
+        trainer = _trainer(config, folder, callbacks)
+        started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        folder.claim(config)
+        trainer.fit(module, datamodule=data, ckpt_path=folder.newest_checkpoint(), weights_only=True)
+        if not history.diverged and history.val_curve[-1][0] != trainer.global_step:
+            trainer.validate(module, datamodule=data, verbose=False)
+        if keep_checkpoint:
+            trainer.save_checkpoint(folder.final_checkpoint)
+
+    record = _record(config, corpus, module, trainer, history, started_at, cell)
+    if trainer.is_global_zero:
+        if isinstance(trainer.logger, TensorBoardLogger):
+            final = record.final_loss if record.final_loss is not None else math.nan
+            metrics = {"final_loss": final, "best_loss": record.best_loss}
+            trainer.logger.log_hyperparams(flatten(config.to_dict()), metrics)
+            trainer.logger.finalize("success")
+        record.write(record_path or folder.record)
+        for checkpoint in folder.resumable():
+            checkpoint.unlink()
+        if not keep_checkpoint:
+            shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    return record
+
+
+def _check_trainer_arguments(config: RunConfig) -> None:
+    known = set(inspect.signature(Trainer).parameters)
+    for name, value in config.trainer.extra.items():
+        if name not in known:
+            raise ConfigError(f"trainer.extra.{name}", value, "not an argument of lightning.Trainer")
+        if name in _OWN_TRAINER_ARGUMENTS or name in type(config.trainer).model_fields:
+            raise ConfigError(f"trainer.extra.{name}", value, "is set through other fields of the config")
+
+
+def _trainer(config: RunConfig, folder: RunFolder, callbacks: list[Callback]) -> Trainer:
+    train, flags = config.train, config.trainer
+    logger: TensorBoardLogger | bool = False
+    if flags.tensorboard:
+        logger = TensorBoardLogger(folder.path, name="tensorboard", version="", default_hp_metric=False)
+        callbacks = [LearningRateMonitor(logging_interval="step"), *callbacks]
+    if flags.progress_bar:
+        callbacks = [TQDMProgressBar(refresh_rate=train.log_every), *callbacks]
+    try:
+        return Trainer(
+            accelerator=flags.accelerator,
+            devices=flags.devices,
+            num_nodes=flags.num_nodes,
+            strategy=flags.strategy,
+            precision=flags.precision,  # type: ignore[arg-type]
+            accumulate_grad_batches=flags.accumulate_grad_batches,
+            callbacks=callbacks,
+            logger=logger,
+            max_steps=train.steps,
+            max_epochs=-1,
+            val_check_interval=(train.eval_every or train.steps) * flags.accumulate_grad_batches,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=-1,  # the whole validation set: the loss at initialization
+            log_every_n_steps=train.log_every,
+            enable_checkpointing=False,
+            enable_progress_bar=flags.progress_bar,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=folder.path,
+            **flags.extra,
+        )
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:  # what Lightning raises for a flag it refuses
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from None
+
+
+def _record(
+    config: RunConfig,
+    corpus: TokenizedCorpus,
+    module: LitLlama,
+    trainer: Trainer,
+    history: History,
+    started_at: str,
+    cell: CellInfo | None,
+) -> RunRecord:
+    rows = module.plan_parameters()
+    sizes = {
+        "total": sum(row.parameter.numel() for row in rows),
+        "non_embedding": sum(row.parameter.numel() for row in rows if row.role not in (Role.EMBEDDING, Role.LM_HEAD)),
+        "multipliers": sum(row.parameter.numel() for row in rows if row.role is Role.MULTIPLIER),
+    }
+    steps = trainer.global_step
+    tokens = steps * config.train.batch_size * config.data.seq_len
+    finite_val = [(step, loss) for step, loss in history.val_curve if math.isfinite(loss)]
+    final_loss = None if history.diverged else history.val_curve[-1][1]
+    return RunRecord(
+        status="diverged" if history.diverged else "completed",
+        config=config.to_dict(),
+        config_hash=config.hash,
+        seed=config.seed,
+        cell=cell,
+        git_commit=provenance.git_commit(),
+        versions=provenance.versions(),
+        device=provenance.describe_device(trainer.strategy.root_device),
+        started_at=started_at,
+        corpus_hash=corpus.hash,
+        train_tokens_available=len(corpus.train),
+        parameters=sizes,
+        steps=steps,
+        tokens=tokens,
+        wall_seconds=history.train_seconds + history.val_seconds,
+        tokens_per_second=tokens / history.train_seconds,
+        initial_loss=history.initial_loss,
+        final_loss=final_loss,
+        best_loss=min(loss for _, loss in finite_val),
+        final_bits_per_byte=None if final_loss is None else final_loss / math.log(2) / corpus.val_bytes_per_token,
+        train_curve=[(step, loss) for step, loss in history.train_curve if math.isfinite(loss)],
+        val_curve=finite_val,
+    )
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's tips and start-up lines, which say nothing about this run, off the terminal."""
+    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+            warnings.filterwarnings("ignore", message=".*num_sanity_val_steps.*")
+            warnings.filterwarnings("ignore", message=".*IterableDataset.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

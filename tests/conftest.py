@@ -1,0 +1,61 @@
+"""Tiny runs that train in a fraction of a second, on a text that the tests write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_mult.config import RunConfig, set_dotted
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a network
+
+TINY: dict[str, Any] = {
+    "model.d_model": 16,
+    "model.n_layers": 1,
+    "model.head_dim": 8,
+    "parametrization.base_d_model": 8,
+    "data.seq_len": 16,
+    "data.val_windows": 4,
+    "train.steps": 12,
+    "train.batch_size": 4,
+    "train.log_every": 2,
+    "trainer.accelerator": "cpu",
+    "trainer.progress_bar": False,
+    "trainer.tensorboard": False,
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_token_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIT_MULT_CACHE", str(tmp_path_factory.getbasetemp() / "token-cache"))
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text with something to learn: 400 lines of small sums."""
+    path = tmp_path_factory.mktemp("text") / "sums.txt"
+    path.write_text("".join(f"{a} + {b} = {a + b}\n" for a in range(20) for b in range(20)))
+    return path
+
+
+@pytest.fixture
+def tiny_dict(text_file: Path) -> Callable[..., dict[str, Any]]:
+    """Nested plain values of a tiny run config with dotted overrides."""
+
+    def make(overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+        data: dict[str, Any] = {}
+        for path, value in {**TINY, "data.corpus": str(text_file), **(overrides or {})}.items():
+            set_dotted(data, path, value)
+        return data
+
+    return make
+
+
+@pytest.fixture
+def tiny(tiny_dict: Callable[..., dict[str, Any]]) -> Callable[..., RunConfig]:
+    """A tiny run config with dotted overrides."""
+    return lambda overrides=None: RunConfig.from_dict(tiny_dict(overrides))

@@ -1,0 +1,180 @@
+"""Loading of run records, and the helper that makes synthetic ones for the other analysis tests."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_mult.analysis.frame import Study, load_curves, load_records, read_study
+from lit_mult.config import RunConfig
+from lit_mult.errors import UserError
+from lit_mult.record import CellInfo, RunRecord
+
+INITIAL_LOSS = 5.5
+ARM_KINDS = {"untuned": "fixed", "muP": "none", "scalars": "scalar", "vectors": "vector"}
+
+
+def write_run(
+    folder: Path,
+    loss: float | None,
+    *,
+    arm: str = "muP",
+    optimizer: str | None = "adamw",
+    width: int = 64,
+    lr: float = 2**-6,
+    seed: int = 0,
+    cell: str | None = None,
+    factors: dict[str, Any] | None = None,
+    nuisance: dict[str, Any] | None = None,
+    sampler: str = "grid",
+    **changes: Any,
+) -> Path:
+    """Write one record of a study; loss None: diverged."""
+    factors = {"model.d_model": width, **({"optimizer": optimizer} if optimizer else {}), **(factors or {})}
+    nuisance = {"optim.lr": lr, "seed": seed, **(nuisance or {})}
+    config = RunConfig(multipliers=ARM_KINDS[arm]).with_overrides(factors | nuisance)
+    cell = cell or f"{arm}-{optimizer}-{width}-{lr:g}-{seed}"
+    record = RunRecord(
+        **{
+            "status": "completed" if loss is not None else "diverged",
+            "config": config.to_dict(),
+            "config_hash": config.hash,
+            "seed": seed,
+            "cell": CellInfo(study="demo", cell=cell, arm=arm, sampler=sampler, factors=factors, nuisance=nuisance),
+            "git_commit": "c0ffee",
+            "versions": {"torch": "2.13.0", "python": "3.11.7"},
+            "device": "cpu",
+            "started_at": "2026-01-01T00:00:00+00:00",
+            "corpus_hash": "abc",
+            "train_tokens_available": 1_000_000,
+            "parameters": {"total": 1000, "non_embedding": 800, "multipliers": 10},
+            "steps": 200,
+            "tokens": 4096,
+            "wall_seconds": 2.0,
+            "tokens_per_second": 2048.0,
+            "initial_loss": INITIAL_LOSS,
+            "final_loss": loss,
+            "best_loss": INITIAL_LOSS if loss is None else loss,
+            "final_bits_per_byte": None if loss is None else loss / 0.6931,
+            "train_curve": [(10, 5.0), (20, 4.0)],
+            "val_curve": [(0, INITIAL_LOSS), (20, INITIAL_LOSS if loss is None else loss)],
+            **changes,
+        }
+    )
+    path = folder / "records" / f"{cell}.json"
+    record.write(path)
+    return path
+
+
+def write_study(folder: Path, cells: int, title: str = "A demonstration") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = {"name": "demo", "title": title, "cells": cells, "more": [1, 2]}
+    (folder / "study.json").write_text(json.dumps(plan))
+
+
+def test_a_row_holds_the_scalars_and_the_factors_of_its_record(tmp_path: Path) -> None:
+    write_study(tmp_path, cells=2)
+    path = write_run(tmp_path, 2.5, arm="vectors", optimizer="muon", width=128, lr=0.01, seed=3)
+    write_run(tmp_path, None, arm="muP", factors={"optim.weight_decay": 0.2}, nuisance={"optim.betas": [0.9, 0.98]})
+    frame = load_records(tmp_path)
+    assert read_study(tmp_path) == Study("demo", "A demonstration", 2)
+    plain, vectors = frame.to_dict("records")  # no multipliers come before vectors
+    expected = {
+        "label": "vectors · Muon", "setting": "Muon", "variant": "", "arm": "vectors", "optimizer": "muon",
+        "d_model": 128, "model.d_model": 128, "lr": 0.01, "optim.lr": 0.01, "seed": 3, "status": "completed",
+        "final_loss": 2.5, "initial_loss": INITIAL_LOSS, "planned_tokens": 300 * 16 * 128, "parameters_total": 1000,
+        "corpus_hash": "abc", "git_commit": "c0ffee", "path": str(path), "versions": "python 3.11.7, torch 2.13.0",
+    }  # fmt: skip
+    assert {name: vectors[name] for name in expected} == expected
+    assert plain["label"] == "muP · AdamW, weight_decay=0.2"
+    assert plain["nuisance"] == "betas=[0.9, 0.98]"
+    assert plain["final_loss"] != plain["final_loss"]
+    assert not frame["reference"].any()  # every arm has one lr: none is the odd one out
+
+
+def test_an_arm_at_one_lr_among_sweeps_is_a_reference_and_comes_first(tmp_path: Path) -> None:
+    for lr in (0.01, 0.02):
+        write_run(tmp_path, 2.0, lr=lr)
+    write_run(tmp_path, 3.0, arm="untuned")
+    assert load_records(tmp_path)[["arm", "reference"]].to_numpy().tolist() == [
+        ["untuned", True], ["muP", False], ["muP", False],
+    ]  # fmt: skip
+
+
+def test_a_lone_run_is_its_own_line(tmp_path: Path) -> None:
+    path = write_run(tmp_path, 2.0, cell="x")
+    record = json.loads(path.read_text())
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "record.json").write_text(json.dumps(record | {"cell": None}))
+    assert load_records(tmp_path / "run")["label"].tolist() == ["none · AdamW"]
+    assert read_study(tmp_path / "run") is None
+
+
+def test_curves_are_read_only_for_the_runs_asked_for(tmp_path: Path) -> None:
+    write_run(tmp_path, 2.0, seed=0)
+    write_run(tmp_path, 2.5, seed=1)
+    frame = load_records(tmp_path)
+    assert "val_curve" not in frame
+    curves = load_curves(frame[frame["seed"] == 1])
+    assert curves[["seed", "split", "step", "loss"]].to_numpy().tolist() == [
+        [1, "train", 10, 5.0], [1, "train", 20, 4.0], [1, "val", 0, 5.5], [1, "val", 20, 2.5],
+    ]  # fmt: skip
+    assert load_curves(frame[:0]).empty
+
+
+def test_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run records here; give the folder"):
+        load_records(tmp_path)
+    with pytest.raises(UserError, match="no run records here"):
+        load_records(tmp_path / "missing")
+
+
+def test_two_records_of_a_cell_are_refused_by_name(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "a", 2.0, cell="same")
+    second = write_run(tmp_path / "b", 2.1, cell="same")
+    with pytest.raises(UserError) as caught:
+        load_records(tmp_path)
+    assert str(first) in str(caught.value)
+    assert str(second) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda text: text[:-20], "not JSON"),
+        (lambda text: "[1]", "not a JSON object"),
+        (lambda text: "{}", "schema_version: None"),
+        (lambda text: text.replace('"schema_version": 1', '"schema_version": 9'), "schema_version: 9"),
+        (lambda text: text.replace('"initial_loss"', '"start"'), "lacks 'initial_loss'"),
+        (lambda text: text.replace('"final_loss": 2.0', '"final_loss": null'), "damaged run record"),
+        (lambda text: text.replace('"completed"', '"running"'), "status 'running'"),
+    ],
+)
+def test_a_damaged_record_is_named_with_its_problem(tmp_path: Path, damage: Any, problem: str) -> None:
+    path = write_run(tmp_path, 2.0)
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(UserError) as caught:
+        load_records(tmp_path)
+    assert str(path) in str(caught.value)
+    assert problem in str(caught.value)
+
+
+def test_a_damaged_study_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text('{"name": "x", "title": "y"}')
+    with pytest.raises(UserError, match=r"study\.json: damaged study file \(lacks 'cells'\)"):
+        read_study(tmp_path)
+
+
+def test_the_analysis_needs_neither_torch_nor_a_display() -> None:
+    code = (
+        "import sys, lit_mult.analysis.report, lit_mult.analysis.plots\n"
+        "bad = {'torch', 'lightning', 'optuna', 'matplotlib'} & set(sys.modules)\n"
+        "assert not bad, bad"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,247 @@
+"""Sensitivity, optima, drift and paired differences, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_analysis_frame import INITIAL_LOSS, write_run
+
+from lit_mult.analysis import sensitivity as s
+from lit_mult.analysis.bootstrap import slope_interval
+from lit_mult.analysis.frame import load_records
+
+LRS = [2**-8, 2**-6, 2**-4]
+NAN = float("nan")
+
+# Multiples of 1/64 keep every sum and difference exact in binary.
+dyadic = st.integers(64, 640).map(lambda n: n / 64)
+curves = st.lists(dyadic | st.just(NAN), min_size=2, max_size=9)
+
+
+def grid(losses: list[float]) -> list[float]:
+    return [2.0 ** -(9 - i) for i in range(len(losses))]
+
+
+def test_sensitivity_by_hand() -> None:
+    # l0 = 5, l* = 2: (2.5-2) + (2-2) + (3-2) + (5-2, capped from 7) + (5-2, diverged) = 7.5 over 5 rates.
+    losses = [2.5, 2.0, 3.0, 7.0, NAN]
+    assert s.lr_sensitivity(grid(losses), losses, 5.0) == pytest.approx(1.5, abs=1e-15)
+    losses[-1] = math.inf
+    assert s.lr_sensitivity(grid(losses)[::-1], losses[::-1], 5.0) == pytest.approx(1.5, abs=1e-15)
+
+
+def test_a_model_that_never_trains_has_no_sensitivity() -> None:
+    assert math.isnan(s.lr_sensitivity([1, 2], [NAN, NAN], 5.0))
+    assert math.isnan(s.lr_sensitivity([1, 2], [5.0, 6.0], 5.0))
+
+
+@pytest.mark.parametrize("lrs", [[1, 2, 3], [1, 1, 1], [1], [0, 1, 2]])
+def test_sensitivity_wants_a_log_uniform_grid(lrs: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"log-uniform|two learning rates"):
+        s.lr_sensitivity(lrs, [2.0] * len(lrs), 5.0)
+
+
+def test_a_grid_written_with_two_digits_passes() -> None:
+    # sqrt(10) steps written short: log2 steps 1.678, 1.644, 1.678, all within 2 % of 1.667.
+    assert s.lr_sensitivity([1e-3, 3.2e-3, 1e-2, 3.2e-2], [3.0, 2.0, 2.0, 3.0], 5.0) == 0.5
+
+
+@given(curves, dyadic, st.integers(-64, 640).map(lambda n: n / 64))
+def test_sensitivity_is_never_negative_and_ignores_a_constant(losses: list[float], l0: float, shift: float) -> None:
+    value = s.lr_sensitivity(grid(losses), losses, l0)
+    shifted = s.lr_sensitivity(grid(losses), [loss + shift for loss in losses], l0 + shift)
+    assert math.isnan(value) or value >= 0
+    assert shifted == value or (math.isnan(value) and math.isnan(shifted))
+
+
+@given(curves)
+def test_the_optimum_lies_between_the_neighbours_and_not_above_the_best(losses: list[float]) -> None:
+    lrs = np.array(grid(losses))
+    optimum = s.interpolated_optimum(lrs, losses)
+    if np.isnan(losses).all():
+        assert math.isnan(optimum.lr)
+    else:
+        best = int(np.nanargmin(losses))
+        assert optimum.at_edge == (best in (0, len(losses) - 1))
+        assert lrs[best] / 2 <= optimum.lr <= lrs[best] * 2
+        assert optimum.loss <= losses[best]
+
+
+@pytest.mark.parametrize("lrs", [[2**-9, 2**-7.5, 2**-6, 2**-4.5], [2**-8, 2**-7, 2**-4, 2**-3]])
+def test_the_optimum_of_an_exact_parabola_is_its_vertex(lrs: list[float]) -> None:
+    losses = [2 + 0.1 * (math.log2(lr) + 6.4) ** 2 for lr in lrs]  # vertex at lr 2^-6.4, loss 2
+    optimum = s.interpolated_optimum(lrs, losses)
+    assert math.log2(optimum.lr) == pytest.approx(-6.4, abs=1e-12)
+    assert optimum.loss == pytest.approx(2, abs=1e-12)
+    assert not optimum.at_edge
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([2.0, 3.0, 4.0], s.Optimum(0.1, 2.0, at_edge=True)),
+        ([4.0, 3.0, 2.0], s.Optimum(0.3, 2.0, at_edge=True)),
+        ([4.0, 2.0, NAN], s.Optimum(0.2, 2.0, at_edge=False)),  # no right neighbour to fit through
+        ([2.0, 2.0, 2.0], s.Optimum(0.1, 2.0, at_edge=True)),
+        ([NAN, 2.0, NAN], s.Optimum(0.2, 2.0, at_edge=False)),
+    ],
+)
+def test_the_grid_point_stands_where_nothing_can_be_interpolated(losses: list[float], expected: s.Optimum) -> None:
+    assert s.interpolated_optimum([0.1, 0.2, 0.3], losses) == expected
+
+
+def test_lengths_must_agree() -> None:
+    with pytest.raises(ValueError, match="do not go with"):
+        s.interpolated_optimum([1, 2], [1, 2, 3])
+
+
+def test_bootstrap_is_deterministic_and_needs_two_values() -> None:
+    values = np.sqrt(np.arange(9.0))
+    assert s.bootstrap_interval(values) == s.bootstrap_interval(values)
+    assert s.bootstrap_interval(values) != s.bootstrap_interval(values, seed=1)
+    assert all(map(math.isnan, s.bootstrap_interval([1.0])))
+    assert all(map(math.isnan, s.bootstrap_interval([])))
+    assert all(map(math.isnan, s.bootstrap_interval([1.0, 2.0], clusters=[7, 7])))  # two widths of one seed
+    # Two values: a quarter of the draws is all-low, a quarter all-high, so the 2.5 % points are the values.
+    assert s.bootstrap_interval([1.0, 3.0]) == (1.0, 3.0)
+    # Clusters {1, 3} and {5}: the draws have means 2, (1 + 3 + 5) / 3 = 3 and 5.
+    assert s.bootstrap_interval([1.0, 3.0, 5.0], clusters=[0, 0, 1]) == (2.0, 5.0)
+
+
+def test_a_slope_is_least_squares() -> None:
+    x, y = [5.0, 6.0, 7.0, 5.0, 6.0, 7.0], [1.0, 4.0, 3.0, 0.0, 2.0, 5.0]
+    slope, low, high = slope_interval(x, y, [0, 0, 0, 1, 1, 1])
+    # By hand: x - 6 = -1 0 1; seed slopes (3-1)/2 = 1 and (5-0)/2 = 2.5; together their mean.
+    assert slope == pytest.approx(1.75)
+    assert (low, high) == pytest.approx((1.0, 2.5))
+
+
+def sweep(folder: Path, arm: str, losses: list[float | None], **where: object) -> None:
+    for lr, loss in zip(LRS, losses, strict=True):
+        write_run(folder, loss, arm=arm, lr=lr, **where)  # type: ignore[arg-type]
+
+
+def point_table(folder: Path) -> pd.DataFrame:
+    return s.points(load_records(folder))
+
+
+def test_a_point_gathers_the_runs_of_a_group(tmp_path: Path) -> None:
+    sweep(tmp_path, "muP", [3.0, 2.0, None])
+    write_run(tmp_path, 4.0, arm="untuned")
+    reference, point = point_table(tmp_path).to_dict("records")
+    assert point["sensitivity"] == pytest.approx((1.0 + 0.0 + INITIAL_LOSS - 2.0) / 3)
+    assert (point["best_loss"], point["optimum_lr"], point["diverged"], point["lrs"]) == (2.0, 2**-6, 1, 3)
+    assert (point["complete"], point["at_edge"], point["note"]) == (True, False, "")
+    assert (reference["reference"], reference["complete"], reference["at_edge"]) == (True, True, False)
+    assert reference["best_loss"] == 4.0
+    assert math.isnan(reference["sensitivity"])
+
+
+def test_a_group_with_missing_runs_is_incomplete_and_has_no_sensitivity(tmp_path: Path) -> None:
+    sweep(tmp_path, "muP", [3.0, 2.0, 4.0], seed=0)
+    for lr, loss in zip(LRS[:2], [3.0, 2.0], strict=True):
+        write_run(tmp_path, loss, lr=lr, seed=1)
+    whole, part = point_table(tmp_path).to_dict("records")
+    assert whole["complete"]
+    assert not part["complete"]
+    assert part["note"] == "2 of 3 runs"
+    assert math.isnan(part["sensitivity"])
+    row = s.summary(point_table(tmp_path)).to_dict("records")[0]
+    assert (row["seeds"], row["sensitivity_seeds"], row["incomplete"]) == (2, 1, 1)
+
+
+def test_a_grid_that_is_not_log_uniform_is_noted(tmp_path: Path) -> None:
+    for lr in (0.01, 0.02, 0.03):
+        write_run(tmp_path, 2.0 + lr, lr=lr)
+    point = point_table(tmp_path).to_dict("records")[0]
+    assert math.isnan(point["sensitivity"])
+    assert "log-uniform" in point["note"]
+
+
+def test_other_nuisance_factors_are_tuned_at_each_lr(tmp_path: Path) -> None:
+    for decay, losses in ((0.1, [3.0, 2.5, 4.0]), (0.2, [3.5, 2.0, None])):
+        for lr, loss in zip(LRS, losses, strict=True):
+            write_run(tmp_path, loss, lr=lr, nuisance={"optim.weight_decay": decay}, cell=f"{decay}-{lr}")
+    point = point_table(tmp_path).to_dict("records")[0]
+    assert point["sensitivity"] == pytest.approx((1.0 + 0.0 + 2.0) / 3)  # of 3.0, 2.0, 4.0
+    assert (point["runs"], point["lrs"], point["diverged"]) == (6, 3, 1)
+
+
+def test_paired_differences_by_hand(tmp_path: Path) -> None:
+    # Best losses, seeds 0 and 1, and an unpaired seed 2 that must not count:
+    #   width 32: muP 2.0 2.2 1.0, vectors 1.9 2.3      -> -0.1 +0.1, mean 0
+    #   width 64: muP 1.8 1.9,     vectors 1.5 1.8      -> -0.3 -0.1, mean -0.2
+    # over widths, mean -0.1; means of seeds 0 and 1: -0.2 and 0, which are also the ends of the interval.
+    best = {
+        ("muP", 32): [2.0, 2.2, 1.0], ("vectors", 32): [1.9, 2.3],
+        ("muP", 64): [1.8, 1.9], ("vectors", 64): [1.5, 1.8],
+    }  # fmt: skip
+    for (arm, width), losses in best.items():
+        for seed, loss in enumerate(losses):
+            sweep(tmp_path, arm, [3.0, loss, 3.0], width=width, seed=seed)
+    table = s.paired_differences(point_table(tmp_path))
+    table = table[table["measure"] == "best_loss"].set_index("d_model")
+    assert table["difference"].to_dict() == pytest.approx({32: 0.0, 64: -0.2, "all": -0.1})
+    assert table.loc["all", ["low", "high"]].tolist() == pytest.approx([-0.2, 0.0])
+    assert table[["of", "against", "within"]].drop_duplicates().to_numpy().tolist() == [["vectors", "muP", "AdamW"]]
+    assert table[["seeds", "pairs", "doubtful"]].to_numpy().tolist() == [[2, 2, 0], [2, 2, 0], [2, 4, 0]]
+
+
+def test_differences_of_sensitivity_and_between_optimizers(tmp_path: Path) -> None:
+    sweep(tmp_path, "muP", [3.0, 2.0, 4.0])  # (1 + 0 + 2) / 3 = 1
+    sweep(tmp_path, "muP", [2.5, 1.9, 2.5], optimizer="muon")  # 1.2 / 3 = 0.4
+    write_run(tmp_path, 2.5, arm="untuned")
+    table = s.paired_differences(point_table(tmp_path)).set_index(["between", "of", "against", "measure"])
+    assert table["difference"].to_dict() == pytest.approx({
+        ("arm", "muP", "untuned", "best_loss"): -0.5,
+        ("optimizer", "Muon", "AdamW", "best_loss"): -0.1,
+        ("optimizer", "Muon", "AdamW", "sensitivity"): -0.6,
+    })  # fmt: skip
+    assert table["low"].isna().all()  # one seed
+
+
+def test_a_difference_at_the_edge_is_doubtful(tmp_path: Path) -> None:
+    sweep(tmp_path, "muP", [3.0, 2.0, 1.5])
+    sweep(tmp_path, "vectors", [3.0, 2.0, 3.0])
+    assert s.paired_differences(point_table(tmp_path))["doubtful"].tolist() == [1, 1]
+
+
+def test_drift_is_exact_on_a_power_law(tmp_path: Path) -> None:
+    # The optimum is 2^-5.5 at width 32 and falls by 2^-0.5 with each doubling: slope -0.5, intercept -5.5 + 0.5 * 5.
+    for width in (32, 64, 128):
+        vertex = -5.5 - 0.5 * (math.log2(width) - 5)
+        for seed, nudge in ((0, 0.1), (1, -0.1)):
+            losses = [2 + 0.1 * (math.log2(lr) - vertex - nudge) ** 2 for lr in LRS]
+            sweep(tmp_path, "muP", losses, width=width, seed=seed)
+    drift = s.optimum_drift(point_table(tmp_path)).to_dict("records")
+    assert len(drift) == 1
+    assert [drift[0][name] for name in ("slope", "slope_low", "slope_high", "intercept")] == pytest.approx(
+        [-0.5, -0.5, -0.5, -3.0]
+    )
+    assert (drift[0]["trusted"], drift[0]["seeds"], drift[0]["widths"]) == (True, 2, 3)
+
+
+def test_drift_with_an_optimum_at_the_edge_is_not_trusted(tmp_path: Path) -> None:
+    sweep(tmp_path, "muP", [3.0, 2.0, 3.0], width=32)
+    sweep(tmp_path, "muP", [2.0, 2.5, 3.0], width=64)
+    drift = s.optimum_drift(point_table(tmp_path)).to_dict("records")[0]
+    assert drift["slope"] == pytest.approx(-2.0)  # from 2^-6 to 2^-8 over one doubling
+    assert (drift["trusted"], drift["at_edge"]) == (False, 1)
+    assert math.isnan(drift["slope_low"])
+
+
+def test_groups_of_a_sampled_search_are_complete_by_their_number_of_runs(tmp_path: Path) -> None:
+    # Each width has learning rates of its own, so the arm's union of rates says nothing about what a group lacks.
+    for width, lrs in ((32, (0.01, 0.02)), (64, (0.011, 0.023)), (128, (0.013,))):
+        for lr in lrs:
+            write_run(tmp_path, 2.0, width=width, lr=lr, sampler="random")
+
+    complete = s.points(load_records(tmp_path)).set_index("d_model")["complete"]
+
+    assert complete.to_dict() == {32: True, 64: True, 128: False}

@@ -1,0 +1,251 @@
+"""One run, end to end on a tiny text: records, exact resume, divergence, Trainer flags, what lies in the folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_mult.config import RunConfig
+from lit_mult.errors import Interrupted, UserError
+from lit_mult.record import RunRecord
+from lit_mult.training.folder import RunFolder
+from lit_mult.training.run import run
+
+Tiny = Callable[..., RunConfig]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    checkpoint = torch.load(RunFolder(folder).final_checkpoint, weights_only=True)
+    return dict(checkpoint["state_dict"])
+
+
+def stop_at(step: int, number: signal.Signals = signal.SIGTERM) -> Callable[[int, float], None]:
+    return lambda at, loss: os.kill(os.getpid(), number) if at == step else None
+
+
+def test_a_run_learns_and_leaves_a_full_record(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny({"train.steps": 40, "train.eval_every": 20, "multipliers": "vector"})
+
+    record = run(config, tmp_path / "a")
+
+    assert record == RunRecord.read(tmp_path / "a" / "record.json")
+    assert record.status == "completed"
+    assert RunConfig.from_dict(record.config) == config
+    assert record.config_hash == config.hash
+    # Uniform over 256 bytes is log 256 = 5.5 nats; sums use a dozen characters.
+    assert record.initial_loss > 5 > 3.5 > record.final_loss == record.best_loss
+    assert [step for step, _ in record.val_curve] == [0, 20, 40]
+    assert [step for step, _ in record.train_curve] == list(range(2, 41, 2))
+    assert record.steps == 40
+    assert record.tokens == 40 * 4 * 16
+    # d = 16, F = 44: row + column of embedding, q k v rows, o row + column, gate and up rows, down row + column.
+    assert record.parameters["multipliers"] == (256 + 16) + 3 * 16 + 2 * 16 + 2 * 44 + (16 + 44)
+    # matrices 4 d^2 + 3 d F, three norms, multipliers, embedding and head
+    assert record.parameters["total"] == 4 * 16**2 + 3 * 16 * 44 + 3 * 16 + record.parameters["multipliers"] + 2 * 4096
+    assert len(record.corpus_hash) == 16
+    # A byte is a token; the one separator, a token of no bytes, adds half a percent on so short a text.
+    assert record.final_bits_per_byte == pytest.approx(record.final_loss / 0.693147, rel=6e-3)
+
+
+def test_the_last_step_is_validated_even_between_two_evaluations(tiny: Tiny, tmp_path: Path) -> None:
+    record = run(tiny({"train.eval_every": 5}), tmp_path)
+
+    assert [step for step, _ in record.val_curve] == [0, 5, 10, 12]
+    assert record.final_loss == record.val_curve[-1][1]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"optimizer": "adamw", "multipliers": "none"},
+        {"optimizer": "muon", "multipliers": "vector", "model.dropout": 0.2},
+        {"optimizer": "adamw", "multipliers": "vector", "train.eval_every": 3},
+        {"optimizer": "muon", "multipliers": "scalar", "trainer.accumulate_grad_batches": 2, "train.eval_every": 4},
+    ],
+)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_goes_on_to_the_very_same_bits(
+    tiny: Tiny, tmp_path: Path, overrides: dict[str, Any], number: signal.Signals
+) -> None:
+    config = tiny(overrides)
+    whole = run(config, tmp_path / "whole")
+
+    with pytest.raises(Interrupted, match="step 6 of 12"):
+        run(config, tmp_path / "parts", on_progress=stop_at(6, number))
+    assert not (tmp_path / "parts" / "record.json").exists()
+    parts = run(config, tmp_path / "parts")
+
+    assert parts.train_curve == whole.train_curve
+    assert parts.val_curve == whole.val_curve
+    expected = weights(tmp_path / "whole")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "parts").items())
+
+
+@pytest.mark.parametrize("eval_every", [None, 2, 3, 4, 5])
+def test_a_killed_run_goes_on_from_its_periodic_checkpoint(tiny: Tiny, tmp_path: Path, eval_every: int | None) -> None:
+    config = tiny({"train.checkpoint_every": 4, "train.eval_every": eval_every, "multipliers": "vector"})
+    whole = run(config, tmp_path / "whole")
+
+    def die(step: int, loss: float) -> None:
+        if step == 10:
+            raise KeyError("as if the process had died")
+
+    with pytest.raises(KeyError):
+        run(config, tmp_path / "parts", on_progress=die)
+    assert RunFolder(tmp_path / "parts").newest_checkpoint() == tmp_path / "parts" / "checkpoints" / "step=8.ckpt"
+    seen: list[int] = []
+    parts = run(config, tmp_path / "parts", on_progress=lambda step, loss: seen.append(step))
+
+    assert seen == [10, 12]
+    assert parts.train_curve == whole.train_curve
+    assert parts.val_curve == whole.val_curve
+    assert [path.name for path in RunFolder(tmp_path / "parts").checkpoints.iterdir()] == ["final.ckpt"]
+
+
+def test_a_finished_run_is_not_run_again(tiny: Tiny, tmp_path: Path) -> None:
+    first = run(tiny(), tmp_path)
+
+    def fail(step: int, loss: float) -> None:
+        raise AssertionError("trained again")
+
+    assert run(tiny(), tmp_path, on_progress=fail) == first
+
+
+def test_a_diverging_run_stops_early_with_a_record(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny({"optim.lr": 1e4, "schedule.warmup_fraction": 0.0, "train.steps": 400, "optim.weight_decay": 0.0})
+
+    record = run(config, tmp_path)
+
+    assert record.status == "diverged"
+    assert record.final_loss is None
+    assert record.final_bits_per_byte is None
+    assert record.steps < 400
+    assert record.best_loss <= record.initial_loss
+
+
+def test_a_loss_that_is_not_a_number_is_a_divergence(tiny: Tiny, tmp_path: Path, monkeypatch: Any) -> None:
+    from lit_mult.training.module import LitLlama
+
+    real = LitLlama.training_step
+
+    def poisoned(self: LitLlama, window: torch.Tensor, index: int) -> torch.Tensor:
+        if self.global_step == 5:
+            with torch.no_grad():
+                self.model.norm.weight.fill_(float("nan"))
+        return real(self, window, index)
+
+    monkeypatch.setattr(LitLlama, "training_step", poisoned)
+
+    record = run(tiny(), tmp_path)
+
+    assert (record.status, record.steps) == ("diverged", 6)
+    assert [step for step, _ in record.train_curve] == [2, 4]  # NaN has no place in JSON
+
+
+def test_arms_share_data_and_initialization(tiny: Tiny, tmp_path: Path) -> None:
+    # Until the first update of a multiplier the arms are the same model on the same batches.
+    overrides = {"train.log_every": 1, "train.steps": 3, "schedule.warmup_fraction": 0.0}
+    curves = [run(tiny(overrides | {"multipliers": kind}), tmp_path / kind) for kind in ("none", "fixed", "vector")]
+
+    assert len({record.train_curve[0][1] for record in curves}) == 1
+    assert len({record.initial_loss for record in curves}) == 1
+    assert curves[0].train_curve == curves[1].train_curve  # the neutral preset's fixed multipliers are 1
+    assert curves[0].train_curve[2] != curves[2].train_curve[2]
+
+
+def test_accumulation_changes_rounding_only(tiny: Tiny, tmp_path: Path) -> None:
+    whole = run(tiny(), tmp_path / "whole")
+    halves = run(tiny({"trainer.accumulate_grad_batches": 2}), tmp_path / "halves")
+
+    assert halves.steps == whole.steps
+    losses = [loss for _, loss in whole.train_curve]
+    assert [loss for _, loss in halves.train_curve] == pytest.approx(losses, rel=1e-4)
+
+
+def test_trainer_flags_reach_lightning(tiny: Tiny, tmp_path: Path) -> None:
+    exact = run(tiny(), tmp_path / "fp32")
+    mixed = run(tiny({"trainer.precision": "bf16-mixed", "trainer.extra.detect_anomaly": True}), tmp_path / "bf16")
+
+    assert mixed.final_loss != exact.final_loss
+    assert mixed.final_loss == pytest.approx(exact.final_loss, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"trainer.extra.foo": 1}, "trainer.extra.foo = 1: not an argument of lightning.Trainer"),
+        ({"trainer.extra.max_steps": 1}, "is set through other fields"),
+        ({"trainer.extra.precision": 16}, "is set through other fields"),
+        ({"trainer.accelerator": "abacus"}, "trainer: "),
+        ({"trainer.precision": "3-bit"}, "trainer: "),
+        ({"data.seq_len": 100_000}, "data.seq_len"),
+        ({"data.corpus": "/no/such/file"}, "no such file"),
+        ({"parametrization.preset": "nope"}, "parametrization.preset"),
+        ({"multipliers": "vector", "placement.overrides": {"lm_haed": "row"}}, "matches no matrix"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    tiny: Tiny, tmp_path: Path, overrides: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        run(tiny(overrides), tmp_path / "out")
+
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_something_else_in_it_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    run(tiny(), tmp_path / "run")
+    (tmp_path / "notes.txt").write_text("mine")
+
+    with pytest.raises(UserError, match=r"holds another run \(seed: 0 -> 1\)"):
+        run(tiny({"seed": 1}), tmp_path / "run")
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        run(tiny(), tmp_path)
+    with pytest.raises(UserError, match="is a file"):
+        run(tiny(), tmp_path / "notes.txt")
+    with pytest.raises(UserError, match="cannot be written"):
+        run(tiny(), Path("/proc/lit-mult"))
+
+
+def test_tensorboard_holds_losses_rates_gradient_norms_and_final_metrics(tiny: Tiny, tmp_path: Path) -> None:
+    run(tiny({"trainer.tensorboard": True, "multipliers": "vector", "optimizer": "muon"}), tmp_path)
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"train/loss", "val/loss", "grad_norm/with_multipliers", "grad_norm/without_multipliers"} <= tags
+    assert {"final_loss", "best_loss"} <= tags
+    rates = [tag for tag in tags if tag.startswith("lr-")]
+    assert any("multiplier" in tag for tag in rates)
+    assert any("q_proj" in tag for tag in rates)
+    pairs = zip(
+        events.Scalars("grad_norm/with_multipliers"), events.Scalars("grad_norm/without_multipliers"), strict=True
+    )
+    assert all(everything.value > part.value for everything, part in pairs)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(tiny: Tiny, tmp_path: Path) -> None:
+    one = run(tiny(), tmp_path / "one")
+    two = run(tiny({"trainer.devices": 2, "trainer.strategy": "ddp_fork"}), tmp_path / "two")
+
+    assert [loss for _, loss in two.train_curve] == pytest.approx([loss for _, loss in one.train_curve], rel=1e-4)
+    assert two.final_loss == pytest.approx(one.final_loss, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_the_same(tiny: Tiny, tmp_path: Path) -> None:
+    eager = run(tiny({"multipliers": "vector"}), tmp_path / "eager")
+    compiled = run(tiny({"multipliers": "vector", "trainer.compile": True}), tmp_path / "compiled")
+
+    assert compiled.final_loss == pytest.approx(eager.final_loss, rel=1e-3)
+    assert weights(tmp_path / "compiled").keys() == weights(tmp_path / "eager").keys()
