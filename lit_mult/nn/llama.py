@@ -32,25 +32,22 @@ class RMSNorm(nn.Module):
 
 
 class RotaryTable(nn.Module):
-    """Cosines and sines of the rotary angles (arXiv:2104.09864)."""
+    """Cosines and sines of the rotary angles (arXiv:2104.09864).
 
-    cos_TK: Tensor
-    sin_TK: Tensor
+    Computed anew in every forward: it costs next to nothing, and a table that is kept can go stale (made on the meta
+    device, in inference mode or before a change of precision).
+    """
 
     def __init__(self, head_dim: int, theta: float) -> None:
         super().__init__()
         self.head_dim, self.theta = head_dim, theta
-        self.register_buffer("cos_TK", torch.empty(0, head_dim // 2), persistent=False)
-        self.register_buffer("sin_TK", torch.empty(0, head_dim // 2), persistent=False)
 
     def forward(self, x: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Tables (T, K/2) for positions 0..length-1 on the device of x; grown on demand."""
-        if self.cos_TK.shape[0] < length or self.cos_TK.device != x.device:
-            exponent = torch.arange(0, self.head_dim, 2, device=x.device, dtype=torch.float32) / self.head_dim
-            position = torch.arange(length, device=x.device, dtype=torch.float32)
-            angle_TK = torch.outer(position, self.theta**-exponent)
-            self.cos_TK, self.sin_TK = angle_TK.cos(), angle_TK.sin()
-        return self.cos_TK[:length], self.sin_TK[:length]
+        """Tables (T, K/2) in float32 for positions 0..length-1 on the device of x."""
+        exponent = torch.arange(0, self.head_dim, 2, device=x.device, dtype=torch.float32) / self.head_dim
+        position = torch.arange(length, device=x.device, dtype=torch.float32)
+        angle_TK = torch.outer(position, self.theta**-exponent)
+        return angle_TK.cos(), angle_TK.sin()
 
 
 class Attention(nn.Module):

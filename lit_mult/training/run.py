@@ -7,7 +7,7 @@ import logging
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,6 +64,7 @@ def run(
     record_path: Path | None = None,
     keep_checkpoint: bool = True,
     on_progress: Callable[[int, float], None] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> RunRecord:
     """Train one model and leave its record.
 
@@ -77,6 +78,7 @@ def run(
         record_path: where to write the record; by default `out/record.json`.
         keep_checkpoint: leave `out/checkpoints/final.ckpt` behind.
         on_progress: called with (step, training loss) every `train.log_every` steps.
+        callbacks: further Lightning callbacks.
 
     Raises:
         UserError: the data, the output folder or a Trainer flag is not usable.
@@ -91,11 +93,11 @@ def run(
         return finished
 
     history = History(config.train, on_progress)
-    callbacks = [history, RngState(), Checkpoints(folder, config.train)]
     torch.manual_seed(config.seed)  # dropout; initialization and data have generators of their own
     with _quiet_lightning():
         module = LitLlama(config.to_dict(), corpus.vocab_size)
-        trainer = _trainer(config, folder, callbacks)
+        own = [history, RngState(), *callbacks, Checkpoints(folder, config.train)]
+        trainer = _trainer(config, folder, own)
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
         folder.claim(config)
         trainer.fit(module, datamodule=data, ckpt_path=folder.newest_checkpoint(), weights_only=True)

@@ -1,0 +1,146 @@
+"""Hand-written backward passes against autograd on the textbook formulas.
+
+Shapes in names: B batch, T time, D width, H query heads, G key/value heads, K head size, N = H + 2G, F hidden.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from lit_mult.nn.functional import rms_norm, rotate_qkv, swiglu
+
+B, T, K = 2, 5, 6
+HEADS = [(1, 1), (4, 4), (4, 2), (6, 1)]  # multi-head, grouped, multi-query
+
+
+def normal(*size: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def tables(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    angle_TK = torch.arange(T)[:, None] * 100.0 ** (-torch.arange(0, K, 2) / K)
+    return angle_TK.cos().to(dtype), angle_TK.sin().to(dtype)
+
+
+def textbook_qkv(qkv_BTNK: Tensor, cos_TK: Tensor, sin_TK: Tensor, H: int, G: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The half-split rotation as a product of complex numbers: (a + ib) * exp(i angle)."""
+
+    def turn(x_BTHK: Tensor) -> Tensor:
+        z = torch.complex(*(half.contiguous() for half in x_BTHK.chunk(2, -1))) * torch.complex(cos_TK, sin_TK)[:, None]
+        return torch.cat([z.real, z.imag], -1)
+
+    return turn(qkv_BTNK[:, :, :H]), turn(qkv_BTNK[:, :, H : H + G]), qkv_BTNK[:, :, H + G :]
+
+
+def textbook_swiglu(gate_up_BTF: Tensor) -> Tensor:
+    gate, up = gate_up_BTF.chunk(2, -1)
+    return gate * torch.sigmoid(gate) * up
+
+
+def textbook_rms_norm(x_BTD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    return x_BTD / (x_BTD.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight_D
+
+
+def assert_same_values_and_gradients(
+    ours: Callable[..., tuple[Tensor, ...]], textbook: Callable[..., tuple[Tensor, ...]], *inputs: Tensor
+) -> None:
+    """In float64, with upstream gradients that are transposed, expanded or strided, not contiguous."""
+    mine = [x.clone().requires_grad_() for x in inputs]
+    theirs = [x.clone().requires_grad_() for x in inputs]
+    outs, wanted = ours(*mine), textbook(*theirs)
+    for out, want in zip(outs, wanted, strict=True):
+        torch.testing.assert_close(out, want, rtol=1e-12, atol=1e-12)
+    layouts = (
+        lambda y: normal(*y.mT.shape, seed=1).mT,
+        lambda y: normal(*y.shape[:-1], 1, seed=2).expand_as(y),
+        lambda y: normal(*y.shape[:-1], 2 * y.shape[-1], seed=3)[..., ::2],
+    )
+    for layout in layouts:
+        upstream = [layout(out) for out in outs]
+        got = torch.autograd.grad(outs, mine, upstream, retain_graph=True)
+        want = torch.autograd.grad(wanted, theirs, upstream, retain_graph=True)
+        torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize(("H", "G"), HEADS)
+def test_rotate_qkv_is_the_textbook_rotation(H: int, G: int) -> None:
+    cos_TK, sin_TK = tables()
+    qkv_BTNK = normal(B, T, H + 2 * G, K)
+    assert_same_values_and_gradients(
+        lambda x: rotate_qkv(x, cos_TK, sin_TK, H, G), lambda x: textbook_qkv(x, cos_TK, sin_TK, H, G), qkv_BTNK
+    )
+    assert torch.autograd.gradcheck(lambda x: rotate_qkv(x, cos_TK, sin_TK, H, G), qkv_BTNK.requires_grad_())
+
+
+def test_rotation_by_hand() -> None:
+    # K = 2, one head of each kind, angle pi/2 at position 0: (a, b) -> (-b, a); values are left alone.
+    qkv_BTNK = torch.tensor([[[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]]], dtype=torch.float64)
+    quarter = torch.tensor([[math.pi / 2]], dtype=torch.float64)
+    q, k, v = rotate_qkv(qkv_BTNK, quarter.cos(), quarter.sin(), 1, 1)
+    torch.testing.assert_close(q.flatten(), torch.tensor([-2.0, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(k.flatten(), torch.tensor([-4.0, 3.0], dtype=torch.float64))
+    assert v.flatten().tolist() == [5.0, 6.0]
+
+
+def test_swiglu_is_the_textbook_formula() -> None:
+    gate_up_BTF = normal(B, T, 14) * 3
+    assert_same_values_and_gradients(lambda x: (swiglu(x),), lambda x: (textbook_swiglu(x),), gate_up_BTF)
+    assert torch.autograd.gradcheck(swiglu, gate_up_BTF.requires_grad_())
+
+
+@pytest.mark.parametrize("eps", [1e-5, 0.3])
+def test_rms_norm_is_the_textbook_formula(eps: float) -> None:
+    x_BTD, weight_D = normal(B, T, 7) * 2, normal(7, seed=4)
+    assert_same_values_and_gradients(
+        lambda x, w: (rms_norm(x, w, eps),), lambda x, w: (textbook_rms_norm(x, w, eps),), x_BTD, weight_D
+    )
+    assert torch.autograd.gradcheck(
+        lambda x, w: rms_norm(x, w, eps), (x_BTD.requires_grad_(), weight_D.requires_grad_())
+    )
+
+
+def test_rms_norm_of_zeros_has_finite_gradients() -> None:
+    x_BTD, weight_D = torch.zeros(B, T, 7, requires_grad=True), torch.ones(7, requires_grad=True)
+    rms_norm(x_BTD, weight_D, 1e-5).sum().backward()
+    # d/dx of x / sqrt(eps) at 0 is 1 / sqrt(1e-5) = 316.2
+    torch.testing.assert_close(x_BTD.grad, torch.full((B, T, 7), 316.22777))
+    assert weight_D.grad is not None
+    assert weight_D.grad.abs().max() == 0
+
+
+# Half a unit in the last place is 2^-24 in float32 and 2^-9 in bfloat16; a handful of roundings follow each other.
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-2)])
+@pytest.mark.parametrize("table_dtype", [torch.float32, None], ids=["float32-tables", "tables-alike"])
+def test_low_precision_keeps_the_dtype_and_stays_near_float64(
+    dtype: torch.dtype, tolerance: float, table_dtype: torch.dtype | None
+) -> None:
+    H, G = 4, 2
+    cos_TK, sin_TK = tables(table_dtype or dtype)
+    cases = [
+        (
+            lambda x: rotate_qkv(x, cos_TK, sin_TK, H, G),
+            lambda x: textbook_qkv(x, *tables(), H, G),
+            (normal(B, T, H + 2 * G, K),),
+        ),
+        (lambda x: (swiglu(x),), lambda x: (textbook_swiglu(x),), (normal(B, T, 14),)),
+        (
+            lambda x, w: (rms_norm(x, w, 1e-5),),
+            lambda x, w: (textbook_rms_norm(x, w, 1e-5),),
+            (normal(B, T, 7), normal(7, seed=4)),
+        ),
+    ]
+    for ours, textbook, inputs in cases:
+        low = [x.to(dtype).requires_grad_() for x in inputs]
+        exact = [x.detach().double().requires_grad_() for x in low]
+        outs, wanted = ours(*low), textbook(*exact)
+        upstream = [normal(*out.mT.shape, seed=6).mT for out in outs]
+        got = torch.autograd.grad(outs, low, [gradient.to(dtype) for gradient in upstream])
+        want = torch.autograd.grad(wanted, exact, [gradient.to(dtype).double() for gradient in upstream])
+        for mine, theirs in zip((*outs, *got), (*wanted, *want), strict=True):
+            assert mine.dtype == dtype
+            torch.testing.assert_close(mine.double(), theirs, rtol=tolerance, atol=tolerance)

@@ -1,0 +1,317 @@
+"""Scaling with width, presets and the plan of a run: numbers derived by hand.
+
+The model goes from width 32 to 128 with heads of 32, a gated MLP twice as wide and 64 tokens, so that m = 4:
+
+    matrix        base (d_out, d_in)    wide (d_out, d_in)
+    embedding     (64, 32)              (64, 128)
+    q, k, v, o    (32, 32)              (128, 128)
+    gate, up      (64, 32)              (256, 128)
+    down          (32, 64)              (128, 256)
+    lm_head       (64, 32)              (64, 128)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_mult.config import ParametrizationConfig, RunConfig
+from lit_mult.errors import ConfigError, UserError
+from lit_mult.parametrization.plan import RunPlan, plan_run
+from lit_mult.parametrization.presets import load_preset
+from lit_mult.parametrization.rules import Scaling, scaling, width_factor
+from lit_mult.placement import Axis
+from lit_mult.roles import MATRIX_ROLES, Role, matrix_shapes
+
+VOCAB = 64
+MODEL = {"n_layers": 1, "head_dim": 32, "mlp_ratio": 2.0}
+RULES = ["lr", "lr_wd", "multiplier"]
+ATTENTION_AND_MLP_IN = (Role.Q_PROJ, Role.K_PROJ, Role.V_PROJ, Role.O_PROJ, Role.GATE_PROJ, Role.UP_PROJ)
+
+
+def plan(d_model: int = 128, parametrization: Mapping[str, Any] | None = None, **settings: Any) -> RunPlan:
+    settings["model"] = MODEL | {"d_model": d_model} | settings.get("model", {})
+    return plan_run(RunConfig.from_dict(settings | {"parametrization": parametrization or {}}), VOCAB)
+
+
+def scalings(optimizer: str, d_model: int = 128, **parametrization: Any) -> dict[Role, Scaling]:
+    model = RunConfig.from_dict({"model": MODEL | {"d_model": d_model}}).model
+    wide, base = matrix_shapes(model, VOCAB), matrix_shapes(model.model_copy(update={"d_model": 32}), VOCAB)
+    config = ParametrizationConfig.model_validate(parametrization)
+    return {role: scaling(role, wide[role], base[role], optimizer, config) for role in wide}  # type: ignore[arg-type]
+
+
+def by_role(run: RunPlan) -> dict[Role, Any]:
+    return {matrix.role: matrix for matrix in run.matrices.values()}
+
+
+# Standard deviations of the effective matrices. Standard: 1/sqrt(d_in), with d_in = 128, and 256 for down.
+# muP: the same but for the head, sqrt(32)/128 = 1/sqrt(32)/4.
+STD = dict.fromkeys(MATRIX_ROLES, 1 / math.sqrt(128)) | {Role.EMBEDDING: 1.0, Role.DOWN_PROJ: 1 / 16}
+MUP_STD = STD | {Role.LM_HEAD: math.sqrt(32) / 128}
+
+# The factor of an update. AdamW: base d_in / d_in = 1/4 for every hidden matrix and the head (32/128, and 64/256).
+# Muon: sqrt(d_out / d_in / max(d_out, d_in)) over the same at base width,
+#   q, k, v, o   sqrt(1/128) / sqrt(1/32)                     = sqrt(1/4) = 1/2
+#   gate, up     sqrt(256/128/256) / sqrt(64/32/64)           = sqrt(1/4) = 1/2
+#   down         sqrt(128/256/256) / sqrt(32/64/64)           = sqrt(1/4) = 1/2
+# and the head, under AdamW, 1/4. The embedding's input is one-hot: 1.
+ADAMW_FACTOR = dict.fromkeys(MATRIX_ROLES, 1 / 4) | {Role.EMBEDDING: 1.0}
+MUON_FACTOR = dict.fromkeys(MATRIX_ROLES, 1 / 2) | {Role.EMBEDDING: 1.0, Role.LM_HEAD: 1 / 4}
+FACTORS = {"adamw": ADAMW_FACTOR, "muon": MUON_FACTOR}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_standard_scales_nothing_but_the_init(optimizer: str) -> None:
+    for rule in RULES:
+        for role, got in scalings(optimizer, rule="standard", width_rule=rule).items():
+            assert got == Scaling(init_std=pytest.approx(STD[role]), lr=1.0, weight_decay=1.0, forward=1.0)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_rule_lr_shrinks_the_rate(optimizer: str) -> None:
+    for role, got in scalings(optimizer, rule="mup", width_rule="lr").items():
+        factor = FACTORS[optimizer][role]
+        assert got == Scaling(pytest.approx(MUP_STD[role]), lr=pytest.approx(factor), weight_decay=1.0, forward=1.0)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_rule_lr_wd_raises_the_decay_as_the_rate_shrinks(optimizer: str) -> None:
+    # AdamW: rate 1/4, decay 4; Muon: rate 1/2, decay 2, and 1/4 and 4 for its head
+    for role, got in scalings(optimizer, rule="mup", width_rule="lr_wd").items():
+        factor = FACTORS[optimizer][role]
+        assert got == Scaling(pytest.approx(MUP_STD[role]), pytest.approx(factor), pytest.approx(1 / factor), 1.0)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_rule_multiplier_shrinks_the_forward_factor_alone(optimizer: str) -> None:
+    # W is drawn larger by the factor that the forward takes away: the head at sqrt(32)/128 * 4 = 1/sqrt(32),
+    # its std at base width
+    for role, got in scalings(optimizer, rule="mup", width_rule="multiplier").items():
+        factor = FACTORS[optimizer][role]
+        assert got == Scaling(pytest.approx(MUP_STD[role] / factor), 1.0, 1.0, forward=pytest.approx(factor))
+    assert scalings("adamw", rule="mup", width_rule="multiplier")[Role.LM_HEAD].init_std == pytest.approx(32**-0.5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("d_model", [32, 64, 128, 512])
+def test_identities_of_table_1(optimizer: str, d_model: int) -> None:
+    lr, lr_wd, multiplier = (scalings(optimizer, d_model, rule="mup", width_rule=rule) for rule in RULES)
+    for role in MATRIX_ROLES:
+        update = [rule[role].lr * rule[role].forward for rule in (lr, lr_wd, multiplier)]
+        assert update == pytest.approx([update[0]] * 3)  # the effective matrix moves alike
+        start = [rule[role].init_std * rule[role].forward for rule in (lr, lr_wd, multiplier)]
+        assert start == pytest.approx([start[0]] * 3)  # and starts alike
+        shrink = [rule[role].lr * rule[role].weight_decay for rule in (lr, lr_wd, multiplier)]
+        assert shrink == pytest.approx([update[0], 1.0, 1.0])  # a step's decay is constant in width but for "lr"
+
+
+@pytest.mark.parametrize("width_rule", RULES)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_at_base_width_mup_is_standard(optimizer: str, width_rule: str, tied: bool) -> None:
+    settings = {"optimizer": optimizer, "model": {"tie_embeddings": tied}}
+    mup = plan(32, {"rule": "mup", "width_rule": width_rule}, **settings)
+    assert mup == plan(32, {"rule": "standard"}, **settings)
+
+
+def test_muon_factor_follows_both_sides_of_the_matrix() -> None:
+    # wide (64, 256): sqrt(64/256/256) = 1/32; base (64, 32): sqrt(64/32/64) = 1/sqrt(32); ratio sqrt(32)/32
+    assert width_factor(Role.UP_PROJ, (64, 256), (64, 32), "muon") == pytest.approx(1 / math.sqrt(32))
+    # wide (256, 64): sqrt(256/64/256) = 1/8; base (32, 64): sqrt(32/64/64) = 1/sqrt(128); ratio sqrt(2)
+    assert width_factor(Role.UP_PROJ, (256, 64), (32, 64), "muon") == pytest.approx(math.sqrt(2))
+    assert width_factor(Role.UP_PROJ, (64, 256), (64, 32), "adamw") == 1 / 8
+    for role in (Role.EMBEDDING, Role.NORM, Role.MULTIPLIER):
+        assert width_factor(role, (64, 256), (64, 32), "muon") == 1.0
+
+
+def test_plan_multiplies_base_rate_rule_and_preset(tmp_path: Path) -> None:
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("name: mine\nsource: a test\nlr: {q_proj: 3}\nweight_decay: {q_proj: 5, v_proj: 0}\n")
+    settings = {"optim": {"lr": 2**-6, "weight_decay": 0.1}}
+    roles = by_role(plan(parametrization={"width_rule": "lr_wd", "preset": str(preset)}, **settings))
+    assert roles[Role.Q_PROJ].lr == pytest.approx(2**-6 / 4 * 3)
+    assert roles[Role.Q_PROJ].weight_decay == pytest.approx(0.1 * 4 * 5)
+    assert roles[Role.K_PROJ].lr == pytest.approx(2**-6 / 4)
+    assert roles[Role.K_PROJ].weight_decay == pytest.approx(0.4)
+    assert roles[Role.V_PROJ].weight_decay == 0.0
+    assert roles[Role.EMBEDDING].lr == 2**-6
+    assert roles[Role.EMBEDDING].weight_decay == pytest.approx(0.1)
+
+
+def test_muon_takes_the_hidden_matrices_alone() -> None:
+    optimizers = {role: matrix.optimizer for role, matrix in by_role(plan(optimizer="muon")).items()}
+    assert {role for role, name in optimizers.items() if name == "adamw"} == {Role.EMBEDDING, Role.LM_HEAD}
+    assert {matrix.optimizer for matrix in plan().matrices.values()} == {"adamw"}
+
+
+@pytest.mark.parametrize("lr", [2**-4, 2**-8])
+def test_independent_decay_does_not_depend_on_the_rate(lr: float) -> None:
+    optim = {"lr": lr, "weight_decay": 0.01, "weight_decay_mode": "independent", "multiplier_weight_decay": 0.002}
+    run = plan(parametrization={"width_rule": "lr_wd"}, optim=optim)
+    # a step shrinks by lr * weight_decay as the optimizer takes them: 0.01 for each, as 1/4 * 4 = 1
+    assert all(matrix.lr * matrix.weight_decay == pytest.approx(0.01) for matrix in run.matrices.values())
+    assert run.multiplier.lr * run.multiplier.weight_decay == pytest.approx(0.002)
+    assert run.norm.weight_decay == 0.0
+    # the factor of rule "lr" acts as under coupled decay: the shrinkage falls by 1/4
+    by_lr = by_role(plan(parametrization={"width_rule": "lr"}, optim=optim))
+    assert by_lr[Role.Q_PROJ].lr * by_lr[Role.Q_PROJ].weight_decay == pytest.approx(0.01 / 4)
+    assert by_lr[Role.EMBEDDING].lr * by_lr[Role.EMBEDDING].weight_decay == pytest.approx(0.01)
+
+
+def test_rates_of_vectors_are_absolute_or_relative_to_the_base_rate() -> None:
+    absolute = plan(optim={"lr": 2**-6, "vector_lr": 0.5, "multiplier_lr": 0.25})
+    assert (absolute.norm.lr, absolute.multiplier.lr) == (0.5, 0.25)
+    relative = plan(optim={"lr": 2**-6, "vector_lr": 0.5, "multiplier_lr": 0.25, "vector_lr_mode": "relative"})
+    assert (relative.norm.lr, relative.multiplier.lr) == (2**-7, 2**-8)
+    shared = plan(optim={"lr": 2**-6, "vector_lr": 0.5, "vector_lr_mode": "relative"})
+    assert shared.norm.lr == shared.multiplier.lr == 2**-7
+    assert shared.multiplier.weight_decay == 2e-3  # the paper's, sec. 4.1
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_rates_of_norms_and_matrices_are_equal_in_every_arm(optimizer: str) -> None:
+    arms = [plan(multipliers=kind, optimizer=optimizer) for kind in ("none", "fixed", "scalar", "vector")]
+    for arm in arms:
+        assert arm.norm == arms[0].norm
+        for name, matrix in arm.matrices.items():
+            same = arms[0].matrices[name]
+            assert (matrix.lr, matrix.weight_decay, matrix.init_std) == (same.lr, same.weight_decay, same.init_std)
+
+
+def test_rates_of_vectors_do_not_change_with_width() -> None:
+    for rule in RULES:
+        narrow, wide = (plan(d, {"width_rule": rule}, multipliers="vector") for d in (32, 128))
+        assert (narrow.norm, narrow.multiplier) == (wide.norm, wide.multiplier)
+
+
+@pytest.mark.parametrize("rule", ["standard", "mup"])
+def test_a_tied_head_is_scaled_by_its_constant(rule: str) -> None:
+    # the embedding starts at std 0.5, the untied head would at sqrt(32)/128 (mup) or 1/sqrt(128) (standard)
+    std = math.sqrt(32) / 128 if rule == "mup" else 1 / math.sqrt(128)
+    for width_rule in RULES:
+        run = plan(
+            128,
+            {"rule": rule, "width_rule": width_rule, "embedding_std": 0.5},
+            model={"tie_embeddings": True},
+        )
+        assert run.matrices["lm_head"].constant == pytest.approx(std / 0.5)
+        assert run.matrices["embed_tokens"].constant == 1.0
+
+
+def test_attention_scale() -> None:
+    assert plan().attention_scale == pytest.approx(32**-0.5)
+    assert plan(parametrization={"attention_scale": "1/head_dim"}).attention_scale == 1 / 32
+
+
+# Forward multipliers in the configuration of the released Falcon-H1-0.5B.
+FALCON = {
+    Role.EMBEDDING: 5.656854,
+    Role.LM_HEAD: 0.0390625,
+    Role.K_PROJ: 0.390625,
+    Role.O_PROJ: 0.9375,
+    Role.GATE_PROJ: 0.883883,
+    Role.DOWN_PROJ: 0.5859375,
+}
+
+
+def test_falcon_preset_holds_the_released_values() -> None:
+    preset = load_preset("falcon-h1-0.5b")
+    assert preset.forward == FALCON
+    assert preset.lr == preset.weight_decay == {}
+    assert load_preset("neutral").forward == {}
+
+
+def test_fixed_multipliers_are_the_presets_times_the_width_rules() -> None:
+    falcon = {"preset": "falcon-h1-0.5b", "width_rule": "multiplier"}
+    roles = by_role(plan(128, falcon, multipliers="fixed"))
+    for role, matrix in roles.items():
+        assert matrix.constant == pytest.approx(FALCON.get(role, 1.0) * ADAMW_FACTOR[role])
+        assert matrix.start == {}
+    assert all(by_role(plan(128, falcon))[role].constant == ADAMW_FACTOR[role] for role in roles)  # none: rule alone
+
+
+@pytest.mark.parametrize("kind", ["scalar", "vector"])
+def test_learnable_multipliers_start_at_one_or_at_the_preset(kind: str) -> None:
+    falcon = {"preset": "falcon-h1-0.5b"}
+    for matrix in plan(128, falcon, multipliers=kind).matrices.values():
+        assert matrix.constant == 1.0
+        assert set(matrix.start.values()) <= {1.0}
+    started = by_role(plan(128, falcon, multipliers=kind, placement={"init": "preset"}))
+    first = Axis.SCALAR if kind == "scalar" else Axis.ROW
+    for role, matrix in started.items():
+        assert set(matrix.start) == matrix.axes
+        if role is Role.LM_HEAD:  # no multiplier stands there: the preset stays a constant
+            assert (matrix.start, matrix.constant) == ({}, 0.0390625)
+        else:  # one axis carries the value, the others start at 1
+            assert matrix.start.pop(first) == FALCON.get(role, 1.0)
+            assert set(matrix.start.values()) <= {1.0}
+            assert matrix.constant == 1.0
+
+
+@pytest.mark.parametrize(
+    ("tier", "lr", "weight_decay", "forward"),
+    [("NONE", 1, 1, 1), ("LR", 3, 1, 1), ("LRWD", 3, 5, 1), ("FULL", 3, 5, 7)],
+)
+def test_tiers_take_lr_then_decay_then_forward(
+    tmp_path: Path, tier: str, lr: int, weight_decay: int, forward: int
+) -> None:
+    preset = tmp_path / "all.yaml"
+    preset.write_text(
+        "name: all\nsource: a test\nlr: {up_proj: 3}\nweight_decay: {up_proj: 5}\nforward: {up_proj: 7}\n"
+    )
+    settings = {"multipliers": "fixed", "optim": {"lr": 1.0, "weight_decay": 1.0}}
+    role = by_role(plan(32, {"preset": str(preset), "tier": tier}, **settings))[Role.UP_PROJ]
+    assert (role.lr, role.weight_decay, role.constant) == (lr, weight_decay, forward)
+
+
+HEAD = "name: x\nsource: y\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (HEAD + "lr: {norm: 2}", "lr.norm = 2.0: only weight matrices have preset multipliers"),
+        (HEAD + "lr: {q_proj: 0}", "lr.q_proj = 0.0: must be above 0"),
+        (HEAD + "forward: {q_proj: -1}", "forward.q_proj = -1.0: must be above 0"),
+        (HEAD + "weight_decay: {q_proj: -1}", "weight_decay.q_proj = -1.0: must be 0 or above"),
+        (HEAD + "lr: {q_proj: .nan}", "lr.q_proj"),
+        (HEAD + "lr: {q_proj: .inf}", "lr.q_proj"),
+        (HEAD + "lr: {query: 2}", "lr.query"),
+        (HEAD + "lr: {q_proj: fast}", "lr.q_proj = 'fast'"),
+        (HEAD + "rate: {q_proj: 2}", "rate = {'q_proj': 2}: unknown field"),
+        ("name: x", "source"),
+        ("- a\n- b", "valid dictionary"),
+        ("", "valid dictionary"),
+        ("lr: {", "not a YAML file"),
+    ],
+)
+def test_a_bad_preset_file_is_refused_in_one_line(tmp_path: Path, text: str, complaint: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_preset(str(path))
+    message = str(caught.value)
+    assert complaint in message
+    assert "\n" not in message
+    assert message.startswith(f"preset {path}: ")
+
+
+def test_bytes_that_are_no_text_are_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(b"\xff\xfe\x00name")
+    with pytest.raises(UserError, match=r"not a YAML file"):
+        load_preset(str(path))
+
+
+@pytest.mark.parametrize("name", ["falcon", "", "../presets/neutral", "presets"])
+def test_an_unknown_preset_names_the_shipped_ones(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_preset(name)
+    assert str(caught.value) == (
+        f"parametrization.preset = {name!r}: must be a YAML file or one of falcon-h1-0.5b, neutral"
+    )

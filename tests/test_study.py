@@ -1,0 +1,370 @@
+"""Studies: what a file means, what is refused, and a sweep that loses and repeats nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from lit_mult.errors import ConfigError, UserError
+from lit_mult.record import RunRecord, find_records
+from lit_mult.study import sweep as sweep_module
+from lit_mult.study.folder import StudyFolder
+from lit_mult.study.queue import CellQueue
+from lit_mult.study.spec import StudySpec, load_study
+from lit_mult.study.sweep import sweep
+
+MakeStudy = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def study_dict(tiny_dict: Callable[..., dict[str, Any]]) -> MakeStudy:
+    """A study of 2 arms x 2 widths x 2 rates x 1 seed, and one untuned reference: 10 cells."""
+
+    def make(**changes: Any) -> dict[str, Any]:
+        base = tiny_dict()
+        del base["model"]["d_model"], base["train"]["steps"], base["train"]["batch_size"]
+        study = {
+            "name": "tiny",
+            "title": "a tiny study",
+            "base": base,
+            "arms": {
+                "muP": {"multipliers": "fixed"},
+                "vectors": {"multipliers": "vector"},
+                "standard": {"parametrization.rule": "standard", "optim.lr": 0.001},
+            },
+            "factors": {"model.d_model": [8, 16]},
+            "nuisance": {"optim.lr": {"log2": [-8, -5]}},
+            "seeds": [0],
+            "budget": {"steps": 6, "batch_size": 4},
+        }
+        return {**study, **changes}
+
+    return make
+
+
+def losses(folder: Path) -> dict[str, float | None]:
+    return {path.stem: RunRecord.read(path).final_loss for path in find_records(folder)}
+
+
+def test_the_cells_of_a_grid(study_dict: MakeStudy) -> None:
+    spec = StudySpec.from_dict(study_dict(seeds=[0, 1]))
+
+    points = list(spec.points())
+
+    assert [point.name for point in points] == [
+        "muP-8",
+        "muP-16",
+        "vectors-8",
+        "vectors-16",
+        "standard-8",
+        "standard-16",
+    ]
+    # 2 rates x 2 seeds for the tuned arms; the reference sets the rate itself: 2 seeds.
+    assert [point.n_cells for point in points] == [4, 4, 4, 4, 2, 2]
+    assert spec.n_cells == 20
+    cell = points[2].cell({"optim.lr": 2**-5}, seed=1)
+    config = cell.config
+    assert (config.multipliers, config.model.d_model, config.optim.lr) == ("vector", 8, 2**-5)
+    assert (config.seed, config.train.steps, config.train.batch_size) == (1, 6, 4)
+    assert points[4].first_cell().config.optim.lr == 0.001
+    ids = [point.cell(n, s).id for point in points for n in point.grid() for s in spec.seeds]
+    assert len(set(ids)) == 20
+
+
+def test_shipped_studies_are_valid_and_fair() -> None:
+    for name, cells in (("quick", 66), ("lr_width", 3 * 7 * 3 * 2 * 2), ("adam_vs_muon", None)):
+        spec = load_study(name)
+        assert spec.name == name
+        assert cells in (None, spec.n_cells)
+        # Arms differ in multipliers and parametrization alone: same data, budget, schedule and vector-like rates.
+        touched = {field for overrides in spec.arms.values() for field in overrides}
+        assert touched <= {"multipliers", "parametrization.rule", "parametrization.preset", "optim.lr"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"factors": {"model.d_modle": [8]}}, "factors.model.d_modle = [8]: no such field"),
+        ({"factors": {"model.d_modle": [8]}}, "did you mean model.d_model?"),
+        ({"factors": {"model.d_model": []}}, "factors.model.d_model = []: an empty grid"),
+        ({"nuisance": {"optim.lr": []}}, "nuisance.optim.lr = []: an empty grid"),
+        ({"nuisance": {"optim.lr": {"log2": []}}}, "at least 1 item"),
+        ({"nuisance": {"optim.lr": {"low": 1e-3, "high": 1e-1}}}, "needs a list, or sampler"),
+        ({"nuisance": {"optim.lr": {"low": 1e-1, "high": 1e-3}}, "sampler": "random"}, "must be above low"),
+        ({"nuisance": {"model.d_model": [8]}}, "is a scientific factor too"),
+        ({"factors": {"seed": [0, 1]}}, "is set by seeds"),
+        ({"factors": {"train.steps": [1, 2]}}, "is set by budget.steps"),
+        ({"factors": {"model.d_model": [8, 9]}}, "model.d_model = 9: must be a multiple of model.head_dim = 8"),
+        ({"factors": {"optimizer": ["sgd"], "model.d_model": [8]}}, "optimizer = 'sgd': input should be"),
+        ({"base": {"model": {"depth": 3}}}, "model.depth = 3: unknown field"),
+        ({"seeds": []}, "seeds = []"),
+        ({"seeds": [1, 1]}, "must not repeat"),
+        ({"arms": {}}, "arms = {}"),
+        ({"budget": {"steps": 0, "batch_size": 4}}, "budget.steps = 0"),
+        ({"sampler": "tpe"}, "budget.trials = None: must be set with this sampler"),
+        ({"budget": {"steps": 6, "batch_size": 4, "trials": 3}}, "must be left out with sampler: grid"),
+        ({"name": "../evil"}, "name = '../evil'"),
+        ({"typo": 1}, "typo = 1: unknown field"),
+    ],
+)
+def test_a_bad_study_is_refused_in_one_line(study_dict: MakeStudy, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        StudySpec.from_dict(study_dict(**changes))
+
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_study_files_are_found_by_path_or_by_name(study_dict: MakeStudy, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(study_dict()))
+    assert load_study(str(path)).name == "tiny"
+
+    with pytest.raises(UserError, match=r"no such file, nor a shipped study .*lr_width.*quick"):
+        load_study("nope")
+    path.write_text("name: [")
+    with pytest.raises(UserError, match="not a YAML file"):
+        load_study(str(path))
+    path.write_text("- 1")
+    with pytest.raises(UserError, match="must be a mapping"):
+        load_study(str(path))
+
+
+def test_a_sweep_leaves_a_record_for_every_cell_and_is_resumed_for_free(study_dict: MakeStudy, tmp_path: Path) -> None:
+    spec = StudySpec.from_dict(study_dict())
+
+    first = sweep(spec, tmp_path / "out", workers=0)
+
+    assert (first.ran, first.cells, first.failures) == (10, 10, {})
+    records = [RunRecord.read(path) for path in find_records(tmp_path / "out")]
+    assert len({record.cell.cell for record in records if record.cell}) == 10
+    one = next(record for record in records if record.cell and record.cell.arm == "vectors")
+    assert one.cell is not None
+    assert one.cell.study == "tiny"
+    assert one.cell.factors.keys() == {"model.d_model"}
+    assert one.cell.nuisance == {"optim.lr": one.config["optim"]["lr"]}
+    assert not any((tmp_path / "out" / "cells").iterdir())  # nothing to keep
+
+    # A lost record is made again, bit by bit; the others are not touched.
+    before = losses(tmp_path / "out")
+    victim = find_records(tmp_path / "out")[3]
+    victim.unlink()
+    assert sweep(spec, tmp_path / "out", workers=0).ran == 1
+    assert losses(tmp_path / "out") == before
+    # Without the journal, the records alone say what is done.
+    (tmp_path / "out" / "optuna.journal").unlink()
+    assert sweep(spec, tmp_path / "out", workers=0).ran == 0
+
+
+def test_optuna_knows_every_cell(study_dict: MakeStudy, tmp_path: Path) -> None:
+    sweep(StudySpec.from_dict(study_dict()), tmp_path / "out", workers=0)
+
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "out" / "optuna.journal")))
+    study = optuna.load_study(study_name="tiny/vectors-16", storage=storage)
+    found = {(trial.params["optim.lr"], trial.params["seed"], trial.value) for trial in study.trials}
+    records = [RunRecord.read(path) for path in (tmp_path / "out" / "records").glob("vectors-16-*.json")]
+    assert found == {(record.config["optim"]["lr"], record.seed, record.final_loss) for record in records}
+    assert all(trial.state.name == "COMPLETE" for trial in study.trials)
+
+
+def test_a_study_that_changed_is_refused_with_the_difference(study_dict: MakeStudy, tmp_path: Path) -> None:
+    sweep(StudySpec.from_dict(study_dict()), tmp_path / "out", workers=0)
+    before = losses(tmp_path / "out")
+
+    sweep(StudySpec.from_dict(study_dict(title="another title")), tmp_path / "out", workers=0)
+    with pytest.raises(UserError, match=r"budget\.steps: 6 -> 7"):
+        sweep(StudySpec.from_dict(study_dict(budget={"steps": 7, "batch_size": 4})), tmp_path / "out", workers=0)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty and holds no study"):
+        sweep(StudySpec.from_dict(study_dict()), tmp_path / "other", workers=0)
+
+    assert losses(tmp_path / "out") == before
+
+
+def test_bad_data_are_found_before_anything_is_written(study_dict: MakeStudy, tmp_path: Path) -> None:
+    study = study_dict()
+    study["base"]["data"]["corpus"] = str(tmp_path / "missing.txt")
+
+    with pytest.raises(UserError, match="no such file"):
+        sweep(StudySpec.from_dict(study), tmp_path / "out", workers=0)
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_sweeps_do_not_share_a_folder(study_dict: MakeStudy, tmp_path: Path) -> None:
+    spec = StudySpec.from_dict(study_dict())
+    with (
+        StudyFolder(tmp_path / "out").claim(spec),
+        pytest.raises(UserError, match="another sweep is running"),
+    ):
+        sweep(spec, tmp_path / "out", workers=0)
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "qmc"])
+def test_a_sampled_search_spends_its_trials_and_pairs_its_arms(
+    study_dict: MakeStudy, tmp_path: Path, sampler: str
+) -> None:
+    study = study_dict(
+        nuisance={"optim.lr": {"low": 1e-3, "high": 1e-1, "log": True}},
+        sampler=sampler,
+        budget={"steps": 2, "batch_size": 4, "trials": 3},
+        factors={"model.d_model": [8]},
+        seeds=[0, 1],
+    )
+    spec = StudySpec.from_dict(study)
+    assert spec.n_cells == 3 + 3 + 2  # the reference has nothing to search: one cell a seed
+
+    sweep(spec, tmp_path / "out", workers=0)
+
+    records = [RunRecord.read(path) for path in find_records(tmp_path / "out")]
+    assert len(records) == 8
+    rates = {
+        arm: {(r.config["optim"]["lr"], r.seed) for r in records if r.cell and r.cell.arm == arm}
+        for arm in ("muP", "vectors")
+    }
+    assert rates["muP"] == rates["vectors"]  # the first suggestions of a seeded sampler are the same for both
+    assert all(1e-3 <= rate <= 1e-1 for rate, _ in rates["muP"])
+    assert sorted(seed for _, seed in rates["muP"]) == [0, 0, 1]
+    assert sweep(spec, tmp_path / "out", workers=0).ran == 0
+
+
+def test_a_killed_sweep_leaves_no_trial_running(study_dict: MakeStudy, tmp_path: Path) -> None:
+    spec = StudySpec.from_dict(study_dict())
+    folder = StudyFolder(tmp_path / "out")
+    with folder.claim(spec):
+        queue = CellQueue(spec, folder)
+        handed_out = [queue.next(), queue.next()]  # and then the process is gone
+
+    assert all(ticket is not None for ticket in handed_out)
+    assert sweep(spec, tmp_path / "out", workers=0).ran == 10
+    storage = JournalStorage(JournalFileBackend(str(folder.journal)))
+    states = [
+        trial.state.name
+        for summary in optuna.get_all_study_summaries(storage)
+        for trial in optuna.load_study(study_name=summary.study_name, storage=storage).trials
+    ]
+    assert sorted(states) == ["COMPLETE"] * 10 + ["FAIL"] * 2
+
+
+def test_a_cell_that_fails_is_named_and_tried_again_by_the_next_sweep(
+    study_dict: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = StudySpec.from_dict(study_dict())
+    real = sweep_module.run_job
+
+    def sabotage(job: Any, on_progress: Any) -> Any:
+        if job.cell["arm"] == "standard":
+            from lit_mult.study.worker import Failed
+
+            return Failed("RuntimeError: out of luck", trace="Traceback ...")
+        return real(job, on_progress)
+
+    monkeypatch.setattr(sweep_module, "run_job", sabotage)
+    result = sweep(spec, tmp_path / "out", workers=0)
+    assert result.ran == 8
+    assert sorted(result.failures.values()) == ["RuntimeError: out of luck"] * 2
+
+    monkeypatch.undo()
+    assert sweep(spec, tmp_path / "out", workers=0).ran == 2
+
+
+def test_workers_give_what_one_process_gives(study_dict: MakeStudy, tmp_path: Path) -> None:
+    spec = StudySpec.from_dict(study_dict(base=study_dict()["base"] | {"trainer": {"tensorboard": False}}))
+
+    sweep(spec, tmp_path / "here", workers=0)
+    result = sweep(spec, tmp_path / "there", workers=2)
+
+    assert result.ran == 10
+    here, there = losses(tmp_path / "here"), losses(tmp_path / "there")
+    assert here.keys() == there.keys()
+    for cell, loss in here.items():
+        assert there[cell] == pytest.approx(loss, rel=1e-4)  # another number of threads may round differently
+
+
+def _workers_of(parent: int) -> list[int]:
+    """Processes below `parent` that run multiprocessing's spawned main."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+            command = (path / "cmdline").read_text()
+        except OSError:
+            continue
+        if int(fields[1]) == parent and "spawn_main" in command:
+            found.append(int(path.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes through /proc")
+def test_a_killed_worker_is_replaced_and_its_cell_run_again(study_dict: MakeStudy, tmp_path: Path) -> None:
+    spec = StudySpec.from_dict(study_dict(budget={"steps": 60, "batch_size": 4}))
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not killed:
+            if any((tmp_path / "out" / "records").glob("*.json")):  # the workers are up and at it
+                victim = _workers_of(os.getpid())[0]
+                os.kill(victim, signal.SIGKILL)
+                killed.append(victim)
+            time.sleep(0.02)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    result = sweep(spec, tmp_path / "out", workers=2)
+    killer.join()
+
+    assert killed
+    assert result.failures == {}
+    assert len(losses(tmp_path / "out")) == 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_sweep_goes_on(study_dict: MakeStudy, tmp_path: Path, number: signal.Signals) -> None:
+    study = study_dict(budget={"steps": 60, "batch_size": 4})
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study))
+    command = [sys.executable, "-m", "lit_mult", "sweep", str(path), "--out", str(tmp_path / "out"), "--workers", "2"]
+
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not any((tmp_path / "out" / "records").glob("*.json")):
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert "the same command goes on" in stderr
+    assert "Traceback" not in stderr
+    finished = losses(tmp_path / "out")
+    assert 0 < len(finished) < 10
+    spec = load_study(str(path))
+    assert sweep(spec, tmp_path / "out", workers=0).ran == 10 - len(finished)
+    sweep(spec, tmp_path / "whole", workers=0)
+    for cell, loss in losses(tmp_path / "whole").items():
+        assert losses(tmp_path / "out")[cell] == pytest.approx(loss, rel=1e-4)
+
+
+def test_the_folder_says_what_the_study_is(study_dict: MakeStudy, tmp_path: Path) -> None:
+    spec = StudySpec.from_dict(study_dict())
+    with StudyFolder(tmp_path / "out").claim(spec):
+        pass
+
+    held = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert (held["name"], held["title"], held["cells"]) == ("tiny", "a tiny study", 10)
+    assert held["spec"]["base"]["model"]["head_dim"] == 8
