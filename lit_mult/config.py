@@ -21,7 +21,7 @@ _OUTSIDE_HASH = (("trainer", "progress_bar"), ("trainer", "tensorboard"), ("data
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelConfig(_Section):
@@ -114,7 +114,8 @@ class OptimConfig(_Section):
     weight_decay: float = Field(0.1, ge=0)
     """Weight decay of the matrices."""
     weight_decay_mode: Literal["coupled", "independent"] = "coupled"
-    """coupled: a step decays by lr * weight_decay. independent: by weight_decay (times the schedule) alone."""
+    """coupled: a step decays a matrix by lr * weight_decay. independent: by weight_decay, whatever the base lr; factors
+    of the schedule, the width rule and the preset apply in both."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates of the two moments."""
     eps: float = Field(1e-8, gt=0)

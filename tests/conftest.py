@@ -12,6 +12,8 @@ import pytest
 from lit_mult.config import RunConfig, set_dotted
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a network
+# Tiny models gain nothing from threads, which moreover get in each other's way when tests run side by side.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 TINY: dict[str, Any] = {
     "model.d_model": 16,

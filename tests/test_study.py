@@ -215,7 +215,7 @@ def test_two_sweeps_do_not_share_a_folder(study_dict: MakeStudy, tmp_path: Path)
         sweep(spec, tmp_path / "out", workers=0)
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe", "qmc"])
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_sampled_search_spends_its_trials_and_pairs_its_arms(
     study_dict: MakeStudy, tmp_path: Path, sampler: str
 ) -> None:
@@ -290,10 +290,7 @@ def test_workers_give_what_one_process_gives(study_dict: MakeStudy, tmp_path: Pa
     result = sweep(spec, tmp_path / "there", workers=2)
 
     assert result.ran == 10
-    here, there = losses(tmp_path / "here"), losses(tmp_path / "there")
-    assert here.keys() == there.keys()
-    for cell, loss in here.items():
-        assert there[cell] == pytest.approx(loss, rel=1e-4)  # another number of threads may round differently
+    assert losses(tmp_path / "here") == losses(tmp_path / "there")  # to the bit: one thread each
 
 
 def _workers_of(parent: int) -> list[int]:
@@ -356,8 +353,7 @@ def test_a_stopped_sweep_goes_on(study_dict: MakeStudy, tmp_path: Path, number: 
     spec = load_study(str(path))
     assert sweep(spec, tmp_path / "out", workers=0).ran == 10 - len(finished)
     sweep(spec, tmp_path / "whole", workers=0)
-    for cell, loss in losses(tmp_path / "whole").items():
-        assert losses(tmp_path / "out")[cell] == pytest.approx(loss, rel=1e-4)
+    assert losses(tmp_path / "out") == losses(tmp_path / "whole")
 
 
 def test_the_folder_says_what_the_study_is(study_dict: MakeStudy, tmp_path: Path) -> None:

@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from lit_mult.config import OptimConfig
+from lit_mult.optim.muon import Muon
 
 # Devices on which torch ships a fused AdamW kernel.
 _FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
 
 
 class HybridOptimizer(Optimizer):
-    """Runs `torch.optim.AdamW` and `torch.optim.Muon` over one list of parameter groups and one state.
+    """Runs `torch.optim.AdamW` and `optim.muon.Muon` over one list of parameter groups and one state.
 
     Muon's update is matched to Adam's RMS (arXiv:2502.16982), so that both take learning rates of the same size.
     """
@@ -48,6 +49,7 @@ class HybridOptimizer(Optimizer):
             )
         super().__init__([group for part in self._parts for group in part.param_groups], {})
         self._link()
+        self._complete = True
 
     def _link(self) -> None:
         """Give every part its slice of the groups and the shared state; both are replaced when a state is loaded."""
@@ -56,6 +58,12 @@ class HybridOptimizer(Optimizer):
             end = start + len(part.param_groups)
             part.param_groups, part.state = self.param_groups[start:end], self.state
             start = end
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Only for the constructor: a later group would belong to neither optimizer and never be trained."""
+        if getattr(self, "_complete", False):
+            raise RuntimeError("groups are fixed at construction; build the optimizer anew")
+        super().add_param_group(param_group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)

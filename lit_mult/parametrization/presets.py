@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from lit_mult.config import Tier, config_error
 from lit_mult.errors import ConfigError, UserError
@@ -29,11 +29,11 @@ class Preset(BaseModel):
     name: str
     source: str
     """Where the numbers come from."""
-    forward: dict[Role, float] = Field(default_factory=dict)
+    forward: dict[Role, FiniteFloat] = Field(default_factory=dict)
     """Forward multiplier of the matrix (the muP multipliers that learnable ones replace)."""
-    lr: dict[Role, float] = Field(default_factory=dict)
+    lr: dict[Role, FiniteFloat] = Field(default_factory=dict)
     """Factor on the learning rate of the matrix, on top of the width rule."""
-    weight_decay: dict[Role, float] = Field(default_factory=dict)
+    weight_decay: dict[Role, FiniteFloat] = Field(default_factory=dict)
     """Factor on the weight decay of the matrix, on top of the width rule."""
 
     @model_validator(mode="after")

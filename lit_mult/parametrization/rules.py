@@ -76,7 +76,7 @@ def init_std(role: Role, shape: Shape, base_shape: Shape, config: Parametrizatio
         return config.embedding_std
     d_in, base_in = shape[1], base_shape[1]
     if role is Role.LM_HEAD and config.rule == "mup":
-        return math.sqrt(base_in) / d_in
+        return math.sqrt(base_in / d_in) / math.sqrt(d_in)  # at base width exactly 1 / sqrt(d_in)
     return 1 / math.sqrt(d_in)
 
 

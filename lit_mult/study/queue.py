@@ -9,7 +9,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -161,13 +161,8 @@ def _distribution(values: Grid) -> BaseDistribution:
 def _sampler(spec: StudySpec) -> BaseSampler:
     # The same seed at every point: arms are offered the same values for as long as the sampler does not learn.
     seed = spec.seeds[0]
-    match spec.sampler:
-        case "tpe":
-            return TPESampler(seed=seed)
-        case "qmc":
-            return QMCSampler(seed=seed)
-        case "grid" | "random":  # a grid is enqueued whole and leaves nothing to sample
-            return RandomSampler(seed=seed)
+    # A grid is enqueued whole and leaves nothing to sample.
+    return TPESampler(seed=seed) if spec.sampler == "tpe" else RandomSampler(seed=seed)
 
 
 def _key(parameters: Mapping[str, Any]) -> str:

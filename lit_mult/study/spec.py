@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from lit_mult.config import RunConfig, config_error
 from lit_mult.errors import ConfigError, UserError
@@ -52,7 +52,16 @@ class Distribution(_Part):
         return self
 
 
-Grid = list[Any] | PowersOfTwo | Distribution
+def _kind_of_grid(value: Any) -> str:
+    if isinstance(value, list):
+        return "list"
+    return "log2" if isinstance(value, PowersOfTwo) or (isinstance(value, dict) and "log2" in value) else "range"
+
+
+Grid = Annotated[
+    Annotated[list[Any], Tag("list")] | Annotated[PowersOfTwo, Tag("log2")] | Annotated[Distribution, Tag("range")],
+    Discriminator(_kind_of_grid),
+]
 """Values of a nuisance factor: a list, powers of two, or a range to sample from."""
 
 
@@ -89,8 +98,8 @@ class StudySpec(_Part):
     seeds: list[int] = Field(min_length=1)
     """Each cell's `seed`; arms share it, hence the initial matrices and the order of the data."""
     budget: Budget
-    sampler: Literal["grid", "random", "tpe", "qmc"] = "grid"
-    """How the nuisance factors are searched: grid (complete), or Optuna's random, TPE or quasi-Monte-Carlo sampler."""
+    sampler: Literal["grid", "random", "tpe"] = "grid"
+    """How the nuisance factors are searched: grid (complete), or Optuna's random or TPE sampler."""
     keep_checkpoints: bool = False
     """Keep the final checkpoint of every cell under cells/."""
 
@@ -117,7 +126,7 @@ class StudySpec(_Part):
             if grid == []:
                 raise ConfigError(f"nuisance.{name}", grid, "an empty grid; give at least one value")
             if isinstance(grid, Distribution) and self.sampler == "grid":
-                raise ConfigError(f"nuisance.{name}", "a distribution", "needs a list, or sampler: random, tpe or qmc")
+                raise ConfigError(f"nuisance.{name}", "a distribution", "needs a list, or sampler: random or tpe")
         if (self.sampler == "grid") != (self.budget.trials is None):
             need = "must be left out with sampler: grid" if self.sampler == "grid" else "must be set with this sampler"
             raise ConfigError("budget.trials", self.budget.trials, need)

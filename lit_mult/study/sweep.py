@@ -114,6 +114,7 @@ def _run_in_workers(
                     continue
                 del busy[worker]
                 if isinstance(message, Failed) and message.retry:
+                    worker.stop()
                     worker.join(timeout=0)
                     worker = Worker(threads)
                 idle.append(worker)

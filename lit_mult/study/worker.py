@@ -112,9 +112,13 @@ class Worker:
         return message
 
     def stop(self) -> None:
-        """Ask for the end: a cell under way is checkpointed first."""
+        """Ask for the end: a cell under way is checkpointed first.
+
+        The closed pipe reaches a worker that had no ear for the signal, as between two cells.
+        """
         if self.process.is_alive():
             self.process.terminate()
+        self.connection.close()
 
     def join(self, timeout: float) -> None:
         """Wait for the end, and enforce it after `timeout` seconds."""
@@ -122,7 +126,6 @@ class Worker:
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-        self.connection.close()
 
 
 def messages(workers: list[Worker], timeout: float) -> Iterator[tuple[Worker, Message]]:

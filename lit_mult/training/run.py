@@ -16,11 +16,12 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_mult.config import RunConfig, flatten
 from lit_mult.data.cache import TokenizedCorpus, prepare
 from lit_mult.data.module import TextDataModule
-from lit_mult.errors import ConfigError, UserError
+from lit_mult.errors import ConfigError, Interrupted, UserError
 from lit_mult.record import CellInfo, RunRecord
 from lit_mult.roles import Role
 from lit_mult.training import provenance
@@ -100,7 +101,10 @@ def run(
         trainer = _trainer(config, folder, own)
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
         folder.claim(config)
-        trainer.fit(module, datamodule=data, ckpt_path=folder.newest_checkpoint(), weights_only=True)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=folder.newest_checkpoint(), weights_only=True)
+        except SIGTERMException:  # it came where only Lightning was listening: before the first step or in validation
+            raise Interrupted("stopped; the same command goes on from the last checkpoint") from None
         if not history.diverged and history.val_curve[-1][0] != trainer.global_step:
             trainer.validate(module, datamodule=data, verbose=False)
         if keep_checkpoint:

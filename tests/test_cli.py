@@ -1,0 +1,174 @@
+"""The command line: help at once, one line and exit code 2 for bad input, and the whole way from study to report."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lit_mult.cli import main
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def config_file(tiny_dict: Callable[..., dict[str, Any]], tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(tiny_dict()))
+    return path
+
+
+def test_help_lists_the_commands_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from lit_mult.cli import main; main(['--help']);"
+        "heavy = {'torch', 'lightning', 'optuna', 'pandas', 'matplotlib', 'pydantic', 'jsonargparse'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert all(re.search(rf"^  {command} ", done.stdout, re.M) for command in ("fit", "sweep", "report", "parameters"))
+
+
+def test_every_option_of_fit_has_a_help_text(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", "--help"])
+
+    assert exit_.value.code == 0
+    shown = capsys.readouterr().out
+    for option in ("--multipliers", "--optim.vector_lr", "--data.corpus", "--trainer.precision", "--out"):
+        assert option in shown
+    assert "A Llama-style decoder" in shown or "the model" in shown
+
+
+def test_print_config_prints_a_config_that_fit_takes(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", "--config", str(config_file), "--multipliers", "vector", "--print_config"])
+    assert exit_.value.code in (0, None)
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+
+    assert main(["fit", "--config", str(printed), "--train.steps", "4", "--out", str(tmp_path / "run")]) == 0
+
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["config"]["multipliers"] == "vector"
+    assert record["config"]["train"]["steps"] == 4
+    assert "nats per token" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fit"], "out"),
+        (["fit", "--nonsense", "3"], "--nonsense"),
+        (["fit", "--model.width", "3"], "--model.width"),
+        (["fit", "--model.d_model", "-3"], "model.d_model: Input should be greater than 0"),
+        (["fit", "--model.d_model", "100"], "model.d_model = 100: must be a multiple of model.head_dim"),
+        (["fit", "--multipliers", "matrix"], "multipliers: Expected"),
+        (["fit", "--config", "missing.yaml"], "missing.yaml"),
+        (["fit", "--data.corpus", "missing.txt"], "missing.txt: no such file"),
+        (["fit", "--data.tokenizer", "bpe:12"], "data.tokenizer = 'bpe:12'"),
+        (["fit", "--trainer.extra.foo", "3"], "trainer.extra.foo"),
+        (["fit", "--parametrization.preset", "nope"], "neutral"),
+        (["parameters", "--optim.lr", "zero"], "optim.lr"),
+        (["sweep", "nope"], "nope: no such file, nor a shipped study"),
+        (["sweep", "quick", "--workers", "-1"], "--workers -1"),
+        (["report", "missing"], "missing: no run records here"),
+        (["train"], "no such command; there are fit, sweep, report, parameters"),
+    ],
+)
+def test_bad_input_gives_one_line_and_writes_nothing(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    needs_out = arguments[0] in ("fit", "sweep") and arguments != ["fit"]
+    arguments = [*arguments, "--out", "out"] if needs_out else arguments
+
+    assert main(arguments) == 2
+
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert shown.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "empty"),
+        (b"\x00\x01\x02", "binary"),
+        (b"short", "data.seq_len"),
+    ],
+)
+def test_data_that_cannot_be_trained_on(
+    content: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+
+    assert main(["fit", "--data.corpus", str(path), "--out", str(tmp_path / "out")]) == 2
+
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert shown.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_parameters_prints_a_row_for_every_parameter(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model.n_layers", "1", "--model.d_model", "128", "--multipliers", "vector", "--optimizer", "muon"]
+
+    assert main(["parameters", *arguments, "--parametrization.width_rule", "lr_wd"]) == 0
+
+    rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    # m = 128 / 32 = 4. Muon: lr / sqrt(4), weight decay * sqrt(4); the head under AdamW: lr / 4, weight decay * 4.
+    assert rows["layers.0.self_attn.q_proj.weight"][1:7] == ["q_proj", "128x128", "row", "muon", "0.007812", "0.2"]
+    assert rows["lm_head.weight"][1:7] == ["lm_head", "256x128", "-", "adamw", "0.003906", "0.4"]
+    assert rows["layers.0.mlp.down_proj.weight"][3] == "row+column"
+    assert rows["norm.weight"][1:6] == ["norm", "128", "adamw", "0.01", "0"]
+    # 9 matrices, 3 norms, 11 multipliers, and the heading
+    assert len(rows) == 9 + 3 + 11 + 1
+
+
+def test_the_example_study_of_the_readme_runs_from_yaml_to_report(
+    tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = re.search(r"```yaml\n(name: mine.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert example is not None
+    study = yaml.safe_load(example[1])
+    study["base"] |= {"data": {"corpus": str(text_file), "seq_len": 32}}  # a short text instead of the library's
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(study))
+    out = tmp_path / "results" / "mine"
+
+    assert main(["sweep", str(tmp_path / "mine.yaml"), "--out", str(out), "--workers", "0"]) == 0
+    shown = capsys.readouterr()
+    assert "12/12 cells" in shown.err
+    assert "sensitivity" in shown.out
+    before = {path: path.read_bytes() for path in out.rglob("*.*") if path.suffix in {".csv", ".md", ".png", ".svg"}}
+    assert {path.name for path in before} >= {"loss_vs_lr.png", "loss_vs_lr.svg", "report.md", "summary.csv"}
+
+    assert main(["report", str(out)]) == 0
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_the_commands_of_the_readme_are_the_commands_there_are() -> None:
+    readme = (ROOT / "README.md").read_text()
+    commands = re.findall(r"^lit-mult (.*?)(?:\s+#.*)?$", readme, re.M)
+    assert len(commands) >= 5
+    for command in commands:
+        name, *options = command.split()
+        shown = subprocess.run(
+            [sys.executable, "-m", "lit_mult", name, "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        assert all(option in shown for option in options if option.startswith("--")), command
+    targets = re.findall(r"^make ([\w-]+)", readme, re.M)
+    makefile = (ROOT / "Makefile").read_text()
+    assert {"quickstart", "test"} <= set(targets)
+    assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
