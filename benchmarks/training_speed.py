@@ -2,8 +2,8 @@
 
     python benchmarks/training_speed.py [--widths 64 128 256] [--rounds 7] [--json speed.json]
 
-The contestants take turns, a few steps each, so that a machine whose speed drifts treats them alike; the ratio of a
-round is taken within that round and the median over rounds is reported. Timing starts after each is warm.
+The rival takes its turns inside the Lightning run, a slice of steps before each of ours, so that a machine whose speed
+drifts treats both alike; the ratio is taken within a round and the median over rounds is reported.
 
 - hf: `LlamaForCausalLM` (sdpa), fused AdamW, clipping, in a bare loop
 - none, vector: lit_mult under the Lightning Trainer, without multipliers and with full vectors
@@ -14,10 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,30 +31,22 @@ from lit_mult.training.run import run
 BATCH, TIME, LAYERS, VOCABULARY = 16, 128, 4, 256
 
 
-class Turns(Callback):
-    """Runs a training in slices: waits for a turn before the first step of each and reports the slice's seconds."""
+class Interleaved(Callback):
+    """Runs a slice of the rival's training before every slice of a Lightning training, and times both."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-        self.go, self.done = threading.Semaphore(0), threading.Semaphore(0)
-        self.seconds = 0.0
+    def __init__(self, rival: Callable[[], float], steps: int) -> None:
+        self.rival, self.steps = rival, steps
+        self.own_seconds: list[float] = []
+        self.rival_seconds: list[float] = []
         self._count = 0
 
     def on_train_batch_start(self, *_: Any) -> None:
         if self._count % self.steps == 0:
-            self.go.acquire()
+            if self._count:
+                self.own_seconds.append(time.perf_counter() - self._start)
+            self.rival_seconds.append(self.rival())
             self._start = time.perf_counter()
-
-    def on_train_batch_end(self, *_: Any) -> None:
         self._count += 1
-        if self._count % self.steps == 0:
-            self.seconds = time.perf_counter() - self._start
-            self.done.release()
-
-    def turn(self) -> float:
-        self.go.release()
-        self.done.acquire()
-        return self.seconds
 
 
 def hugging_face(width: int, steps: int) -> Callable[[], float]:
@@ -92,10 +82,8 @@ def hugging_face(width: int, steps: int) -> Callable[[], float]:
     return turn
 
 
-def lit_mult(
-    width: int, multipliers: str, steps: int, rounds: int, folder: Path
-) -> tuple[Callable[[], float], threading.Thread]:
-    """The full path: data module, Lightning Trainer, callbacks, history, clipping, schedule."""
+def measure(width: int, multipliers: str, steps: int, rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds a step of the full path (data, Trainer, callbacks, clipping, schedule) and of the rival, by round."""
     config = RunConfig().with_overrides(
         {
             "multipliers": multipliers,
@@ -104,37 +92,18 @@ def lit_mult(
             "data.seq_len": TIME,
             "data.val_windows": 16,
             "train.batch_size": BATCH,
-            "train.steps": steps * rounds,
+            "train.steps": steps * (rounds + 1) + 1,  # a round to warm up, and the step that ends the last
             "train.checkpoint_every": None,
             "trainer.accelerator": "cpu",
             "trainer.progress_bar": False,
             "trainer.tensorboard": False,
         }
     )
-    turns = Turns(steps)
-    thread = threading.Thread(
-        target=lambda: run(config, folder / f"{multipliers}-{width}", keep_checkpoint=False, callbacks=[turns]),
-        daemon=True,
-    )
-    thread.start()
-    return turns.turn, thread
-
-
-def measure(width: int, steps: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds a step, by contestant, one value a round; the first round is warm-up."""
+    turns = Interleaved(hugging_face(width, steps), steps)
     with TemporaryDirectory() as folder:
-        contestants: dict[str, Callable[[], float]] = {"hf": hugging_face(width, steps)}
-        threads = []
-        for multipliers in ("none", "vector"):
-            contestants[multipliers], thread = lit_mult(width, multipliers, steps, rounds + 1, Path(folder))
-            threads.append(thread)
-        seconds: dict[str, list[float]] = {name: [] for name in contestants}
-        for _ in range(rounds + 1):
-            for name, turn in contestants.items():
-                seconds[name].append(turn() / steps)
-        for thread in threads:
-            thread.join()
-    return {name: values[1:] for name, values in seconds.items()}
+        run(config, folder, keep_checkpoint=False, callbacks=[turns])
+    own, rival = turns.own_seconds[1:], turns.rival_seconds[1 : rounds + 1]
+    return [second / steps for second in own], [second / steps for second in rival]
 
 
 def main() -> None:
@@ -147,18 +116,16 @@ def main() -> None:
     print("| d | hf | none | vector | none / hf | vector / hf |\n|---|---|---|---|---|---|")
     results = {}
     for width in arguments.widths:
-        seconds = measure(width, steps=max(4, 1600 // width), rounds=arguments.rounds)
-        rates = {name: BATCH * TIME / statistics.median(values) for name, values in seconds.items()}
-        ratios = {
-            name: statistics.median(hf / own for hf, own in zip(seconds["hf"], seconds[name], strict=True))
-            for name in ("none", "vector")
-        }
-        cells = [f"{rates[name]:,.0f}" for name in rates] + [f"{ratios[name]:.2f}" for name in ratios]
-        print(f"| {width} | {' | '.join(cells)} |", flush=True)
-        results[width] = {"tokens_per_second": rates, "ratio_to_hf": ratios}
+        row: dict[str, float] = {}
+        for multipliers in ("none", "vector"):
+            own, rival = measure(width, multipliers, steps=max(4, 1600 // width), rounds=arguments.rounds)
+            row.setdefault("hf", BATCH * TIME / statistics.median(rival))
+            row[multipliers] = BATCH * TIME / statistics.median(own)
+            row[f"{multipliers} / hf"] = statistics.median(r / o for o, r in zip(own, rival, strict=True))
+        results[width] = row
+        speeds = " | ".join(f"{row[name]:,.0f}" for name in ("hf", "none", "vector"))
+        print(f"| {width} | {speeds} | {row['none / hf']:.2f} | {row['vector / hf']:.2f} |", flush=True)
     if arguments.json:
-        with suppress(FileExistsError):
-            arguments.json.parent.mkdir(parents=True)
         arguments.json.write_text(json.dumps(results, indent=1))
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_mult.nn.functional import rms_norm, rotate_qkv, swiglu
+from lit_mult.nn.functional import interleave_halves, rms_norm, rotary_table, rotate_qkv, swiglu
 
 B, T, K = 2, 5, 6
 HEADS = [(1, 1), (4, 4), (4, 2), (6, 1)]  # multi-head, grouped, multi-query
@@ -22,17 +22,21 @@ def normal(*size: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def tables(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    angle_TK = torch.arange(T)[:, None] * 100.0 ** (-torch.arange(0, K, 2) / K)
-    return angle_TK.cos().to(dtype), angle_TK.sin().to(dtype)
+def angles() -> Tensor:
+    return torch.arange(T, dtype=torch.float64)[:, None] * 100.0 ** (-torch.arange(0, K, 2) / K)
 
 
-def textbook_qkv(qkv_BTNK: Tensor, cos_TK: Tensor, sin_TK: Tensor, H: int, G: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The half-split rotation as a product of complex numbers: (a + ib) * exp(i angle)."""
+def rotations() -> Tensor:
+    return torch.polar(torch.ones_like(angles()), angles())
+
+
+def textbook_qkv(qkv_BTNK: Tensor, H: int, G: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(a, b) -> (a cos - b sin, b cos + a sin) on neighbouring components."""
+    cos, sin = angles().cos()[:, None], angles().sin()[:, None]
 
     def turn(x_BTHK: Tensor) -> Tensor:
-        z = torch.complex(*(half.contiguous() for half in x_BTHK.chunk(2, -1))) * torch.complex(cos_TK, sin_TK)[:, None]
-        return torch.cat([z.real, z.imag], -1)
+        a, b = x_BTHK[..., ::2], x_BTHK[..., 1::2]
+        return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
 
     return turn(qkv_BTNK[:, :, :H]), turn(qkv_BTNK[:, :, H : H + G]), qkv_BTNK[:, :, H + G :]
 
@@ -69,22 +73,34 @@ def assert_same_values_and_gradients(
 
 @pytest.mark.parametrize(("H", "G"), HEADS)
 def test_rotate_qkv_is_the_textbook_rotation(H: int, G: int) -> None:
-    cos_TK, sin_TK = tables()
     qkv_BTNK = normal(B, T, H + 2 * G, K)
     assert_same_values_and_gradients(
-        lambda x: rotate_qkv(x, cos_TK, sin_TK, H, G), lambda x: textbook_qkv(x, cos_TK, sin_TK, H, G), qkv_BTNK
+        lambda x: rotate_qkv(x, rotations(), H, G), lambda x: textbook_qkv(x, H, G), qkv_BTNK
     )
-    assert torch.autograd.gradcheck(lambda x: rotate_qkv(x, cos_TK, sin_TK, H, G), qkv_BTNK.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: rotate_qkv(x, rotations(), H, G), qkv_BTNK.requires_grad_())
 
 
 def test_rotation_by_hand() -> None:
     # K = 2, one head of each kind, angle pi/2 at position 0: (a, b) -> (-b, a); values are left alone.
     qkv_BTNK = torch.tensor([[[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]]], dtype=torch.float64)
-    quarter = torch.tensor([[math.pi / 2]], dtype=torch.float64)
-    q, k, v = rotate_qkv(qkv_BTNK, quarter.cos(), quarter.sin(), 1, 1)
-    torch.testing.assert_close(q.flatten(), torch.tensor([-2.0, 1.0], dtype=torch.float64))
-    torch.testing.assert_close(k.flatten(), torch.tensor([-4.0, 3.0], dtype=torch.float64))
+    q, k, v = rotate_qkv(qkv_BTNK, torch.tensor([[1j]], dtype=torch.complex128), 1, 1)
+    assert q.flatten().tolist() == [-2.0, 1.0]
+    assert k.flatten().tolist() == [-4.0, 3.0]
     assert v.flatten().tolist() == [5.0, 6.0]
+
+
+def test_the_rotary_table_by_hand() -> None:
+    # K = 4, theta = 100: frequencies 1 and 100^(-1/2) = 0.1; position 3 turns by 3 and 0.3 radians.
+    table_TK = rotary_table(4, 4, 100.0, torch.device("cpu"))
+    wanted = torch.tensor([math.cos(3) + 1j * math.sin(3), math.cos(0.3) + 1j * math.sin(0.3)])
+    torch.testing.assert_close(table_TK[3], wanted.to(torch.complex64))
+    assert table_TK[0].tolist() == [1, 1]
+
+
+def test_interleaving_brings_rotary_pairs_together_head_by_head() -> None:
+    # Two heads of K = 4: pairs are (0, 2), (1, 3) and (4, 6), (5, 7).
+    weight = torch.arange(8.0)[:, None].expand(8, 3)
+    assert interleave_halves(weight, 4)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
 
 
 def test_swiglu_is_the_textbook_formula() -> None:
@@ -115,16 +131,13 @@ def test_rms_norm_of_zeros_has_finite_gradients() -> None:
 
 # Half a unit in the last place is 2^-24 in float32 and 2^-9 in bfloat16; a handful of roundings follow each other.
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-2)])
-@pytest.mark.parametrize("table_dtype", [torch.float32, None], ids=["float32-tables", "tables-alike"])
-def test_low_precision_keeps_the_dtype_and_stays_near_float64(
-    dtype: torch.dtype, tolerance: float, table_dtype: torch.dtype | None
-) -> None:
+def test_low_precision_keeps_the_dtype_and_stays_near_float64(dtype: torch.dtype, tolerance: float) -> None:
     H, G = 4, 2
-    cos_TK, sin_TK = tables(table_dtype or dtype)
+    rotation_TK = rotations().to(torch.complex64)
     cases = [
         (
-            lambda x: rotate_qkv(x, cos_TK, sin_TK, H, G),
-            lambda x: textbook_qkv(x, *tables(), H, G),
+            lambda x: rotate_qkv(x, rotation_TK, H, G),
+            lambda x: textbook_qkv(x, H, G),
             (normal(B, T, H + 2 * G, K),),
         ),
         (lambda x: (swiglu(x),), lambda x: (textbook_swiglu(x),), (normal(B, T, 14),)),

@@ -17,41 +17,52 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def rotate(x_BTHK: Tensor, cos_TK: Tensor, sin_TK: Tensor, out_BTHK: Tensor | None = None) -> Tensor:
-    """Rotary embedding in the half-split layout of Hugging Face: (a, b) -> (a cos - b sin, b cos + a sin).
+def rotary_table(length: int, head_dim: int, theta: float, device: torch.device) -> Tensor:
+    """Rotations exp(i angle) (T, K/2), complex64, for positions 0..length-1 (arXiv:2104.09864)."""
+    exponent = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
+    position = torch.arange(length, device=device, dtype=torch.float32)
+    angle_TK = torch.outer(position, theta**-exponent)
+    return torch.polar(torch.ones_like(angle_TK), angle_TK)
 
-    The tables are (T, K/2). The inverse rotation, which is the backward pass, takes -sin.
+
+def interleave_halves(weight: Tensor, head_dim: int) -> Tensor:
+    """Reorder the rows of a query or key weight (H*K, D) so that those of a rotary pair, i and i + K/2, are neighbours.
+
+    Weights keep the half-split layout of Hugging Face; a pair that lies side by side is a complex number, and its
+    rotation one product. Attention scores do not depend on the order of a head's components.
     """
-    cos, sin = cos_TK[:, None, :], sin_TK[:, None, :]
-    out = torch.empty_like(x_BTHK) if out_BTHK is None else out_BTHK
-    a, b = x_BTHK.chunk(2, dim=-1)
-    out_a, out_b = out.chunk(2, dim=-1)
-    torch.mul(a, cos, out=out_a).addcmul_(b, sin, value=-1)
-    torch.mul(b, cos, out=out_b).addcmul_(a, sin)
-    return out
+    paired: Tensor = weight.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2)
+    return paired.flatten(0, 2)
+
+
+def _as_complex(x: Tensor) -> Tensor:
+    """Pairs of neighbours (..., K) as complex numbers (..., K/2); low precision is widened to float32."""
+    x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    return torch.view_as_complex((x if x.stride(-1) == 1 else x.contiguous()).unflatten(-1, (-1, 2)))
 
 
 class _RotateQKV(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, qkv_BTNK: Tensor, cos_TK: Tensor, sin_TK: Tensor, heads: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(cos_TK, sin_TK)
-        ctx.sizes = (*heads, heads[1])
-        q_BTHK, k_BTGK, v_BTGK = qkv_BTNK.split(ctx.sizes, dim=2)
-        return rotate(q_BTHK, cos_TK, sin_TK), rotate(k_BTGK, cos_TK, sin_TK), v_BTGK.clone()
+    def forward(ctx: Any, qkv_BTNK: Tensor, rotation_TK: Tensor, heads: tuple[int, int]) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(rotation_TK)
+        H, G = ctx.heads = heads
+        qk_BTNK = torch.view_as_real(_as_complex(qkv_BTNK[:, :, : H + G]) * rotation_TK[:, None]).flatten(-2)
+        qk_BTNK = qk_BTNK.to(qkv_BTNK.dtype)
+        return qk_BTNK[:, :, :H], qk_BTNK[:, :, H:], qkv_BTNK[:, :, H + G :].clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor, None, None, None]:
-        cos_TK, sin_TK = ctx.saved_tensors
+    def backward(ctx: Any, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor, None, None]:
+        (rotation_TK,) = ctx.saved_tensors
+        H, G = ctx.heads
+        inverse_TK = rotation_TK.conj_physical()[:, None]
+        q, k = _as_complex(grad_q), _as_complex(grad_k)
         B, T, _, K = grad_q.shape
-        grad = grad_q.new_empty(B, T, sum(ctx.sizes), K)
-        q, k, v = grad.split(ctx.sizes, dim=2)
-        rotate(grad_q, cos_TK, -sin_TK, out_BTHK=q)
-        rotate(grad_k, cos_TK, -sin_TK, out_BTHK=k)
-        v.copy_(grad_v)
-        return grad, None, None, None
+        grad = torch.empty(B, T, H + 2 * G, K, dtype=q.real.dtype, device=q.device)
+        torch.mul(q, inverse_TK, out=_as_complex(grad[:, :, :H]))
+        torch.mul(k, inverse_TK, out=_as_complex(grad[:, :, H : H + G]))
+        grad[:, :, H + G :] = grad_v
+        return grad.to(grad_q.dtype), None, None
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -95,11 +106,9 @@ class _RMSNorm(torch.autograd.Function):
         return grad_x, grad_weight, None
 
 
-def rotate_qkv(
-    qkv_BTNK: Tensor, cos_TK: Tensor, sin_TK: Tensor, n_heads: int, n_kv_heads: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Split a joint projection (B, T, H+2G, K) into rotated queries, rotated keys, and values; tables are (T, K/2)."""
-    q_BTHK, k_BTGK, v_BTGK = _RotateQKV.apply(qkv_BTNK, cos_TK, sin_TK, (n_heads, n_kv_heads))  # type: ignore[no-untyped-call]
+def rotate_qkv(qkv_BTNK: Tensor, rotation_TK: Tensor, n_heads: int, n_kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Split a joint projection (B, T, H+2G, K), rotary pairs interleaved, into rotated queries and keys, and values."""
+    q_BTHK, k_BTGK, v_BTGK = _RotateQKV.apply(qkv_BTNK, rotation_TK, (n_heads, n_kv_heads))  # type: ignore[no-untyped-call]
     return q_BTHK, k_BTGK, v_BTGK
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_mult.config import ModelConfig
-from lit_mult.nn.functional import rms_norm, rotate_qkv, swiglu
+from lit_mult.nn.functional import interleave_halves, rms_norm, rotary_table, rotate_qkv, swiglu
 from lit_mult.nn.multipliers import MultipliedEmbedding, MultipliedLinear
 from lit_mult.parametrization.plan import RunPlan
 from lit_mult.roles import Role
@@ -31,25 +31,6 @@ class RMSNorm(nn.Module):
         return rms_norm(x_BTD, self.weight, self.eps)
 
 
-class RotaryTable(nn.Module):
-    """Cosines and sines of the rotary angles (arXiv:2104.09864).
-
-    Computed anew in every forward: it costs next to nothing, and a table that is kept can go stale (made on the meta
-    device, in inference mode or before a change of precision).
-    """
-
-    def __init__(self, head_dim: int, theta: float) -> None:
-        super().__init__()
-        self.head_dim, self.theta = head_dim, theta
-
-    def forward(self, x: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Tables (T, K/2) in float32 for positions 0..length-1 on the device of x."""
-        exponent = torch.arange(0, self.head_dim, 2, device=x.device, dtype=torch.float32) / self.head_dim
-        position = torch.arange(length, device=x.device, dtype=torch.float32)
-        angle_TK = torch.outer(position, self.theta**-exponent)
-        return angle_TK.cos(), angle_TK.sin()
-
-
 class Attention(nn.Module):
     """Causal grouped-query attention."""
 
@@ -62,14 +43,15 @@ class Attention(nn.Module):
         self.v_proj = MultipliedLinear(plan.matrices[f"{name}.v_proj"])
         self.o_proj = MultipliedLinear(plan.matrices[f"{name}.o_proj"])
 
-    def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation_TK: Tensor) -> Tensor:
         B, T, _ = x_BTD.shape
         H, G = self.n_heads, self.n_kv_heads
         # One product for the three: joining weights is cheap, reading and differentiating x three times is not.
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        qkv_weight = torch.cat([projection.effective_weight() for projection in projections])
+        q_weight = interleave_halves(self.q_proj.effective_weight(), self.head_dim)
+        k_weight = interleave_halves(self.k_proj.effective_weight(), self.head_dim)
+        qkv_weight = torch.cat([q_weight, k_weight, self.v_proj.effective_weight()])
         qkv_BTNK = F.linear(x_BTD, qkv_weight).view(B, T, H + 2 * G, self.head_dim)
-        heads_BTNK = rotate_qkv(qkv_BTNK, cos_TK, sin_TK, H, G)
+        heads_BTNK = rotate_qkv(qkv_BTNK, rotation_TK, H, G)
         q_BHTK, k_BGTK, v_BGTK = (x_BTNK.transpose(1, 2) for x_BTNK in heads_BTNK)
         y_BHTK = F.scaled_dot_product_attention(
             q_BHTK, k_BGTK, v_BGTK, is_causal=True, scale=self.scale, enable_gqa=H != G
@@ -104,8 +86,8 @@ class Block(nn.Module):
         self.mlp = MLP(plan, f"{name}.mlp")
         self.dropout = config.dropout
 
-    def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-        x_BTD = x_BTD + self._drop(self.self_attn(self.input_layernorm(x_BTD), cos_TK, sin_TK))
+    def forward(self, x_BTD: Tensor, rotation_TK: Tensor) -> Tensor:
+        x_BTD = x_BTD + self._drop(self.self_attn(self.input_layernorm(x_BTD), rotation_TK))
         return x_BTD + self._drop(self.mlp(self.post_attention_layernorm(x_BTD)))
 
     def _drop(self, x_BTD: Tensor) -> Tensor:
@@ -118,7 +100,7 @@ class Llama(nn.Module):
     def __init__(self, config: ModelConfig, plan: RunPlan) -> None:
         """Allocate the model that `plan` describes, uninitialized (see `nn.init.initialize`)."""
         super().__init__()
-        self.rotary = RotaryTable(config.head_dim, config.rope_theta)
+        self.head_dim, self.rope_theta = config.head_dim, config.rope_theta
         self.embed_tokens = MultipliedEmbedding(plan.matrices["embed_tokens"])
         self.layers = nn.ModuleList(Block(config, plan, f"layers.{layer}") for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
@@ -127,8 +109,9 @@ class Llama(nn.Module):
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         x_BTD = self.embed_tokens(ids_BT)
-        cos_TK, sin_TK = self.rotary(x_BTD, ids_BT.shape[1])
+        # Anew in every forward: next to nothing, and a table that is kept goes stale (meta device, inference mode).
+        rotation_TK = rotary_table(ids_BT.shape[1], self.head_dim, self.rope_theta, x_BTD.device)
         for block in self.layers:
-            x_BTD = block(x_BTD, cos_TK, sin_TK)
+            x_BTD = block(x_BTD, rotation_TK)
         logits_BTV: Tensor = self.lm_head(self.norm(x_BTD))
         return logits_BTV
