@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_mult.config import RunConfig
@@ -185,6 +188,7 @@ def test_trainer_flags_reach_lightning(tiny: Tiny, tmp_path: Path) -> None:
         ({"trainer.extra.precision": 16}, "is set through other fields"),
         ({"trainer.accelerator": "abacus"}, "trainer: "),
         ({"trainer.precision": "3-bit"}, "trainer: "),
+        ({"trainer.strategy": "ddp_spawn"}, "trainer.strategy = 'ddp_spawn'"),
         ({"data.seq_len": 100_000}, "data.seq_len"),
         ({"data.corpus": "/no/such/file"}, "no such file"),
         ({"parametrization.preset": "nope"}, "parametrization.preset"),
@@ -236,8 +240,12 @@ def test_tensorboard_holds_losses_rates_gradient_norms_and_final_metrics(tiny: T
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(tiny: Tiny, tmp_path: Path) -> None:
     one = run(tiny(), tmp_path / "one")
-    two = run(tiny({"trainer.devices": 2, "trainer.strategy": "ddp_fork"}), tmp_path / "two")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tiny().to_dict()))
+    flags = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--out", str(tmp_path / "two")]
+    command = [sys.executable, "-m", "lit_mult", "fit", "--config", str(tmp_path / "run.yaml"), *flags]
+    subprocess.run(command, check=True, timeout=300)
 
+    two = RunRecord.read(tmp_path / "two" / "record.json")
     assert [loss for _, loss in two.train_curve] == pytest.approx([loss for _, loss in one.train_curve], rel=1e-4)
     assert two.final_loss == pytest.approx(one.final_loss, rel=1e-4)
 

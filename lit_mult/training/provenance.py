@@ -16,7 +16,7 @@ _PACKAGES = ("lit-mult", "torch", "lightning", "numpy")
 @cache
 def git_commit() -> str | None:
     """Commit of the checkout this package runs from, `+dirty` when tracked files differ; None outside a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(package), *arguments]
@@ -26,7 +26,7 @@ def git_commit() -> str | None:
             return None
 
     # An installed package can lie below somebody else's checkout: its files are tracked in its own only.
-    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+    if git("ls-files", "--error-unmatch", __file__) is None:
         return None
     commit = git("rev-parse", "HEAD")
     # Only what decides a result: a result file being written must not mark the code as changed.

@@ -126,6 +126,9 @@ def run(
 
 
 def _check_trainer_arguments(config: RunConfig) -> None:
+    if any(start in config.trainer.strategy for start in ("spawn", "fork", "notebook")):
+        allowed = "starts processes whose history this one would not see; use ddp"
+        raise ConfigError("trainer.strategy", config.trainer.strategy, allowed)
     known = set(inspect.signature(Trainer).parameters)
     for name, value in config.trainer.extra.items():
         if name not in known:
