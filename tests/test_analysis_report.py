@@ -122,3 +122,13 @@ def test_an_unwritable_folder_is_the_users_to_mend(tmp_path: Path) -> None:
     (tmp_path / "tables").write_text("in the way")
     with pytest.raises(UserError, match="cannot write it"):
         write_report(tmp_path)
+
+
+def test_the_report_says_what_sets_the_arms_apart(tmp_path: Path) -> None:
+    for arm in ("muP", "vectors"):
+        for lr in (2**-7, 2**-6, 2**-5):
+            write_run(tmp_path, 2.0, arm=arm, lr=lr)
+
+    text = next(path for path in write_report(tmp_path).paths if path.name == "report.md").read_text()
+
+    assert "Arms differ in: `multipliers` (muP: none, vectors: vector); all else is the same" in text

@@ -11,7 +11,9 @@ import pandas as pd
 
 from lit_mult.analysis import plots, sensitivity, style, tables
 from lit_mult.analysis.frame import Study, load_records, read_study, rows
+from lit_mult.config import flatten
 from lit_mult.errors import UserError
+from lit_mult.record import RunRecord
 
 _CAPTIONS = {
     "loss_vs_lr": "Final validation loss against learning rate. Bands are 95 % bootstrap intervals of the mean over "
@@ -157,6 +159,8 @@ def _provenance(study: Study | None, folder: Path, runs: pd.DataFrame) -> Iterat
     place = folder.resolve()
     yield f"Study: {study.name if study else place.name}"
     yield f"Records: {len(runs)}{f' of {study.cells} planned' if study else ''}"
+    if differing := _arms_differ_in(runs):
+        yield f"Arms differ in: {differing}; all else is the same at equal factors and seed"
     yield f"Git commits: {_listed(runs['git_commit'].fillna('none'))}"
     yield f"Corpus hash: {_listed(runs['corpus_hash'])}"
     yield f"Devices: {_listed(runs['device'])}"
@@ -164,6 +168,20 @@ def _provenance(study: Study | None, folder: Path, runs: pd.DataFrame) -> Iterat
     yield f"In total: {runs['tokens'].sum():,} training tokens, {runs['wall_seconds'].sum():,.0f} s of wall time"
     # The last part of the path alone: the report must not depend on where the folder lies.
     yield f"Made by: `lit-mult report {'results/' * (place.parent.name == 'results')}{place.name}`"
+
+
+def _arms_differ_in(runs: pd.DataFrame) -> str:
+    """Config fields that set the arms apart, with their values; factors, nuisance factors and the seed left out."""
+    records = {str(arm): RunRecord.read(Path(group["path"].iloc[0])) for arm, group in runs.groupby("arm", sort=False)}
+    configs = {arm: flatten(record.config) for arm, record in records.items()}
+    cells = [record.cell for record in records.values() if record.cell]
+    varied = {"seed", *(name for cell in cells for name in (cell.factors | cell.nuisance))}
+    parts = []
+    for name in dict.fromkeys(name for config in configs.values() for name in config if name not in varied):
+        values = {arm: config.get(name) for arm, config in configs.items()}
+        if len(set(map(str, values.values()))) > 1:
+            parts.append(f"`{name}` ({', '.join(f'{arm}: {value}' for arm, value in values.items())})")
+    return ", ".join(parts)
 
 
 def _places(points: pd.DataFrame) -> Iterator[str]:

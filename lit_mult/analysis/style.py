@@ -68,6 +68,7 @@ def save(figure: Figure) -> dict[str, bytes]:
 
     files = {}
     with matplotlib.rc_context(_STYLE):
+        figure.draw_without_rendering()  # the layout of long labels beside a legend takes a second pass to settle
         for ending, metadata in (("png", {}), ("svg", {"Date": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=ending, metadata=metadata)
