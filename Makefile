@@ -4,7 +4,7 @@ VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CHECKOUT = pyproject.toml constraints.txt
 
-.PHONY: quickstart test test-slow lint notebook clean
+.PHONY: quickstart test test-slow lint wheel clean
 
 ## Train the quick study here and now and write results/quick/ (a few minutes on two cores).
 quickstart: $(VENV)/.core
@@ -24,8 +24,19 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
+## Build the wheel and check that, installed elsewhere, it brings its studies and presets along.
+wheel: $(VENV)/.dev
+	rm -rf dist build/wheel-check
+	$(PIP) build
+	$(VENV)/bin/python -m build --quiet --wheel
+	$(PIP) --no-deps --target build/wheel-check dist/*.whl
+	cd build/wheel-check && ../../$(VENV)/bin/python -P -c "import sys; sys.path.insert(0, '.'); \
+	  import lit_mult; assert 'wheel-check' in lit_mult.__file__, lit_mult.__file__; \
+	  from lit_mult.parametrization.presets import load_preset; \
+	  print(lit_mult.load_study('quick').n_cells, 'cells;', load_preset('falcon-h1-0.5b').name)"
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache
 
 # torch alone first: with it in place nothing that follows resolves another build of it.
 $(VENV)/.torch: constraints.txt
