@@ -34,7 +34,7 @@ def fit(arguments: Sequence[str]) -> int:
     speed = f"{record.tokens:,} tokens at {record.tokens_per_second:,.0f} tokens/s"
     size = f"{record.parameters['total']:,} parameters, {speed}"
     if record.final_loss is None or record.final_bits_per_byte is None:
-        print(f"diverged at step {record.steps} (validation loss at the start {record.initial_loss:.4f}); {size}")
+        print(f"diverged at step {record.steps} (validation loss at the start: {record.initial_loss}); {size}")
     else:
         quality = f"{record.final_loss:.4f} nats per token, {record.final_bits_per_byte:.4f} bits per byte"
         print(f"validation loss {record.initial_loss:.4f} -> {quality}; {size}")
@@ -133,6 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return COMMANDS[name](arguments[1:])
     except UserError as error:
         print(f"lit-mult {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+    except OSError as error:
+        print(f"lit-mult {name}: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return BAD_INPUT
     except Interrupted as stopped:
         print(f"lit-mult {name}: {stopped}", file=sys.stderr)

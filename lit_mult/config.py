@@ -20,6 +20,10 @@ Tier = Literal["NONE", "LR", "LRWD", "FULL"]
 _OUTSIDE_HASH = (("trainer", "progress_bar"), ("trainer", "tensorboard"), ("data", "cache_dir"))
 
 
+# Mappings whose keys are the user's.
+OPEN_FIELDS = ("placement.overrides", "trainer.extra")
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -114,8 +118,8 @@ class OptimConfig(_Section):
     weight_decay: float = Field(0.1, ge=0)
     """Weight decay of the matrices."""
     weight_decay_mode: Literal["coupled", "independent"] = "coupled"
-    """coupled: a step decays a matrix by lr * weight_decay. independent: by weight_decay, whatever the base lr; factors
-    of the schedule, the width rule and the preset apply in both."""
+    """coupled: a step decays a matrix by lr * weight_decay. independent: by weight_decay times the
+    schedule, whatever the lr, so that fitting values are those of lr * weight_decay, for the multipliers too."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates of the two moments."""
     eps: float = Field(1e-8, gt=0)
@@ -243,7 +247,7 @@ class RunConfig(_Section):
     """none, fixed (the preset's forward multipliers), or learnable: one scalar a matrix, or row / column vectors."""
     optimizer: OptimizerName = "adamw"
     """adamw, or muon for the hidden matrices with AdamW for the rest."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the initialization, the order of the data and dropout."""
     model: ModelConfig = Field(default_factory=ModelConfig)
     """the model"""
@@ -301,6 +305,8 @@ class RunConfig(_Section):
         data = self.to_dict()
         for section, field in _OUTSIDE_HASH:
             del data[section][field]
+        if overrides := data["placement"]["overrides"]:  # their order decides
+            data["placement"]["overrides"] = [list(pair) for pair in overrides.items()]
         return data
 
     @property
@@ -310,8 +316,12 @@ class RunConfig(_Section):
 
 
 def set_dotted(data: dict[str, Any], path: str, value: Any) -> None:
-    """Set `data["a"]["b"] = value` for the path "a.b"; intermediate mappings are made as needed."""
-    *parents, leaf = path.split(".")
+    """Set `data["a"]["b"] = value` for the path "a.b"; intermediate mappings are made as needed.
+
+    What follows an open field is one key, dots and all: `placement.overrides.layers.0.*`.
+    """
+    opened = next((field for field in OPEN_FIELDS if path.startswith(f"{field}.")), None)
+    *parents, leaf = [*opened.split("."), path[len(opened) + 1 :]] if opened else path.split(".")
     for parent in parents:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):

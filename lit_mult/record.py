@@ -70,12 +70,12 @@ class RunRecord(BaseModel):
     """Seconds in training and validation, over all sessions of a resumed run."""
     tokens_per_second: float
     """Training tokens per second of training time (validation left out)."""
-    initial_loss: float
-    """Validation loss before the first step, nats per token."""
+    initial_loss: float | None
+    """Validation loss before the first step, nats per token; None when it is not finite."""
     final_loss: float | None
     """Validation loss after the last step, nats per token; None when diverged."""
-    best_loss: float
-    """Lowest validation loss seen, nats per token (the initial one included)."""
+    best_loss: float | None
+    """Lowest validation loss seen, nats per token (the initial one included); None when none is finite."""
     final_bits_per_byte: float | None
     """Final validation loss in bits per byte of text; None when diverged."""
     train_curve: list[tuple[int, float]]

@@ -36,9 +36,15 @@ def test_sensitivity_by_hand() -> None:
     assert s.lr_sensitivity(grid(losses)[::-1], losses[::-1], 5.0) == pytest.approx(1.5, abs=1e-15)
 
 
-def test_a_model_that_never_trains_has_no_sensitivity() -> None:
-    assert math.isnan(s.lr_sensitivity([1, 2], [NAN, NAN], 5.0))
-    assert math.isnan(s.lr_sensitivity([1, 2], [5.0, 6.0], 5.0))
+def test_a_model_that_never_trains_has_a_doubtful_sensitivity_of_zero(tmp_path: Path) -> None:
+    assert s.lr_sensitivity([1, 2], [NAN, NAN], 5.0) == 0
+    assert s.lr_sensitivity([1, 2], [5.0, 6.0], 5.0) == 0
+    for arm, losses in (("muP", [INITIAL_LOSS, INITIAL_LOSS + 1, None]), ("vectors", [3.0, 2.0, 3.0])):
+        for lr, loss in zip(LRS, losses, strict=True):
+            write_run(tmp_path, loss, arm=arm, lr=lr)
+    table = point_table(tmp_path)
+    assert table["note"].tolist() == ["no run ended below the initial loss", ""]
+    assert (s.paired_differences(table)["doubtful"] == 1).all()
 
 
 @pytest.mark.parametrize("lrs", [[1, 2, 3], [1, 1, 1], [1], [0, 1, 2]])
@@ -56,8 +62,8 @@ def test_a_grid_written_with_two_digits_passes() -> None:
 def test_sensitivity_is_never_negative_and_ignores_a_constant(losses: list[float], l0: float, shift: float) -> None:
     value = s.lr_sensitivity(grid(losses), losses, l0)
     shifted = s.lr_sensitivity(grid(losses), [loss + shift for loss in losses], l0 + shift)
-    assert math.isnan(value) or value >= 0
-    assert shifted == value or (math.isnan(value) and math.isnan(shifted))
+    assert value >= 0
+    assert shifted == value
 
 
 @given(curves)

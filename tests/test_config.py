@@ -62,3 +62,18 @@ def test_differences_name_the_fields() -> None:
     assert differences(held, wanted) == "a.b: 1 -> 3; d: 2 -> None; e: None -> 2"
     assert differences(held, held) == ""
     assert differences(held, wanted, limit=1) == "a.b: 1 -> 3; and 2 more"
+
+
+def test_the_order_of_overrides_is_part_of_a_run() -> None:
+    # The last match wins, so these are two different models.
+    one = RunConfig().with_overrides({"placement.overrides": {"layers.*": "row", "layers.0.*": "none"}})
+    other = RunConfig().with_overrides({"placement.overrides": {"layers.0.*": "none", "layers.*": "row"}})
+
+    assert one.hash != other.hash
+
+
+def test_what_follows_an_open_field_is_one_key() -> None:
+    config = RunConfig().with_overrides({"placement.overrides.layers.0.*": "none", "trainer.extra.benchmark": True})
+
+    assert config.placement.overrides == {"layers.0.*": "none"}
+    assert config.trainer.extra == {"benchmark": True}

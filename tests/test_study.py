@@ -19,13 +19,13 @@ import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from lit_mult.errors import ConfigError, UserError
+from lit_mult.errors import ConfigError, Interrupted, UserError
 from lit_mult.record import RunRecord, find_records
 from lit_mult.study import sweep as sweep_module
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.queue import CellQueue
 from lit_mult.study.spec import StudySpec, load_study
-from lit_mult.study.sweep import sweep
+from lit_mult.study.sweep import check_cells, sweep
 
 MakeStudy = Callable[..., dict[str, Any]]
 
@@ -111,6 +111,10 @@ def test_shipped_studies_are_valid_and_fair() -> None:
         ({"factors": {"model.d_model": [8, 9]}}, "model.d_model = 9: must be a multiple of model.head_dim = 8"),
         ({"factors": {"optimizer": ["sgd"], "model.d_model": [8]}}, "optimizer = 'sgd': input should be"),
         ({"base": {"model": {"depth": 3}}}, "model.depth = 3: unknown field"),
+        ({"factors": {"model.d_model": [8, 8]}}, "factors.model.d_model = [8, 8]: must not repeat"),
+        ({"nuisance": {"optim.lr": [0.01, 0.02, 0.01]}}, "must not repeat"),
+        ({"nuisance": {"optim.lr": [0.01, -1.0]}}, "optim.lr = -1.0: input should be greater than 0"),
+        ({"arms": {"w/o": {}}}, "arms.w/o"),
         ({"seeds": []}, "seeds = []"),
         ({"seeds": [1, 1]}, "must not repeat"),
         ({"arms": {}}, "arms = {}"),
@@ -209,7 +213,7 @@ def test_bad_data_are_found_before_anything_is_written(study_dict: MakeStudy, tm
 def test_two_sweeps_do_not_share_a_folder(study_dict: MakeStudy, tmp_path: Path) -> None:
     spec = StudySpec.from_dict(study_dict())
     with (
-        StudyFolder(tmp_path / "out").claim(spec),
+        StudyFolder(tmp_path / "out").claim(spec, check_cells(spec)),
         pytest.raises(UserError, match="another sweep is running"),
     ):
         sweep(spec, tmp_path / "out", workers=0)
@@ -246,7 +250,7 @@ def test_a_sampled_search_spends_its_trials_and_pairs_its_arms(
 def test_a_killed_sweep_leaves_no_trial_running(study_dict: MakeStudy, tmp_path: Path) -> None:
     spec = StudySpec.from_dict(study_dict())
     folder = StudyFolder(tmp_path / "out")
-    with folder.claim(spec):
+    with folder.claim(spec, check_cells(spec)):
         queue = CellQueue(spec, folder)
         handed_out = [queue.next(), queue.next()]  # and then the process is gone
 
@@ -358,9 +362,89 @@ def test_a_stopped_sweep_goes_on(study_dict: MakeStudy, tmp_path: Path, number: 
 
 def test_the_folder_says_what_the_study_is(study_dict: MakeStudy, tmp_path: Path) -> None:
     spec = StudySpec.from_dict(study_dict())
-    with StudyFolder(tmp_path / "out").claim(spec):
+    with StudyFolder(tmp_path / "out").claim(spec, ["c0ffee"]):
         pass
 
     held = json.loads((tmp_path / "out" / "study.json").read_text())
     assert (held["name"], held["title"], held["cells"]) == ("tiny", "a tiny study", 10)
     assert held["spec"]["base"]["model"]["head_dim"] == 8
+
+
+def test_an_arm_may_fix_a_scientific_factor_or_a_pattern(study_dict: MakeStudy, tmp_path: Path) -> None:
+    arms = {
+        "small": {"model.d_model": 8, "multipliers": "vector"},
+        "partial": {"multipliers": "vector", "placement.overrides.layers.0.*": "none"},
+    }
+    spec = StudySpec.from_dict(study_dict(arms=arms))
+
+    assert [point.name for point in spec.points()] == ["small-8", "partial-8", "partial-16"]
+    partial = list(spec.points())[1].first_cell().config
+    assert partial.placement.overrides == {"layers.0.*": "none"}
+    assert sweep(spec, tmp_path / "out", workers=0).ran == 3 * 2
+
+
+def test_a_sampled_search_that_goes_on_does_not_repeat_its_samples(
+    study_dict: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_dict(
+        arms={"vectors": {"multipliers": "vector"}},
+        nuisance={"optim.lr": {"low": 1e-3, "high": 1e-1, "log": True}},
+        sampler="random",
+        budget={"steps": 2, "batch_size": 4, "trials": 4},
+        factors={"model.d_model": [8]},
+    )
+    spec = StudySpec.from_dict(study)
+    real = sweep_module.run_job
+
+    def stop_after_two(job: Any, on_progress: Any) -> Any:
+        if len(find_records(tmp_path / "out")) == 2:
+            raise Interrupted
+        return real(job, on_progress)
+
+    monkeypatch.setattr(sweep_module, "run_job", stop_after_two)
+    with pytest.raises(Interrupted):
+        sweep(spec, tmp_path / "out", workers=0)
+    monkeypatch.undo()
+
+    assert sweep(spec, tmp_path / "out", workers=0).ran == 2
+    assert len({RunRecord.read(path).config["optim"]["lr"] for path in find_records(tmp_path / "out")}) == 4
+
+
+def test_a_study_on_another_text_is_refused(study_dict: MakeStudy, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"{n} is {n * n}\n" for n in range(900)))
+    study = study_dict()
+    study["base"]["data"]["corpus"] = str(text)
+    spec = StudySpec.from_dict(study)
+    sweep(spec, tmp_path / "out", workers=0)
+
+    text.write_text("".join(f"{n} is {n + n}\n" for n in range(900)))
+
+    with pytest.raises(UserError, match=r"holds another version of this study \(corpora"):
+        sweep(spec, tmp_path / "out", workers=0)
+
+
+@pytest.mark.parametrize("change", [{"parametrization.preset": "nope"}, {"placement.overrides.lm_haed": "row"}])
+def test_what_would_stop_every_cell_is_found_before_anything_is_written(
+    study_dict: MakeStudy, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    spec = StudySpec.from_dict(study_dict(arms={"bad": {"multipliers": "vector", **change}}))
+
+    with pytest.raises(UserError, match=r"nope|matches no matrix"):
+        sweep(spec, tmp_path / "out", workers=0)
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_journal_is_set_aside_and_a_damaged_plan_is_named(study_dict: MakeStudy, tmp_path: Path) -> None:
+    spec = StudySpec.from_dict(study_dict())
+    sweep(spec, tmp_path / "out", workers=0)
+    journal = tmp_path / "out" / "optuna.journal"
+    journal.write_text(journal.read_text()[:-40] + "\n{torn\n{}\n")
+
+    assert sweep(spec, tmp_path / "out", workers=0).ran == 0
+    assert journal.with_suffix(".damaged").exists()
+
+    (tmp_path / "out" / "study.json").write_text("{}")
+    with pytest.raises(UserError, match=r"study\.json: damaged"):
+        sweep(spec, tmp_path / "out", workers=0)

@@ -188,6 +188,9 @@ def test_trainer_flags_reach_lightning(tiny: Tiny, tmp_path: Path) -> None:
         ({"trainer.extra.precision": 16}, "is set through other fields"),
         ({"trainer.accelerator": "abacus"}, "trainer: "),
         ({"trainer.precision": "3-bit"}, "trainer: "),
+        ({"trainer.devices": 0}, "trainer: "),
+        ({"trainer.extra.profiler": "nope"}, "trainer: "),
+        ({"trainer.devices": 3}, "train.batch_size = 4: must be a multiple of devices"),
         ({"trainer.strategy": "ddp_spawn"}, "trainer.strategy = 'ddp_spawn'"),
         ({"data.seq_len": 100_000}, "data.seq_len"),
         ({"data.corpus": "/no/such/file"}, "no such file"),
@@ -257,3 +260,39 @@ def test_a_compiled_model_trains_the_same(tiny: Tiny, tmp_path: Path) -> None:
 
     assert compiled.final_loss == pytest.approx(eager.final_loss, rel=1e-3)
     assert weights(tmp_path / "compiled").keys() == weights(tmp_path / "eager").keys()
+
+
+def test_a_run_on_another_text_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"{n} is {n * n}\n" for n in range(900)))
+    config = tiny({"data.corpus": str(text)})
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "out", on_progress=stop_at(6))
+
+    text.write_text("".join(f"{n} is {n + n}\n" for n in range(900)))
+
+    with pytest.raises(UserError, match=r"holds another run \(corpus_hash"):
+        run(config, tmp_path / "out")
+
+
+def test_a_loss_that_is_not_a_number_from_the_start_is_a_record(tiny: Tiny, tmp_path: Path) -> None:
+    preset = tmp_path / "huge.yaml"
+    preset.write_text("{name: huge, source: a test, forward: {embedding: 1.0e+39}}")  # beyond float32
+
+    record = run(tiny({"multipliers": "fixed", "parametrization.preset": str(preset)}), tmp_path / "out")
+
+    assert (record.status, record.initial_loss, record.final_loss, record.best_loss) == ("diverged", None, None, None)
+
+
+def test_a_torn_checkpoint_is_passed_over_and_a_damaged_config_is_named(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(tiny(), tmp_path / "out", on_progress=stop_at(6))
+    checkpoint = RunFolder(tmp_path / "out").checkpoint(6)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+
+    whole = run(tiny(), tmp_path / "whole")
+    assert run(tiny(), tmp_path / "out").train_curve == whole.train_curve
+
+    (tmp_path / "out" / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: damaged"):
+        run(tiny(), tmp_path / "out")

@@ -43,7 +43,7 @@ def read_study(folder: Path | str) -> Study | None:
         return None
     data = _read_json(path)
     try:
-        return Study(str(data["name"]), str(data["title"]), int(data["cells"]))
+        return Study(str(data["name"]), str(data["title"] or data["name"]), int(data["cells"]))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged study file ({_problem(error)}); write it anew from the sweep") from None
 
@@ -92,7 +92,9 @@ def load_curves(runs: pd.DataFrame) -> pd.DataFrame:
             try:
                 part = pd.DataFrame(record[f"{split}_curve"], columns=["step", "loss"])
             except (KeyError, ValueError) as error:
-                raise UserError(f"{path}: damaged run record ({_problem(error)}); run its cell again") from None
+                raise UserError(
+                    f"{path}: damaged run record ({_problem(error)}); delete it and run its cell again"
+                ) from None
             parts.append(part.assign(path=path, split=split))
     named = runs[["path", "label", "d_model", "lr", "seed"]]
     return named.merge(pd.concat(parts), on="path") if parts else named.assign(split="", step=0, loss=math.nan)
@@ -123,7 +125,7 @@ def _row(path: Path, folder: Path) -> dict[str, Any]:
     try:
         return _flat(record, path.relative_to(folder).parent.as_posix()) | {"path": str(path)}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: damaged run record ({_problem(error)}); run its cell again") from None
+        raise UserError(f"{path}: damaged run record ({_problem(error)}); delete it, run its cell again") from None
 
 
 def _flat(record: Mapping[str, Any], place: str) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def _warnings(study: Study | None, runs: pd.DataFrame, points: pd.DataFrame) -> 
         yield f"optimum at the edge of the learning rates, so it may lie outside: {place}"
     for (complete, note), group in points[points["note"] != ""].groupby(["complete", "note"]):
         for place in _places(group):
-            yield f"{'no sensitivity' if complete else 'incomplete, no sensitivity'} ({note}): {place}"
+            yield f"{'doubtful or no sensitivity' if complete else 'incomplete, no sensitivity'} ({note}): {place}"
     if (seeds := points["seed"].nunique()) == 1:
         yield f"{tables.NO_INTERVAL} can be given"
     elif seeds < _ENOUGH_SEEDS:

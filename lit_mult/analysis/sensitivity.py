@@ -42,8 +42,8 @@ def lr_sensitivity(lrs: ArrayLike, losses: ArrayLike, initial_loss: float) -> fl
     """Learning-rate sensitivity, nats per token (arXiv:2309.14322 sec. 2.2).
 
     The mean over the learning rates of min(loss, initial_loss) - best, where best is the minimum over the range. A
-    diverged run (loss NaN or infinite) counts as initial_loss. NaN when no run ended below initial_loss: there the
-    formula would give 0, the best of all values, for a model that never trains.
+    diverged run (loss NaN or infinite) counts as initial_loss. Where no run ended below initial_loss this is 0, the
+    best of all values, for a model that never trains: `points` notes it and differences with it are doubtful.
 
     Raises:
         ValueError: the learning rates are no log-uniform grid of two or more, or the lengths differ.
@@ -51,8 +51,6 @@ def lr_sensitivity(lrs: ArrayLike, losses: ArrayLike, initial_loss: float) -> fl
     x, y = _sorted_curve(lrs, losses)
     _check_log_uniform(x)
     capped = np.where(np.isnan(y), initial_loss, np.minimum(y, initial_loss))
-    if not (capped < initial_loss).any():
-        return float("nan")
     return float(np.mean(capped - capped.min()))
 
 
@@ -175,7 +173,7 @@ def lines(points: pd.DataFrame) -> pd.Series:
 
 
 def _paired(points: pd.DataFrame, items: Iterable[str]) -> list[dict[str, Any]]:
-    points = points.assign(doubt=~points["complete"] | points["at_edge"])
+    points = points.assign(doubt=~points["complete"] | points["at_edge"] | (points["note"] != ""))
     by_item = dict(iter(points.groupby("item")))
     rows = []
     for against, of in combinations(items, 2):
@@ -204,8 +202,9 @@ def _point(curve: pd.DataFrame, expected: int) -> dict[str, Any]:
         note = f"{runs} of {expected} runs"
     elif len(lrs) > 1:
         try:
-            sensitivity = lr_sensitivity(lrs, losses, float(curve["initial_loss"].iloc[0]))
-            note = "no run ended below the initial loss" if np.isnan(sensitivity) else ""
+            initial_loss = float(curve["initial_loss"].iloc[0])
+            sensitivity = lr_sensitivity(lrs, losses, initial_loss)
+            note = "" if np.nanmin(losses, initial=np.inf) < initial_loss else "no run ended below the initial loss"
         except ValueError as error:
             note = str(error)
     return {

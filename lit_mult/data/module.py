@@ -60,13 +60,15 @@ class TextDataModule(LightningDataModule):
             validation_windows(corpus.val, seq_len=config.data.seq_len, n=config.data.val_windows)
         )
 
-    def setup(self, stage: str) -> None:
-        """Raises: ConfigError when the batch does not split evenly over devices and micro-batches."""
-        world = self.trainer.world_size if self.trainer else 1
+    def check(self, world: int) -> None:
+        """Raises: ConfigError when a batch does not split evenly over processes, or one has no validation window."""
         accumulate = self.config.trainer.accumulate_grad_batches
         if self.config.train.batch_size % (world * accumulate):
             allowed = f"must be a multiple of devices * accumulate_grad_batches = {world} * {accumulate}"
             raise ConfigError("train.batch_size", self.config.train.batch_size, allowed)
+        if len(self.val_windows) < world:
+            allowed = f"give {len(self.val_windows)} windows of this corpus to {world} devices; each needs one"
+            raise ConfigError("data.val_windows", self.config.data.val_windows, allowed)
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         assert self.trainer is not None

@@ -82,9 +82,6 @@ def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
     preset_applies = config.multipliers == "fixed" or (
         config.multipliers != "none" and config.placement.init == "preset"
     )
-    # Under independent decay a step shrinks a matrix by weight_decay whatever the base lr; the optimizers multiply
-    # by their lr, so it is divided out here. Factors of the width rule and the preset act alike in both modes.
-    decay_unit = 1.0 if config.optim.weight_decay_mode == "coupled" else 1 / config.optim.lr
 
     # A tied head has the embedding's weight, so its constant does all of its scaling: logits start, and change under
     # the embedding's width-free learning rate, as those of an untied head do.
@@ -101,6 +98,9 @@ def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
             # One multiplier carries the whole value: scalar before row before column.
             start[next(iter(start))] = forward
             forward = 1.0
+        lr = config.optim.lr * rule.lr * preset.lr.get(role, 1.0)
+        # The width rule's factor makes up for the lr's; independent decay has the lr divided out instead.
+        decay_unit = rule.weight_decay if config.optim.weight_decay_mode == "coupled" else 1 / lr
         matrices[name] = MatrixPlan(
             name=name,
             role=role,
@@ -110,10 +110,8 @@ def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
             constant=forward * (tied if role is Role.LM_HEAD and tied else rule.forward),
             init_std=rule.init_std,
             optimizer=trained_by(role, config.optimizer),
-            lr=config.optim.lr * rule.lr * preset.lr.get(role, 1.0),
-            weight_decay=(
-                config.optim.weight_decay * rule.weight_decay * preset.weight_decay.get(role, 1.0) * decay_unit
-            ),
+            lr=lr,
+            weight_decay=config.optim.weight_decay * preset.weight_decay.get(role, 1.0) * decay_unit,
         )
     norm, multiplier = _vector_plans(config)
     scales = {"1/sqrt(head_dim)": config.model.head_dim**-0.5, "1/head_dim": 1 / config.model.head_dim}
@@ -125,6 +123,7 @@ def _vector_plans(config: RunConfig) -> tuple[VectorPlan, VectorPlan]:
     unit = 1.0 if optim.vector_lr_mode == "absolute" else optim.lr
     norm_lr = unit * optim.vector_lr
     multiplier_lr = unit * (optim.vector_lr if optim.multiplier_lr is None else optim.multiplier_lr)
+    # Optimizers decay by lr * weight_decay a step; independent decay divides the lr out beforehand.
     decay_unit = 1.0 if optim.weight_decay_mode == "coupled" else 1 / multiplier_lr
     multiplier = VectorPlan(lr=multiplier_lr, weight_decay=optim.multiplier_weight_decay * decay_unit)
     return VectorPlan(lr=norm_lr, weight_decay=0.0), multiplier

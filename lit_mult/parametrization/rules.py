@@ -46,7 +46,7 @@ def width_factor(role: Role, shape: Shape, base_shape: Shape, optimizer: Optimiz
 
     - Embedding, norms, multipliers: the input is one-hot or element-wise, no sum grows with width: 1.
     - AdamW: entries of size lr that align with x give |dW|_2 ~ lr sqrt(d_out d_in), hence lr ~ 1 / d_in
-      (arXiv:2203.03466 table 8; "LR only" in arXiv:2601.04890 table 1).
+      (arXiv:2203.03466 table 3; "LR only" in arXiv:2601.04890 table 1).
     - Muon matched to Adam's RMS: dW = 0.2 lr sqrt(max(d_out, d_in)) O with O orthogonal, so |dW|_2 is
       lr sqrt(max(d_out, d_in)) and lr ~ sqrt(d_out / d_in / max(d_out, d_in)), which is 1 / sqrt(m) for a fixed aspect
       ratio, not 1 / m: an orthogonal update does not pile up in one direction.
@@ -70,7 +70,7 @@ def init_std(role: Role, shape: Shape, base_shape: Shape, config: Parametrizatio
     | hidden     | 1 / sqrt(d_in)| 1 / sqrt(d_in)                                  |
     | lm_head    | 1 / sqrt(d_in)| sqrt(base d_in) / d_in (logits vanish as 1/m^½) |
 
-    Source: arXiv:2203.03466 table 8.
+    Source: arXiv:2203.03466 table 3.
     """
     if role is Role.EMBEDDING:
         return config.embedding_std

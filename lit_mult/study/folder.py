@@ -36,16 +36,16 @@ class StudyFolder:
         return self.path / "cells" / cell.id
 
     @contextmanager
-    def claim(self, spec: StudySpec) -> Iterator[None]:
-        """Hold the folder for this study while it runs.
+    def claim(self, spec: StudySpec, corpora: list[str]) -> Iterator[None]:
+        """Hold the folder for this study, on corpora of these hashes, while it runs.
 
         Raises:
             UserError: the folder holds another study or another version of this one, is in use, or cannot be written.
         """
+        wanted = json.loads(json.dumps({"spec": canonical(spec), "corpora": corpora}))
         held = self._held()
         if held is not None:
-            wanted = json.loads(json.dumps(canonical(spec)))
-            if changes := differences(held["spec"], wanted):
+            if changes := differences({name: held.get(name) for name in wanted}, wanted):
                 raise UserError(f"{self.path}: holds another version of this study ({changes}); name a new --out")
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise UserError(f"{self.path}: is not empty and holds no study; name a new --out")
@@ -60,16 +60,18 @@ class StudyFolder:
             except OSError:
                 raise UserError(f"{self.path}: another sweep is running on this folder") from None
             scratch = self.spec.with_name(".study.json")
-            data = {"name": spec.name, "title": spec.title, "cells": spec.n_cells, "spec": canonical(spec)}
-            scratch.write_text(json.dumps(data, indent=1))
+            data = {"name": spec.name, "title": spec.title, "cells": spec.n_cells}
+            scratch.write_text(json.dumps(data | wanted, indent=1))
             scratch.rename(self.spec)
             yield
 
     def _held(self) -> dict[str, Any] | None:
         try:
-            held: dict[str, Any] = json.loads(self.spec.read_text())
+            held = json.loads(self.spec.read_text())
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             raise UserError(f"{self.spec}: cannot be read ({error})") from None
+        if not isinstance(held, dict) or not isinstance(held.get("spec"), dict):
+            raise UserError(f"{self.spec}: damaged, not the plan of a study; name a new --out")
         return held

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,8 +49,8 @@ class Ticket:
     def complete(self, record: RunRecord) -> None:
         """Tell Optuna the loss; a diverged run counts as the loss at initialization (arXiv:2309.14322 sec. 2.2)."""
         self.trial.set_user_attr("status", record.status)
-        loss = record.initial_loss if record.final_loss is None else min(record.final_loss, record.initial_loss)
-        self.search.study.tell(self.trial, loss)
+        losses = [loss for loss in (record.final_loss, record.initial_loss) if loss is not None]
+        self.search.study.tell(self.trial, min(losses, default=math.inf))
 
     def fail(self, reason: str, *, retry: bool) -> None:
         """Close the trial without a loss; with `retry`, its cell waits again."""
@@ -71,15 +72,15 @@ class CellQueue:
         """Open or create the trials, and set right what a killed sweep has left running."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # the progress display says what a line a trial would
         self.folder = folder
-        storage = JournalStorage(JournalFileBackend(str(folder.journal)))
+        storage = _open_journal(folder)
         self._searches = []
         for point in spec.points():
             study = optuna.create_study(
                 storage=storage,
                 study_name=f"{spec.name}/{point.name}",
-                sampler=_sampler(spec),
                 load_if_exists=True,
             )
+            study.sampler = _sampler(spec, len(study.get_trials(deepcopy=False)))
             search = _Search(point, study, cost(point.first_cell().config))
             self._reconcile(search)
             self._searches.append(search)
@@ -100,6 +101,7 @@ class CellQueue:
         for search in self._searches:
             while search.waiting:
                 trial = search.study.ask(_distributions(search.point))
+                assert _ENQUEUED in trial.user_attrs, f"{search.point.name}: more cells than were planned"
                 search.waiting -= 1
                 nuisance = {name: trial.params[name] for name in search.point.nuisance}
                 ticket = Ticket(search.point.cell(nuisance, trial.params["seed"]), search, trial)
@@ -158,11 +160,23 @@ def _distribution(values: Grid) -> BaseDistribution:
     return CategoricalDistribution(grid)
 
 
-def _sampler(spec: StudySpec) -> BaseSampler:
-    # The same seed at every point: arms are offered the same values for as long as the sampler does not learn.
-    seed = spec.seeds[0]
+def _sampler(spec: StudySpec, trials_before: int) -> BaseSampler:
+    # The same seed at every point: arms are offered the same values for as long as the sampler does not learn. Another
+    # one when a sweep goes on, or the samples of its beginning would come again.
+    seed = spec.seeds[0] + 1_000_003 * trials_before
     # A grid is enqueued whole and leaves nothing to sample.
     return TPESampler(seed=seed) if spec.sampler == "tpe" else RandomSampler(seed=seed)
+
+
+def _open_journal(folder: StudyFolder) -> JournalStorage:
+    """The journal; one that cannot be read is set aside, as the records say all that matters."""
+    try:
+        storage = JournalStorage(JournalFileBackend(str(folder.journal)))
+        storage.get_all_studies()
+    except (ValueError, KeyError, TypeError):  # what a torn or foreign line makes of Optuna's replay
+        folder.journal.replace(folder.journal.with_suffix(".damaged"))
+        return JournalStorage(JournalFileBackend(str(folder.journal)))
+    return storage
 
 
 def _key(parameters: Mapping[str, Any]) -> str:

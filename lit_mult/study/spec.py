@@ -17,9 +17,11 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from lit_mult.config import RunConfig, config_error
+from lit_mult.config import OPEN_FIELDS, RunConfig, config_error
 from lit_mult.errors import ConfigError, UserError
 from lit_mult.record import CellInfo
+
+_NAME = r"[A-Za-z0-9][\w.-]*"
 
 
 class _Part(BaseModel):
@@ -83,7 +85,7 @@ class StudySpec(_Part):
     nuisance factors are optimized away within each point so that points compare at their best.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    name: str = Field(pattern=f"^{_NAME}$")
     """Name of the study and of its results folder."""
     title: str = ""
     """One line for figures and reports."""
@@ -111,20 +113,27 @@ class StudySpec(_Part):
         named: dict[str, dict[str, Any]] = {"factors": dict(self.factors), "nuisance": dict(self.nuisance)}
         for group, names in (named | {f"arms.{arm}": overrides for arm, overrides in self.arms.items()}).items():
             for name in names:
-                if name not in known and not name.startswith(_OPEN_FIELDS):
+                if name not in known and not name.startswith(tuple(f"{field}." for field in OPEN_FIELDS)):
                     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
                     hint = f"; did you mean {close[0]}?" if close else ""
                     raise ConfigError(f"{group}.{name}", names[name], f"no such field of a run config{hint}")
                 if name in _SET_BY_THE_STUDY:
                     raise ConfigError(f"{group}.{name}", names[name], f"is set by {_SET_BY_THE_STUDY[name]}")
+        for arm in self.arms:
+            if not re.fullmatch(_NAME, arm):
+                raise ConfigError(f"arms.{arm}", "...", "an arm's name holds letters, digits, '_', '.' and '-' only")
         for name, values in self.factors.items():
             if not values:
                 raise ConfigError(f"factors.{name}", values, "an empty grid; give at least one value")
+            if _repeats(values):
+                raise ConfigError(f"factors.{name}", values, "must not repeat a value")
         for name, grid in self.nuisance.items():
             if name in self.factors:
                 raise ConfigError(f"nuisance.{name}", "...", "is a scientific factor too; name it once")
             if grid == []:
                 raise ConfigError(f"nuisance.{name}", grid, "an empty grid; give at least one value")
+            if _repeats(grid_values(grid)):
+                raise ConfigError(f"nuisance.{name}", grid_values(grid), "must not repeat a value")
             if isinstance(grid, Distribution) and self.sampler == "grid":
                 raise ConfigError(f"nuisance.{name}", "a distribution", "needs a list, or sampler: random or tpe")
         if (self.sampler == "grid") != (self.budget.trials is None):
@@ -146,7 +155,8 @@ class StudySpec(_Part):
         except ValidationError as error:
             raise config_error(error) from None
         for point in spec.points():
-            point.first_cell()
+            for nuisance in point.grid():
+                point.config(nuisance, spec.seeds[0])
         return spec
 
     @property
@@ -154,12 +164,15 @@ class StudySpec(_Part):
         return RunConfig.from_dict(self.base)
 
     def points(self) -> Iterator[Point]:
-        """Every combination of an arm and values of the scientific factors, in the order of the file."""
+        """Every combination of an arm and values of the scientific factors, in the order of the file.
+
+        A factor that an arm sets, nuisance or scientific, has that one value in the arm.
+        """
         for arm, overrides in self.arms.items():
-            for values in itertools.product(*self.factors.values()):
-                factors = dict(zip(self.factors, values, strict=True))
-                nuisance = {name: grid for name, grid in self.nuisance.items() if name not in overrides}
-                yield Point(self, arm, {**factors, **{k: v for k, v in overrides.items() if k in factors}}, nuisance)
+            values = ([overrides[name]] if name in overrides else values for name, values in self.factors.items())
+            nuisance = {name: grid for name, grid in self.nuisance.items() if name not in overrides}
+            for combination in itertools.product(*values):
+                yield Point(self, arm, dict(zip(self.factors, combination, strict=True)), nuisance)
 
     @property
     def n_cells(self) -> int:
@@ -199,7 +212,7 @@ class Point:
         return len(self.spec.seeds) * math.prod(len(grid_values(grid)) for grid in self.nuisance.values())
 
     def grid(self) -> Iterator[dict[str, Any]]:
-        """Every combination of the nuisance grids."""
+        """Every combination of the nuisance grids; of a distribution, its two ends."""
         for values in itertools.product(*(grid_values(grid) for grid in self.nuisance.values())):
             yield dict(zip(self.nuisance, values, strict=True))
 
@@ -290,17 +303,10 @@ def _shipped_studies() -> dict[str, Path]:
 def canonical(spec: StudySpec) -> dict[str, Any]:
     """What decides the outcome of a study, as plain values: the title and the keeping of checkpoints left out."""
     data = spec.model_dump(mode="json", exclude={"title", "keep_checkpoints", "base"})
-    return data | {"base": spec.base_config.to_dict()}
-
-
-def fingerprint(spec: StudySpec) -> str:
-    """Hash of what decides the outcome of a study."""
-    return hashlib.sha256(json.dumps(canonical(spec), sort_keys=True).encode()).hexdigest()[:16]
+    return data | {"base": spec.base_config.decisive()}
 
 
 _SET_BY_THE_STUDY = {"seed": "seeds", "train.steps": "budget.steps", "train.batch_size": "budget.batch_size"}
-# Mappings whose keys are the user's.
-_OPEN_FIELDS = ("placement.overrides.", "trainer.extra.")
 
 
 def _fields(model: type[BaseModel], prefix: str = "") -> list[str]:
@@ -315,9 +321,13 @@ def _fields(model: type[BaseModel], prefix: str = "") -> list[str]:
     return names
 
 
+def _repeats(values: list[Any]) -> bool:
+    return len({json.dumps(value, sort_keys=True) for value in values}) < len(values)
+
+
 def _slug(value: Any) -> str:
     return re.sub(r"[^\w.]+", "_", str(value))
 
 
 def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.8g}" if isinstance(value, float) else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -12,8 +13,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from lit_mult.data.batches import TrainWindows, validation_windows
 from lit_mult.data.cache import prepare
 from lit_mult.errors import Interrupted, UserError
+from lit_mult.parametrization.plan import plan_run
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.progress import SweepProgress
 from lit_mult.study.queue import CellQueue, Ticket, cost
@@ -55,11 +58,9 @@ def sweep(spec: StudySpec, out: Path | str, workers: int | None = None) -> Sweep
     """
     if workers is not None and workers < 0:
         raise UserError(f"--workers {workers}: must be 0 or more")
-    # In this process and before anything is written: data that are not usable, and a cache that all workers share.
-    for data in {point.first_cell().config.data for point in spec.points()}:
-        prepare(data)
+    corpora = check_cells(spec)
     folder = StudyFolder(Path(out))
-    with folder.claim(spec):
+    with folder.claim(spec, corpora):
         queue = CellQueue(spec, folder)
         result = SweepResult(folder.path, spec.n_cells)
         remaining = queue.remaining_cost()
@@ -69,10 +70,35 @@ def sweep(spec: StudySpec, out: Path | str, workers: int | None = None) -> Sweep
             if workers == 0:
                 _run_here(queue, folder, spec, progress, result)
             else:
-                cores = len(os.sched_getaffinity(0))
+                cores = _cores()
                 n_workers = max(1, min(workers or cores, waiting))
                 _run_in_workers(queue, folder, spec, progress, result, n_workers, max(1, cores // n_workers))
     return result
+
+
+def check_cells(spec: StudySpec) -> list[str]:
+    """Find before anything is written what would stop every cell of a point, and fill the token cache they share.
+
+    Returns:
+        The hashes of the corpora of the study.
+    """
+    corpora = {}
+    for point in spec.points():
+        config = point.first_cell().config
+        data = json.dumps(config.data.model_dump(mode="json"))
+        if data not in corpora:
+            corpora[data] = prepare(config.data)
+            TrainWindows(corpora[data].train, config.data.seq_len, config.train.batch_size, config.seed)
+            validation_windows(corpora[data].val, config.data.seq_len, config.data.val_windows)
+        plan_run(config, corpora[data].vocab_size)
+    return sorted({corpus.hash for corpus in corpora.values()})
+
+
+def _cores() -> int:
+    """CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _run_here(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from lit_mult.config import RunConfig, differences
-from lit_mult.errors import UserError
+from lit_mult.errors import ConfigError, UserError
 from lit_mult.record import RECORD_NAME, RunRecord
 
 CONFIG_NAME = "config.json"
@@ -34,7 +35,7 @@ class RunFolder:
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step={step}.ckpt"
 
-    def finished(self, config: RunConfig) -> RunRecord | None:
+    def finished(self, config: RunConfig, corpus_hash: str) -> RunRecord | None:
         """The record of this run, if it has finished; nothing is written.
 
         Raises:
@@ -43,16 +44,25 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path}: is a file; name a folder")
         if self._config.is_file():
-            held = RunConfig.from_dict(json.loads(self._config.read_text()))
-            if held.hash != config.hash:
-                changes = differences(held.decisive(), config.decisive())
+            held, held_corpus = self._held()
+            if held.hash != config.hash or held_corpus != corpus_hash:
+                changes = differences(
+                    held.decisive() | {"corpus_hash": held_corpus}, config.decisive() | {"corpus_hash": corpus_hash}
+                )
                 raise UserError(f"--out {self.path}: holds another run ({changes}); name a new folder")
             return RunRecord.read(self.record) if self.record.is_file() else None
         if self.path.is_dir() and any(self.path.iterdir()):
             raise UserError(f"--out {self.path}: is not empty and holds no run; name a new folder")
         return None
 
-    def claim(self, config: RunConfig) -> None:
+    def _held(self) -> tuple[RunConfig, str]:
+        try:
+            held = json.loads(self._config.read_text())
+            return RunConfig.from_dict(held["config"]), str(held["corpus_hash"])
+        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+            raise UserError(f"{self._config}: damaged, not the config of a run ({error}); name a new folder") from None
+
+    def claim(self, config: RunConfig, corpus_hash: str) -> None:
         """Make the folder this run's.
 
         Raises:
@@ -61,7 +71,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             scratch = self.path / f".{CONFIG_NAME}"
-            scratch.write_text(json.dumps(config.to_dict(), indent=1))
+            scratch.write_text(json.dumps({"config": config.to_dict(), "corpus_hash": corpus_hash}, indent=1))
             scratch.replace(self._config)
         except OSError as error:
             raise UserError(f"--out {self.path}: cannot be written ({error.strerror})") from None
@@ -75,5 +85,5 @@ class RunFolder:
         return max(self.resumable(), key=lambda path: int(path.stem.partition("=")[2]), default=None)
 
     def resumable(self) -> list[Path]:
-        """Checkpoints of a run under way."""
-        return list(self.checkpoints.glob("step=*.ckpt"))
+        """Checkpoints of a run under way; a torn one, whose zip archive has no end, is not among them."""
+        return [path for path in self.checkpoints.glob("step=*.ckpt") if zipfile.is_zipfile(path)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lit_mult.config import TrainConfig
@@ -30,7 +31,7 @@ class History(Callback):
         self.train_seconds = 0.0
         self.val_seconds = 0.0
         self._pending: list[Tensor] = []
-        self._clock = 0.0
+        self._clock: float | None = None  # start of the lap under way
 
     @property
     def initial_loss(self) -> float:
@@ -46,14 +47,14 @@ class History(Callback):
         # Micro-batches of one optimizer step share their global_step: wait for the last of them.
         if step % self.config.log_every or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        loss = float(trainer.strategy.reduce(torch.stack(self._pending).mean(), reduce_op="mean"))
+        losses = torch.stack([loss.to(pl_module.device) for loss in self._pending])  # resumed ones are on the CPU
+        loss = float(trainer.strategy.reduce(losses.mean(), reduce_op="mean"))
         self._pending.clear()
         self.train_curve.append((step, loss))
         pl_module.log("train/loss", loss, prog_bar=True)
         if self.on_progress is not None:
             self.on_progress(step, loss)
-        if not math.isfinite(loss) or loss > self.config.divergence_factor * self.initial_loss:
-            self._diverge(trainer)
+        self._check(loss, trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._lap("train_seconds")
@@ -66,32 +67,36 @@ class History(Callback):
         self.val_curve.append((trainer.global_step, loss))
         if trainer.logger is not None:
             trainer.logger.log_metrics({"val/loss": loss}, step=trainer.global_step)
-        if not math.isfinite(loss):
-            self._diverge(trainer)
+        self._check(loss, trainer)
+        if trainer.state.fn != TrainerFn.FITTING:  # the last validation, after training
+            self._clock = None
 
-    def _diverge(self, trainer: Trainer) -> None:
-        self.diverged = True
-        trainer.should_stop = True
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._clock = time.perf_counter()
+    def _check(self, loss: float, trainer: Trainer) -> None:
+        if not math.isfinite(loss) or loss > self.config.divergence_factor * self.initial_loss:
+            self.diverged = True
+            trainer.should_stop = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._clock = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._lap("train_seconds")
+        self._clock = None
 
     def _lap(self, account: str) -> None:
+        """Book the time since the last lap; none is booked while neither training nor validation runs."""
         now = time.perf_counter()
-        setattr(self, account, getattr(self, account) + now - self._clock)
+        if self._clock is not None:
+            setattr(self, account, getattr(self, account) + now - self._clock)
         self._clock = now
 
     def state_dict(self) -> dict[str, Any]:
-        self._lap("train_seconds")
+        if self._clock is not None:
+            self._lap("train_seconds")
         return {
             "train_curve": list(self.train_curve),
             "val_curve": list(self.val_curve),
+            "diverged": self.diverged,
             "pending": [float(loss) for loss in self._pending],
             "train_seconds": self.train_seconds,
             "val_seconds": self.val_seconds,
@@ -100,5 +105,6 @@ class History(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.train_curve = [(int(step), float(loss)) for step, loss in state_dict["train_curve"]]
         self.val_curve = [(int(step), float(loss)) for step, loss in state_dict["val_curve"]]
+        self.diverged = state_dict["diverged"]
         self._pending = [torch.tensor(loss) for loss in state_dict["pending"]]
         self.train_seconds, self.val_seconds = state_dict["train_seconds"], state_dict["val_seconds"]

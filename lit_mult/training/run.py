@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -89,7 +90,7 @@ def run(
     corpus = prepare(config.data)
     data = TextDataModule(config, corpus)
     _check_trainer_arguments(config)
-    finished = folder.finished(config)
+    finished = folder.finished(config, corpus.hash)
     if finished is not None:
         return finished
 
@@ -100,7 +101,9 @@ def run(
         own = [history, RngState(), *callbacks, Checkpoints(folder, config.train)]
         trainer = _trainer(config, folder, own)
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
-        folder.claim(config)
+        data.check(trainer.world_size)
+        if trainer.is_global_zero:
+            folder.claim(config, corpus.hash)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=folder.newest_checkpoint(), weights_only=True)
         except SIGTERMException:  # it came where only Lightning was listening: before the first step or in validation
@@ -114,7 +117,7 @@ def run(
     if trainer.is_global_zero:
         if isinstance(trainer.logger, TensorBoardLogger):
             final = record.final_loss if record.final_loss is not None else math.nan
-            metrics = {"final_loss": final, "best_loss": record.best_loss}
+            metrics = {"final_loss": final, "best_loss": record.best_loss if record.best_loss is not None else math.nan}
             trainer.logger.log_hyperparams(flatten(config.to_dict()), metrics)
             trainer.logger.finalize("success")
         record.write(record_path or folder.record)
@@ -168,7 +171,7 @@ def _trainer(config: RunConfig, folder: RunFolder, callbacks: list[Callback]) ->
             default_root_dir=folder.path,
             **flags.extra,
         )
-    except (ValueError, TypeError, RuntimeError, ImportError) as error:  # what Lightning raises for a flag it refuses
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:  # a flag it refuses
         raise UserError(f"trainer: {' '.join(str(error).split())}") from None
 
 
@@ -207,10 +210,10 @@ def _record(
         steps=steps,
         tokens=tokens,
         wall_seconds=history.train_seconds + history.val_seconds,
-        tokens_per_second=tokens / history.train_seconds,
-        initial_loss=history.initial_loss,
+        tokens_per_second=tokens / history.train_seconds if history.train_seconds else 0.0,
+        initial_loss=history.initial_loss if math.isfinite(history.initial_loss) else None,
         final_loss=final_loss,
-        best_loss=min(loss for _, loss in finite_val),
+        best_loss=min((loss for _, loss in finite_val), default=None),
         final_bits_per_byte=None if final_loss is None else final_loss / math.log(2) / corpus.val_bytes_per_token,
         train_curve=[(step, loss) for step, loss in history.train_curve if math.isfinite(loss)],
         val_curve=finite_val,
