@@ -301,7 +301,7 @@ class RunConfig(_Section):
         return self.from_dict(data)
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that can change a loss, as nested plain values."""
+        """All settings but those of display and of places on this machine, as nested plain values."""
         data = self.to_dict()
         for section, field in _OUTSIDE_HASH:
             del data[section][field]
@@ -311,7 +311,7 @@ class RunConfig(_Section):
 
     @property
     def hash(self) -> str:
-        """16 hex digits of the settings that can change a loss."""
+        """16 hex digits of the decisive settings: runs of equal hash on equal data are the same run."""
         return hashlib.sha256(json.dumps(self.decisive(), sort_keys=True).encode()).hexdigest()[:16]
 
 

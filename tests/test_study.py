@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -18,11 +19,13 @@ import pytest
 import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from rich.console import Console
 
 from lit_mult.errors import ConfigError, Interrupted, UserError
 from lit_mult.record import RunRecord, find_records
 from lit_mult.study import sweep as sweep_module
 from lit_mult.study.folder import StudyFolder
+from lit_mult.study.progress import SweepProgress
 from lit_mult.study.queue import CellQueue
 from lit_mult.study.spec import StudySpec, load_study
 from lit_mult.study.sweep import check_cells, sweep
@@ -448,3 +451,23 @@ def test_a_damaged_journal_is_set_aside_and_a_damaged_plan_is_named(study_dict: 
     (tmp_path / "out" / "study.json").write_text("{}")
     with pytest.raises(UserError, match=r"study\.json: damaged"):
         sweep(spec, tmp_path / "out", workers=0)
+
+
+def test_the_display_gives_every_cell_a_line_of_its_own() -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=False)
+    progress = SweepProgress(cells=4, done=1, cost=30.0, steps=200, console=console)
+    progress.started("muP adamw 64 lr 0.0055242717 seed 0", cost=10.0)
+    progress.started("vectors muon 128 lr 0.125 seed 0", cost=10.0)
+    progress.stepped("vectors muon 128 lr 0.125 seed 0", step=50, loss=2.5)
+
+    console.print(progress.render())
+
+    headline, bar, first, second = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert headline.startswith("1/4 cells")
+    assert set(bar.strip()) <= {"━", "╸", "╺", "-", " "}
+    assert first.split() == ["muP", "adamw", "64", "lr", "0.0055242717", "seed", "0", "step", "0/200"]
+    assert second.split()[-4:] == ["step", "50/200", "loss", "2.500"]
+    # A quarter of one of three cells of equal cost is done: what is left takes eleven times as long as what was.
+    left = progress.seconds_left()
+    assert left is not None
+    assert left == pytest.approx(11 * (time.monotonic() - progress.start), rel=0.2)

@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -26,8 +26,8 @@ class SweepProgress:
         self.diverged = self.failed = 0
         self._cost, self._cost_done = cost, 0.0
         self._running: dict[str, tuple[float, int, float | None]] = {}
-        self._start = self._last_plain = time.monotonic()
-        self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True)
+        self.start = self._last_plain = time.monotonic()
+        self._live = Live(get_renderable=self.render, console=self.console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -65,23 +65,28 @@ class SweepProgress:
         """Time to the end at the pace so far; None before there is a pace."""
         under_way = sum(cost * step / self.steps for cost, step, _ in self._running.values())
         spent = self._cost_done + under_way
-        elapsed = time.monotonic() - self._start
+        elapsed = time.monotonic() - self.start
         return elapsed * (self._cost - spent) / spent if spent > 0 else None
 
     def _headline(self) -> str:
         left = self.seconds_left()
-        parts = [f"{self.done}/{self.cells} cells", f"{_clock(time.monotonic() - self._start)} elapsed"]
+        parts = [f"{self.done}/{self.cells} cells", f"{_clock(time.monotonic() - self.start)} elapsed"]
         if self.done < self.cells:
             parts.append(f"ETA {_clock(left)}" if left is not None else "ETA unknown yet")
         parts += [f"{self.diverged} diverged"] * bool(self.diverged) + [f"{self.failed} failed"] * bool(self.failed)
         return " · ".join(parts)
 
-    def _render(self) -> RenderableType:
+    def render(self) -> RenderableType:
+        """The display as it stands: headline, bar, and a line for each cell under way."""
         table = Table.grid(padding=(0, 2))
+        for _ in range(3):
+            table.add_column(no_wrap=True)
         for label, (_, step, loss) in self._running.items():
             table.add_row(label, f"step {step}/{self.steps}", "" if loss is None else f"loss {loss:.3f}")
-        bar = ProgressBar(total=self.cells, completed=self.done, width=40)
-        return Group(Text(self._headline()), bar, table)
+        display = Table.grid()  # not a Group: a bar does not end its line
+        for part in (Text(self._headline()), ProgressBar(total=self.cells, completed=self.done, width=40), table):
+            display.add_row(part)
+        return display
 
     def _tick(self) -> None:
         now = time.monotonic()
