@@ -121,7 +121,7 @@ def run(
             trainer.logger.log_hyperparams(flatten(config.to_dict()), metrics)
             trainer.logger.finalize("success")
         record.write(record_path or folder.record)
-        for checkpoint in folder.resumable():
+        for checkpoint in folder.checkpoints.glob("step=*.ckpt"):
             checkpoint.unlink()
         if not keep_checkpoint:
             shutil.rmtree(folder.checkpoints, ignore_errors=True)
