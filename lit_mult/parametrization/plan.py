@@ -83,8 +83,8 @@ def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
         config.multipliers != "none" and config.placement.init == "preset"
     )
 
-    # A tied head has the embedding's weight, so its constant does all of its scaling: logits start as those of an untied
-    # head and, as the embedding's learning rate is the same at every width, change with width as those do.
+    # A tied head has the embedding's weight, so its constant does all of its scaling: logits start as those of an
+    # untied head and, as the embedding's learning rate is the same at every width, change with width as those do.
     head_std = init_std(Role.LM_HEAD, shapes[Role.LM_HEAD], base_shapes[Role.LM_HEAD], config.parametrization)
     tied = head_std / config.parametrization.embedding_std if config.model.tie_embeddings else None
 
