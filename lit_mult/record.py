@@ -67,7 +67,7 @@ class RunRecord(BaseModel):
     tokens: int
     """Tokens trained on."""
     wall_seconds: float
-    """Seconds in training and validation, over all sessions of a resumed run."""
+    """Seconds in training and validation, over all parts of a resumed run."""
     tokens_per_second: float
     """Training tokens per second of training time (validation left out)."""
     initial_loss: float | None
