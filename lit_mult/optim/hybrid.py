@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
@@ -69,12 +68,9 @@ class HybridOptimizer(Optimizer):
         super().load_state_dict(state_dict)
         self._link()
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for part in self._parts:
+        first, *others = self._parts
+        loss: Tensor | None = first.step(closure)  # type: ignore[arg-type]  # which calls it before any update
+        for part in others:
             part.step()
         return loss

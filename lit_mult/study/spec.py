@@ -232,7 +232,7 @@ class Point:
 
     def first_cell(self) -> Cell:
         """A cell that stands for the point: the first value of every nuisance factor, the first seed."""
-        return self.cell({name: grid_values(grid)[0] for name, grid in self.nuisance.items()}, self.spec.seeds[0])
+        return self.cell(next(self.grid()), self.spec.seeds[0])
 
     def cell(self, nuisance: Mapping[str, Any], seed: int) -> Cell:
         """The cell at one value of every nuisance factor."""

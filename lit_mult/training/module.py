@@ -48,9 +48,13 @@ class LitLlama(LightningModule):
         logits_BTV: Tensor = self.model(ids_BT)
         return logits_BTV
 
-    def training_step(self, window_BT1: Tensor, batch_index: int) -> Tensor:
+    def _predict(self, window_BT1: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, T, V) in float32, and their mean cross-entropy () in nats per token."""
         logits_BTV = self.model(window_BT1[:, :-1]).float()
-        loss = F.cross_entropy(logits_BTV.flatten(0, 1), window_BT1[:, 1:].flatten())
+        return logits_BTV, F.cross_entropy(logits_BTV.flatten(0, 1), window_BT1[:, 1:].flatten())
+
+    def training_step(self, window_BT1: Tensor, batch_index: int) -> Tensor:
+        logits_BTV, loss = self._predict(window_BT1)
         self.last_train_loss = loss.detach()
         if self.config.model.z_loss:
             # arXiv:2204.02311 sec. 5: keeps the softmax normalizer near 1.
@@ -58,8 +62,7 @@ class LitLlama(LightningModule):
         return loss
 
     def validation_step(self, window_BT1: Tensor, batch_index: int) -> None:
-        logits_BTV = self.model(window_BT1[:, :-1]).float()
-        loss = F.cross_entropy(logits_BTV.flatten(0, 1), window_BT1[:, 1:].flatten())
+        _, loss = self._predict(window_BT1)
         self.val_loss.update(loss, weight=window_BT1[:, 1:].numel())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
