@@ -345,7 +345,9 @@ def test_a_stopped_sweep_goes_on(study_dict: MakeStudy, tmp_path: Path, number: 
     path.write_text(yaml.safe_dump(study))
     command = [sys.executable, "-m", "lit_mult", "sweep", str(path), "--out", str(tmp_path / "out"), "--workers", "2"]
 
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A shell may have started the tests in the background, where SIGINT is ignored, and children inherit that.
+    heard = {"preexec_fn": lambda: signal.signal(number, signal.SIG_DFL)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **heard)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not any((tmp_path / "out" / "records").glob("*.json")):
         time.sleep(0.02)

@@ -66,13 +66,14 @@ def sweep(spec: StudySpec, out: Path | str, workers: int | None = None) -> Sweep
         remaining = queue.remaining_cost()
         waiting = queue.n_waiting
         progress = SweepProgress(spec.n_cells, spec.n_cells - waiting, remaining, spec.budget.steps)
-        with progress, _interruptible(folder):
+        stop = _Stop(folder)
+        with progress, stop.listening():
             if workers == 0:
-                _run_here(queue, folder, spec, progress, result)
+                _run_here(queue, folder, spec, progress, result, stop)
             else:
                 cores = _cores()
                 n_workers = max(1, min(workers or cores, waiting))
-                _run_in_workers(queue, folder, spec, progress, result, n_workers, max(1, cores // n_workers))
+                _run_in_workers(queue, folder, spec, progress, result, stop, n_workers, max(1, cores // n_workers))
     return result
 
 
@@ -102,9 +103,10 @@ def _cores() -> int:
 
 
 def _run_here(
-    queue: CellQueue, folder: StudyFolder, spec: StudySpec, progress: SweepProgress, result: SweepResult
+    queue: CellQueue, folder: StudyFolder, spec: StudySpec, progress: SweepProgress, result: SweepResult, stop: _Stop
 ) -> None:
     while (ticket := queue.next()) is not None:
+        stop.check()
         label = ticket.cell.label
         progress.started(label, cost(ticket.cell.config))
         outcome = run_job(_job(ticket, folder, spec), partial(progress.stepped, label))
@@ -117,6 +119,7 @@ def _run_in_workers(
     spec: StudySpec,
     progress: SweepProgress,
     result: SweepResult,
+    stop: _Stop,
     n_workers: int,
     threads: int,
 ) -> None:
@@ -125,6 +128,7 @@ def _run_in_workers(
     attempts: Counter[str] = Counter()
     try:
         while True:
+            stop.check()
             while idle and (ticket := queue.next()) is not None:
                 worker = idle.pop()
                 busy[worker] = ticket
@@ -186,19 +190,40 @@ def _settle(ticket: Ticket, message: Message, progress: SweepProgress, result: S
             result.failures[ticket.cell.id] = message.reason
 
 
-@contextmanager
-def _interruptible(folder: StudyFolder) -> Iterator[None]:
-    """Let SIGTERM, which schedulers send, stop a sweep the way Ctrl-C does."""
+class _Stop:
+    """Turns SIGINT and SIGTERM into a request that the sweep looks at between two messages; a second SIGINT interrupts.
 
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+    Not an exception from the handler: it could come in the middle of telling Optuna, or in a destructor, which
+    swallows it.
+    """
 
-    here = threading.current_thread() is threading.main_thread()  # signals reach no other
-    previous = signal.signal(signal.SIGTERM, interrupt) if here else None
-    try:
-        yield
-    except (KeyboardInterrupt, Interrupted):
-        raise Interrupted(f"stopped; finished cells are in {folder.path}, and the same command goes on") from None
-    finally:
-        if here:
-            signal.signal(signal.SIGTERM, previous)
+    def __init__(self, folder: StudyFolder) -> None:
+        self.folder = folder
+        self.requested = False
+
+    def check(self) -> None:
+        """Raise `Interrupted` once a stop was requested."""
+        if self.requested:
+            raise Interrupted(f"stopped; finished cells are in {self.folder.path}, and the same command goes on")
+
+    def _request(self, number: int, frame: object) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen while a sweep runs; a cell in this very process listens for itself while it trains."""
+        here = threading.current_thread() is threading.main_thread()  # signals reach no other
+        signals = (signal.SIGINT, signal.SIGTERM) if here else ()
+        # What the caller has set to be ignored, as shells do with SIGINT for jobs in the background, stays ignored.
+        heard = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
+        previous = {number: signal.signal(number, self._request) for number in heard}
+        try:
+            yield
+        except Interrupted:
+            self.requested = True
+            self.check()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
