@@ -473,3 +473,10 @@ def test_the_display_gives_every_cell_a_line_of_its_own() -> None:
     left = progress.seconds_left()
     assert left is not None
     assert left == pytest.approx(11 * (time.monotonic() - progress.start), rel=0.2)
+
+
+def test_a_sweep_killed_while_it_claimed_its_folder_can_be_started_again(study_dict: MakeStudy, tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".study.json").write_text('{"name": "ti')
+
+    assert sweep(StudySpec.from_dict(study_dict()), tmp_path, workers=0).ran == 10

@@ -296,3 +296,10 @@ def test_a_torn_checkpoint_is_passed_over_and_a_damaged_config_is_named(tiny: Ti
     (tmp_path / "out" / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json: damaged"):
         run(tiny(), tmp_path / "out")
+
+
+def test_a_run_killed_while_it_claimed_its_folder_can_be_started_again(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / ".config.json").write_text('{"config": {"mod')
+
+    assert run(tiny(), tmp_path).status == "completed"
+    assert not (tmp_path / ".config.json").exists()

@@ -47,7 +47,8 @@ class StudyFolder:
         if held is not None:
             if changes := differences({name: held.get(name) for name in wanted}, wanted):
                 raise UserError(f"{self.path}: holds another version of this study ({changes}); name a new --out")
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        # A sweep that was killed while it claimed the folder leaves these and nothing else.
+        elif self.path.is_dir() and {path.name for path in self.path.iterdir()} - {".lock", ".study.json"}:
             raise UserError(f"{self.path}: is not empty and holds no study; name a new --out")
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,8 @@ class RunFolder:
                 )
                 raise UserError(f"--out {self.path}: holds another run ({changes}); name a new folder")
             return RunRecord.read(self.record) if self.record.is_file() else None
-        if self.path.is_dir() and any(self.path.iterdir()):
+        # A run that was killed while it claimed the folder leaves the scratch file and nothing else.
+        if self.path.is_dir() and any(path != self._scratch for path in self.path.iterdir()):
             raise UserError(f"--out {self.path}: is not empty and holds no run; name a new folder")
         return None
 
@@ -70,15 +71,18 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            scratch = self.path / f".{CONFIG_NAME}"
-            scratch.write_text(json.dumps({"config": config.to_dict(), "corpus_hash": corpus_hash}, indent=1))
-            scratch.replace(self._config)
+            self._scratch.write_text(json.dumps({"config": config.to_dict(), "corpus_hash": corpus_hash}, indent=1))
+            self._scratch.replace(self._config)
         except OSError as error:
             raise UserError(f"--out {self.path}: cannot be written ({error.strerror})") from None
 
     @property
     def _config(self) -> Path:
         return self.path / CONFIG_NAME
+
+    @property
+    def _scratch(self) -> Path:
+        return self.path / f".{CONFIG_NAME}"
 
     def newest_checkpoint(self) -> Path | None:
         """The checkpoint to go on from."""
