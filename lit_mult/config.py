@@ -21,7 +21,13 @@ _OUTSIDE_HASH = (("trainer", "progress_bar"), ("trainer", "tensorboard"), ("data
 
 
 # Mappings whose keys are the user's.
-OPEN_FIELDS = ("placement.overrides", "trainer.extra")
+OPEN_FIELDS = (
+    "placement.overrides",
+    "trainer.extra",
+    "parametrization.forward",
+    "parametrization.lr",
+    "parametrization.weight_decay",
+)
 
 
 class _Section(BaseModel):
@@ -108,6 +114,12 @@ class ParametrizationConfig(_Section):
     """Per-role forward, lr and weight-decay multipliers: the name of a shipped preset or a YAML file."""
     tier: Tier = "FULL"
     """How much of the preset to use: NONE of it, LR, LR and weight decay, or FULL (forward multipliers too)."""
+    forward: dict[str, float] = Field(default_factory=dict)
+    """Role -> forward multiplier, in place of the preset's."""
+    lr: dict[str, float] = Field(default_factory=dict)
+    """Role -> factor on the learning rate, in place of the preset's."""
+    weight_decay: dict[str, float] = Field(default_factory=dict)
+    """Role -> factor on the weight decay, in place of the preset's."""
 
 
 class OptimConfig(_Section):
@@ -307,6 +319,9 @@ class RunConfig(_Section):
             del data[section][field]
         if overrides := data["placement"]["overrides"]:  # their order decides
             data["placement"]["overrides"] = [list(pair) for pair in overrides.items()]
+        for part in ("forward", "lr", "weight_decay"):
+            if not data["parametrization"][part]:  # as before these fields existed: hashes outlive their coming
+                del data["parametrization"][part]
         return data
 
     @property

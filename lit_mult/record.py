@@ -33,6 +33,8 @@ class CellInfo(BaseModel):
     """Value of each scientific factor, by dotted config field (`model.d_model: 64`)."""
     nuisance: dict[str, Any]
     """Value of each nuisance factor, by dotted config field (`optim.lr: 0.01`)."""
+    added: bool = False
+    """Not of the planned grid: added because the optimum lay at an edge of it."""
 
 
 class RunRecord(BaseModel):
@@ -41,8 +43,9 @@ class RunRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    status: Literal["completed", "diverged"]
-    """diverged: the loss became non-finite or rose far above its start; a data point, not a failure."""
+    status: Literal["completed", "diverged", "pruned"]
+    """diverged: the loss became non-finite or rose far above its start; a data point, not a failure. pruned: ended
+    early by the study's pruner, for want of promise."""
     config: dict[str, Any]
     """The full `RunConfig` as plain values."""
     config_hash: str
@@ -63,7 +66,7 @@ class RunRecord(BaseModel):
     parameters: dict[str, int]
     """Number of trainable parameters: total, non_embedding, multipliers."""
     steps: int
-    """Optimizer steps done; fewer than asked for when diverged."""
+    """Optimizer steps done; fewer than asked for when diverged or pruned."""
     tokens: int
     """Tokens trained on."""
     wall_seconds: float
@@ -73,11 +76,11 @@ class RunRecord(BaseModel):
     initial_loss: float | None
     """Validation loss before the first step, nats per token; None when it is not finite."""
     final_loss: float | None
-    """Validation loss after the last step, nats per token; None when diverged."""
+    """Validation loss after the last step, nats per token; None when diverged or pruned."""
     best_loss: float | None
     """Lowest validation loss seen, nats per token (the initial one included); None when none is finite."""
     final_bits_per_byte: float | None
-    """Final validation loss in bits per byte of text; None when diverged."""
+    """Final validation loss in bits per byte of text; None when diverged or pruned."""
     train_curve: list[tuple[int, float]]
     """(step, mean training loss of the log_every steps up to it), nats per token, z-loss left out."""
     val_curve: list[tuple[int, float]]
