@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from lit_mult.config import RunConfig
     from lit_mult.errors import ConfigError, UserError
     from lit_mult.record import RunRecord
-    from lit_mult.study.spec import StudySpec, load_study
+    from lit_mult.study.files import load_study
+    from lit_mult.study.spec import StudySpec
     from lit_mult.study.sweep import sweep
     from lit_mult.training.run import run
 
@@ -40,7 +41,7 @@ _HOMES = {
     "interpolated_optimum": "lit_mult.analysis.sensitivity",
     "load_curves": "lit_mult.analysis.frame",
     "load_records": "lit_mult.analysis.frame",
-    "load_study": "lit_mult.study.spec",
+    "load_study": "lit_mult.study.files",
     "loss_vs_lr": "lit_mult.analysis.plots",
     "lr_sensitivity": "lit_mult.analysis.sensitivity",
     "optimum_drift": "lit_mult.analysis.plots",

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from lit_mult.errors import Interrupted, UserError
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from lit_mult.config import RunConfig
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+_PRESET_HELP = "preset file for the preset that the study names (NAME=FILE where it names several)"
+_STORAGE_HELP = "Optuna storage shared by sweeps: sqlite:///FILE, postgresql://..., grpc://HOST:PORT or a journal file"
 
 
 def fit(arguments: Sequence[str]) -> int:
@@ -75,20 +78,27 @@ def sweep(arguments: Sequence[str]) -> int:
     parser = _parser("sweep", sweep)
     parser.add_argument("study", type=str, help="study file, or the name of a shipped study")
     parser.add_argument("--out", type=str, default=None, help="results folder (default: results/NAME)")
-    workers = "processes (default: one for each CPU core; 0: this process alone)"
+    parser.add_argument("--preset", type=str, action="append", default=[], help=_PRESET_HELP)
+    workers = "cells at once (default: one for each GPU, or else CPU core; 0: in this process, one after the other)"
     parser.add_argument("--workers", type=int, default=None, help=workers)
+    parser.add_argument("--storage", type=str, default=None, help=_STORAGE_HELP)
+    parser.add_argument("--executor", type=Literal["local", "ray"], default="local", help="where the cells run")
+    parser.add_argument("--address", type=str, default=None, help="Ray cluster; auto: the one that is running here")
+    parser.add_argument("--retries", type=int, default=3, help="deaths without progress that a cell is forgiven")
+    parser.add_argument("--retry-failed", action="store_true", help="try cells that were given up once more")
     namespace = parser.parse_args(list(arguments))
 
-    from lit_mult.study.spec import load_study
+    from lit_mult.study.files import load_study
     from lit_mult.study.sweep import sweep as run_study
 
-    spec = load_study(namespace.study)
+    spec = load_study(namespace.study, namespace.preset)
     out = Path(namespace.out or Path("results") / spec.name)
-    result = run_study(spec, out, namespace.workers)
+    options = ("storage", "executor", "address", "retries", "retry_failed")
+    result = run_study(spec, out, namespace.workers, **{name: namespace[name] for name in options})
     if len(result.failures) < result.cells:
         _print_report(out)
     if result.failures:
-        print(f"{len(result.failures)} cells failed; the same command tries them again:", file=sys.stderr)
+        print(f"{len(result.failures)} cells failed; --retry-failed tries them again:", file=sys.stderr)
         for cell, reason in result.failures.items():
             print(f"  {cell}: {reason}", file=sys.stderr)
         return FAILED

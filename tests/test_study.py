@@ -21,14 +21,18 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from rich.console import Console
 
+from lit_mult.config import RunConfig
 from lit_mult.errors import ConfigError, Interrupted, UserError
 from lit_mult.record import RunRecord, find_records
-from lit_mult.study import sweep as sweep_module
+from lit_mult.study.executors import here
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.progress import SweepProgress
-from lit_mult.study.queue import CellQueue
-from lit_mult.study.spec import StudySpec, load_study
+from lit_mult.study.queue import CellQueue, Counts
+from lit_mult.study.files import load_study
+from lit_mult.study.spec import StudySpec
+from lit_mult.study.storage import open_storage
 from lit_mult.study.sweep import check_cells, sweep
+from lit_mult.training import run
 
 MakeStudy = Callable[..., dict[str, Any]]
 
@@ -61,6 +65,16 @@ def study_dict(tiny_dict: Callable[..., dict[str, Any]]) -> MakeStudy:
 
 def losses(folder: Path) -> dict[str, float | None]:
     return {path.stem: RunRecord.read(path).final_loss for path in find_records(folder)}
+
+
+def states(journal: Path) -> list[str]:
+    """States of all trials."""
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    return [
+        trial.state.name
+        for summary in optuna.get_all_study_summaries(storage)
+        for trial in optuna.load_study(study_name=summary.study_name, storage=storage).trials
+    ]
 
 
 def test_the_cells_of_a_grid(study_dict: MakeStudy) -> None:
@@ -213,15 +227,6 @@ def test_bad_data_are_found_before_anything_is_written(study_dict: MakeStudy, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_two_sweeps_do_not_share_a_folder(study_dict: MakeStudy, tmp_path: Path) -> None:
-    spec = StudySpec.from_dict(study_dict())
-    with (
-        StudyFolder(tmp_path / "out").claim(spec, check_cells(spec)),
-        pytest.raises(UserError, match="another sweep is running"),
-    ):
-        sweep(spec, tmp_path / "out", workers=0)
-
-
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_sampled_search_spends_its_trials_and_pairs_its_arms(
     study_dict: MakeStudy, tmp_path: Path, sampler: str
@@ -253,41 +258,37 @@ def test_a_sampled_search_spends_its_trials_and_pairs_its_arms(
 def test_a_killed_sweep_leaves_no_trial_running(study_dict: MakeStudy, tmp_path: Path) -> None:
     spec = StudySpec.from_dict(study_dict())
     folder = StudyFolder(tmp_path / "out")
-    with folder.claim(spec, check_cells(spec)):
-        queue = CellQueue(spec, folder)
-        handed_out = [queue.next(), queue.next()]  # and then the process is gone
+    with folder.locked():
+        identity = folder.claim(spec, check_cells(spec))
+    queue = CellQueue(spec, folder, open_storage(folder.journal), identity, "killed", retries=3)
+    handed_out = [queue.next(), queue.next()]  # and then the process is gone
 
     assert all(ticket is not None for ticket in handed_out)
     assert sweep(spec, tmp_path / "out", workers=0).ran == 10
-    storage = JournalStorage(JournalFileBackend(str(folder.journal)))
-    states = [
-        trial.state.name
-        for summary in optuna.get_all_study_summaries(storage)
-        for trial in optuna.load_study(study_name=summary.study_name, storage=storage).trials
-    ]
-    assert sorted(states) == ["COMPLETE"] * 10 + ["FAIL"] * 2
+    assert sorted(states(folder.journal)) == ["COMPLETE"] * 10 + ["FAIL"] * 2
 
 
-def test_a_cell_that_fails_is_named_and_tried_again_by_the_next_sweep(
+def test_a_cell_that_fails_is_named_and_tried_again_when_asked(
     study_dict: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = StudySpec.from_dict(study_dict())
-    real = sweep_module.run_job
+    real = run.run
 
-    def sabotage(job: Any, on_progress: Any) -> Any:
-        if job.cell["arm"] == "standard":
-            from lit_mult.study.worker import Failed
+    def sabotage(config: RunConfig, *arguments: Any, **options: Any) -> Any:
+        if config.parametrization.rule == "standard":
+            raise RuntimeError("out of luck")
+        return real(config, *arguments, **options)
 
-            return Failed("RuntimeError: out of luck", trace="Traceback ...")
-        return real(job, on_progress)
-
-    monkeypatch.setattr(sweep_module, "run_job", sabotage)
+    monkeypatch.setattr(run, "run", sabotage)
     result = sweep(spec, tmp_path / "out", workers=0)
     assert result.ran == 8
     assert sorted(result.failures.values()) == ["RuntimeError: out of luck"] * 2
 
     monkeypatch.undo()
-    assert sweep(spec, tmp_path / "out", workers=0).ran == 2
+    again = sweep(spec, tmp_path / "out", workers=0)
+    assert (again.ran, again.failures) == (0, result.failures)  # given up, and said so
+    once_more = sweep(spec, tmp_path / "out", workers=0, retry_failed=True)
+    assert (once_more.ran, once_more.failures) == (2, {})
 
 
 def test_workers_give_what_one_process_gives(study_dict: MakeStudy, tmp_path: Path) -> None:
@@ -367,8 +368,9 @@ def test_a_stopped_sweep_goes_on(study_dict: MakeStudy, tmp_path: Path, number: 
 
 def test_the_folder_says_what_the_study_is(study_dict: MakeStudy, tmp_path: Path) -> None:
     spec = StudySpec.from_dict(study_dict())
-    with StudyFolder(tmp_path / "out").claim(spec, ["c0ffee"]):
-        pass
+    folder = StudyFolder(tmp_path / "out")
+    with folder.locked():
+        folder.claim(spec, ["c0ffee"])
 
     held = json.loads((tmp_path / "out" / "study.json").read_text())
     assert (held["name"], held["title"], held["cells"]) == ("tiny", "a tiny study", 10)
@@ -399,14 +401,14 @@ def test_a_sampled_search_that_goes_on_does_not_repeat_its_samples(
         factors={"model.d_model": [8]},
     )
     spec = StudySpec.from_dict(study)
-    real = sweep_module.run_job
+    real = here.run_job
 
-    def stop_after_two(job: Any, on_progress: Any) -> Any:
+    def stop_after_two(job: Any, post: Any) -> Any:
         if len(find_records(tmp_path / "out")) == 2:
             raise Interrupted
-        return real(job, on_progress)
+        return real(job, post)
 
-    monkeypatch.setattr(sweep_module, "run_job", stop_after_two)
+    monkeypatch.setattr(here, "run_job", stop_after_two)
     with pytest.raises(Interrupted):
         sweep(spec, tmp_path / "out", workers=0)
     monkeypatch.undo()
@@ -448,7 +450,7 @@ def test_a_damaged_journal_is_set_aside_and_a_damaged_plan_is_named(study_dict: 
     journal.write_text(journal.read_text()[:-40] + "\n{torn\n{}\n")
 
     assert sweep(spec, tmp_path / "out", workers=0).ran == 0
-    assert journal.with_suffix(".damaged").exists()
+    assert journal.with_name("optuna.journal.damaged").exists()
 
     (tmp_path / "out" / "study.json").write_text("{}")
     with pytest.raises(UserError, match=r"study\.json: damaged"):
@@ -457,7 +459,7 @@ def test_a_damaged_journal_is_set_aside_and_a_damaged_plan_is_named(study_dict: 
 
 def test_the_display_gives_every_cell_a_line_of_its_own() -> None:
     console = Console(file=io.StringIO(), width=100, force_terminal=False)
-    progress = SweepProgress(cells=4, done=1, cost=30.0, steps=200, console=console)
+    progress = SweepProgress(Counts(cells=4, waiting=3, cost_waiting=30.0), steps=200, console=console)
     progress.started("muP adamw 64 lr 0.0055242717 seed 0", cost=10.0)
     progress.started("vectors muon 128 lr 0.125 seed 0", cost=10.0)
     progress.stepped("vectors muon 128 lr 0.125 seed 0", step=50, loss=2.5)

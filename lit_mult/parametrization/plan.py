@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lit_mult.config import RunConfig
-from lit_mult.parametrization.presets import load_preset
+from lit_mult.parametrization.presets import run_multipliers
 from lit_mult.parametrization.rules import init_std, scaling, trained_by
 from lit_mult.placement import Axes, Axis, place
 from lit_mult.roles import Role, Shape, matrix_shapes
@@ -65,23 +65,20 @@ def matrix_roles(config: RunConfig) -> dict[str, Role]:
 
 
 def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
-    """Decide every matrix of a run: placement, width rule, preset and optimizer settings brought together.
+    """Decide every matrix of a run: placement, width rule, multipliers by role and optimizer settings brought together.
 
-    The forward multiplier of the preset is a constant under `fixed`; under `scalar` and `vector` with
-    `placement.init: preset` it is where the learnable multiplier starts (and stays a constant where the placement
-    has none); under `none` it is not used.
+    The multipliers by role are the config's own and, for roles it does not name, the preset's; the tier cuts both. The
+    forward one is a constant under `fixed`; under `scalar` and `vector` with `placement.init: preset` it is where the
+    learnable multiplier starts (and stays a constant where the placement has none); under `none` it is not used.
 
     Raises:
-        ConfigError: the preset or a placement override is not usable.
+        UserError: the preset, a multiplier or a placement override is not usable.
     """
     base_model = config.model.model_copy(update={"d_model": config.parametrization.base_d_model})
     shapes, base_shapes = matrix_shapes(config.model, vocab_size), matrix_shapes(base_model, vocab_size)
-    preset = load_preset(config.parametrization.preset).at_tier(config.parametrization.tier)
+    given = run_multipliers(config)
     roles = matrix_roles(config)
     axes_by_name = place(config.multipliers, config.placement, roles)
-    preset_applies = config.multipliers == "fixed" or (
-        config.multipliers != "none" and config.placement.init == "preset"
-    )
 
     # A tied head has the embedding's weight, so its constant does all of its scaling: logits start as those of an
     # untied head and, as the embedding's learning rate is the same at every width, change with width as those do.
@@ -92,13 +89,13 @@ def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
     for name, role in roles.items():
         rule = scaling(role, shapes[role], base_shapes[role], config.optimizer, config.parametrization)
         axes = axes_by_name[name]
-        forward = preset.forward.get(role, 1.0) if preset_applies else 1.0
+        forward = given.forward.get(role, 1.0)
         start = {axis: 1.0 for axis in Axis if axis in axes}
         if start:
             # One multiplier carries the whole value: scalar before row before column.
             start[next(iter(start))] = forward
             forward = 1.0
-        lr = config.optim.lr * rule.lr * preset.lr.get(role, 1.0)
+        lr = config.optim.lr * rule.lr * given.lr.get(role, 1.0)
         # The width rule's factor makes up for the lr's; independent decay has the lr divided out instead.
         decay_unit = rule.weight_decay if config.optim.weight_decay_mode == "coupled" else 1 / lr
         matrices[name] = MatrixPlan(
@@ -111,7 +108,7 @@ def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
             init_std=rule.init_std,
             optimizer=trained_by(role, config.optimizer),
             lr=lr,
-            weight_decay=config.optim.weight_decay * preset.weight_decay.get(role, 1.0) * decay_unit,
+            weight_decay=config.optim.weight_decay * given.weight_decay.get(role, 1.0) * decay_unit,
         )
     norm, multiplier = _vector_plans(config)
     scales = {"1/sqrt(head_dim)": config.model.head_dim**-0.5, "1/head_dim": 1 / config.model.head_dim}

@@ -1,9 +1,18 @@
-"""The results folder of a study: study.json, records/, the Optuna journal, and cells/ for work under way."""
+"""The results folder of a study: study.json, records/, the Optuna journal, and what belongs to work under way.
+
+study.json      the plan
+records/        one JSON file a finished cell: the truth, from which all else can be rebuilt
+cells/          run folders of unfinished cells, with their checkpoints
+attempts/       who is or was at work on which unfinished cell
+sweeps/         sweeps that are running on the folder, on this machine or another
+optuna.journal  Optuna's trials, unless another storage was named
+"""
 
 from __future__ import annotations
 
 import fcntl
 import json
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,68 +20,145 @@ from pathlib import Path
 from typing import Any
 
 from lit_mult.config import differences
-from lit_mult.errors import UserError
-from lit_mult.study.spec import Cell, StudySpec, canonical
+from lit_mult.errors import ConfigError, UserError
+from lit_mult.record import RunRecord
+from lit_mult.study.attempts import Attempts
+from lit_mult.study.lease import Lease, is_alive
+from lit_mult.study.spec import StudySpec, canonical
 
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """Where a study keeps what it has found; records are the truth, the rest can be rebuilt from them."""
+    """Where a study keeps what it has found. Sweeps on several machines may share it."""
 
     path: Path
 
     @property
-    def spec(self) -> Path:
+    def plan(self) -> Path:
         return self.path / "study.json"
 
     @property
     def journal(self) -> Path:
         return self.path / "optuna.journal"
 
+    @property
+    def attempts(self) -> Attempts:
+        return Attempts(self.path / "attempts")
+
     def record(self, cell_id: str) -> Path:
         return self.path / "records" / f"{cell_id}.json"
 
-    def work(self, cell: Cell) -> Path:
-        return self.path / "cells" / cell.id
+    def work(self, cell_id: str) -> Path:
+        return self.path / "cells" / cell_id
+
+    def finished(self, cell_id: str) -> RunRecord | None:
+        """The record of a cell, if it has one. A damaged one is set aside (as *.damaged): the cell has none then."""
+        path = self.record(cell_id)
+        if not path.is_file():
+            return None
+        try:
+            return RunRecord.read(path)
+        except UserError:
+            path.replace(path.with_name(f"{path.name}.damaged"))
+            return None
 
     @contextmanager
-    def claim(self, spec: StudySpec, corpora: list[str]) -> Iterator[None]:
-        """Hold the folder for this study, on corpora of these hashes, while it runs.
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for a moment, against other sweeps that start at the same time.
 
         Raises:
-            UserError: the folder holds another study or another version of this one, is in use, or cannot be written.
+            UserError: the folder cannot be written.
         """
-        wanted = json.loads(json.dumps({"spec": canonical(spec), "corpora": corpora}))
-        held = self._held()
-        if held is not None:
-            if changes := differences({name: held.get(name) for name in wanted}, wanted):
-                raise UserError(f"{self.path}: holds another version of this study ({changes}); name a new --out")
-        # A sweep that was killed while it claimed the folder leaves these and nothing else.
-        elif self.path.is_dir() and {path.name for path in self.path.iterdir()} - {".lock", ".study.json"}:
-            raise UserError(f"{self.path}: is not empty and holds no study; name a new --out")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"{self.path}: another sweep is running on this folder") from None
-            scratch = self.spec.with_name(".study.json")
-            data = {"name": spec.name, "title": spec.title, "cells": spec.n_cells}
-            scratch.write_text(json.dumps(data | wanted, indent=1))
-            scratch.rename(self.spec)
+            fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+    def check(self, spec: StudySpec, corpora: list[str]) -> None:
+        """See whether the folder is free or holds this very study, on corpora of these hashes; nothing is written.
+
+        Raises:
+            UserError: the folder holds another study, another version of this one, or other files.
+        """
+        held = self._held()
+        if held is not None:
+            wanted = {"spec": canonical(spec), "corpora": corpora}
+            if changes := differences({"spec": _canonical(held["spec"]), "corpora": held.get("corpora")}, wanted):
+                raise UserError(f"{self.path}: holds another version of this study ({changes}); name a new --out")
+        # A sweep that was killed while it claimed the folder leaves hidden files and nothing else.
+        elif self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
+            raise UserError(f"{self.path}: is not empty and holds no study; name a new --out")
+
+    def claim(self, spec: StudySpec, corpora: list[str]) -> str:
+        """Write the plan, unless it is there; to be called while `locked`.
+
+        Returns:
+            The identity of the folder, which ties a storage to it.
+
+        Raises:
+            UserError: see `check`; or the folder cannot be written.
+        """
+        self.check(spec, corpora)
+        held = self._held() or {}
+        plan = {"name": spec.name, "title": spec.title, "cells": spec.n_cells, "spec": canonical(spec)}
+        plan |= {"corpora": corpora, "id": held.get("id") or secrets.token_hex(6)}
+        if plan != held:
+            scratch = self.plan.with_name(".study.json")
+            try:
+                scratch.write_text(json.dumps(plan, indent=1))
+                scratch.replace(self.plan)
+            except OSError as error:
+                raise UserError(f"{self.plan}: cannot be written ({error.strerror})") from None
+        return str(plan["id"])
+
+    def join(self) -> Lease:
+        """Sign a sweep in."""
+        return Lease(self.sweep(secrets.token_hex(4)), {})
+
+    def sweep(self, name: str) -> Path:
+        """The lease of a sweep."""
+        return self.path / "sweeps" / f"{name}.json"
+
+    def sweeps(self) -> list[Path]:
+        """Leases of the sweeps that are running; those of dead ones are removed."""
+        alive = []
+        for path in sorted((self.path / "sweeps").glob("[!.]*.json")):
+            if is_alive(path):
+                alive.append(path)
+            else:
+                path.unlink(missing_ok=True)
+        return alive
+
+    def spec(self) -> StudySpec:
+        """The study that the folder holds.
+
+        Raises:
+            UserError: it holds none, or the plan is damaged.
+        """
+        held = self._held()
+        if held is None:
+            raise UserError(f"{self.path}: holds no study")
+        return StudySpec.from_dict(held["spec"])
 
     def _held(self) -> dict[str, Any] | None:
         try:
-            held = json.loads(self.spec.read_text())
-        except FileNotFoundError:
+            held = json.loads(self.plan.read_text())
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.spec}: cannot be read ({error})") from None
+            raise UserError(f"{self.plan}: cannot be read ({error})") from None
         if not isinstance(held, dict) or not isinstance(held.get("spec"), dict):
-            raise UserError(f"{self.spec}: damaged, not the plan of a study; name a new --out")
+            raise UserError(f"{self.plan}: damaged, not the plan of a study; name a new --out")
+        return held
+
+
+def _canonical(held: dict[str, Any]) -> dict[str, Any]:
+    """A plan as this version would have written it: fields that have come since have their defaults."""
+    try:
+        return canonical(StudySpec.from_dict(held))
+    except ConfigError:
         return held

@@ -13,18 +13,21 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from lit_mult.study.queue import Counts
+
 _PLAIN_EVERY_SECONDS = 15.0
 
 
 class SweepProgress:
     """A live display on a terminal, a plain line now and then elsewhere."""
 
-    def __init__(self, cells: int, done: int, cost: float, steps: int, console: Console | None = None) -> None:
-        """`cost` is the estimated cost of the cells to come, in any unit; `done` cells are there already."""
+    def __init__(self, counts: Counts, steps: int, console: Console | None = None) -> None:
+        """`counts` as it is at the start; `steps` of a cell."""
         self.console = console or Console(stderr=True)
-        self.cells, self.done, self.steps = cells, done, steps
-        self.diverged = self.failed = 0
-        self._cost, self._cost_done = cost, 0.0
+        self.steps = steps
+        self.diverged = self.pruned = 0
+        self._counts = counts
+        self._cost = self._cost_before = counts.cost_waiting + counts.cost_elsewhere
         self._running: dict[str, tuple[float, int, float | None]] = {}
         self.start = self._last_plain = time.monotonic()
         self._live = Live(get_renderable=self.render, console=self.console, refresh_per_second=4, transient=True)
@@ -41,40 +44,59 @@ class SweepProgress:
             self._live.stop()
         self.console.print(self._headline())
 
+    def sync(self, counts: Counts) -> None:
+        """Take over what the queue has counted, cells of other sweeps and cells added to the plan included."""
+        if grown := counts.cells - self._counts.cells:
+            self._cost += grown * self._cost_before / max(1, self._counts.cells)
+        self._counts = counts
+        self._tick()
+
     def started(self, label: str, cost: float) -> None:
         self._running[label] = (cost, 0, None)
+        self._counts.waiting -= 1
+        self._counts.cost_waiting -= cost
 
     def stepped(self, label: str, step: int, loss: float) -> None:
         self._running[label] = (self._running[label][0], step, loss)
         self._tick()
 
-    def ended(self, label: str, *, diverged: bool = False, failed: bool = False, retry: bool = False) -> None:
+    def ended(self, label: str, *, status: str = "", failed: bool = False) -> None:
+        """A cell has come to its end: with a record of that status, failed for good, or else to wait again."""
         cost, _, _ = self._running.pop(label)
-        if not retry:
-            self._cost_done += cost
-            self.done += 1
-            self.diverged += diverged
-            self.failed += failed
+        if not status and not failed:
+            self._counts.waiting += 1
+            self._counts.cost_waiting += cost
+        self._counts.failed += failed
+        self.diverged += status == "diverged"
+        self.pruned += status == "pruned"
         self._tick()
 
     def say(self, line: str) -> None:
         """A line that stays."""
         self.console.print(Text(line))
 
+    @property
+    def done(self) -> int:
+        """Cells that have a record."""
+        counts = self._counts
+        return counts.cells - counts.waiting - counts.elsewhere - counts.failed - len(self._running)
+
     def seconds_left(self) -> float | None:
         """Time to the end at the pace so far; None before there is a pace."""
-        under_way = sum(cost * step / self.steps for cost, step, _ in self._running.values())
-        spent = self._cost_done + under_way
+        to_come = self._counts.cost_waiting + self._counts.cost_elsewhere
+        to_come += sum(cost * (1 - step / self.steps) for cost, step, _ in self._running.values())
+        spent = self._cost - to_come
         elapsed = time.monotonic() - self.start
-        return elapsed * (self._cost - spent) / spent if spent > 0 else None
+        return elapsed * to_come / spent if spent > 0 else None
 
     def _headline(self) -> str:
-        left = self.seconds_left()
-        parts = [f"{self.done}/{self.cells} cells", f"{_clock(time.monotonic() - self.start)} elapsed"]
-        if self.done < self.cells:
+        counts, left = self._counts, self.seconds_left()
+        parts = [f"{self.done}/{counts.cells} cells", f"{_clock(time.monotonic() - self.start)} elapsed"]
+        if self.done + counts.failed < counts.cells:
             parts.append(f"ETA {_clock(left)}" if left is not None else "ETA unknown yet")
-        parts += [f"{self.diverged} diverged"] * bool(self.diverged) + [f"{self.failed} failed"] * bool(self.failed)
-        return " · ".join(parts)
+        numbers = {"elsewhere": counts.elsewhere, "pruned": self.pruned, "diverged": self.diverged}
+        numbers |= {"failed": counts.failed}
+        return " · ".join(parts + [f"{number} {what}" for what, number in numbers.items() if number])
 
     def render(self) -> RenderableType:
         """The display as it stands: headline, bar, and a line for each cell under way."""
@@ -84,7 +106,8 @@ class SweepProgress:
         for label, (_, step, loss) in self._running.items():
             table.add_row(label, f"step {step}/{self.steps}", "" if loss is None else f"loss {loss:.3f}")
         display = Table.grid()  # not a Group: a bar does not end its line
-        for part in (Text(self._headline()), ProgressBar(total=self.cells, completed=self.done, width=40), table):
+        bar = ProgressBar(total=self._counts.cells, completed=self.done, width=40)
+        for part in (Text(self._headline()), bar, table):
             display.add_row(part)
         return display
 

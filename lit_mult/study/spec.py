@@ -10,61 +10,23 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from functools import cached_property
+from typing import Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lit_mult.config import OPEN_FIELDS, RunConfig, config_error
-from lit_mult.errors import ConfigError, UserError
+from lit_mult.errors import ConfigError
+from lit_mult.parametrization.presets import Preset, apply_preset
+from lit_mult.parametrization.search_space import neutral, search_space
 from lit_mult.record import CellInfo
+from lit_mult.study.grids import Distribution, Grid, grid_values
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class PowersOfTwo(_Part):
-    """A grid given by its exponents: `{log2: [-9, -7.5, -6]}`."""
-
-    log2: list[float] = Field(min_length=1)
-
-    @property
-    def values(self) -> list[float]:
-        return [2.0**exponent for exponent in self.log2]
-
-
-class Distribution(_Part):
-    """A range to sample from: `{low: 1e-3, high: 1e-1, log: true}`."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.high <= self.low:
-            raise ConfigError("nuisance high", self.high, f"must be above low = {self.low}")
-        if self.log and self.low <= 0:
-            raise ConfigError("nuisance low", self.low, "must be above 0 with log: true")
-        return self
-
-
-def _kind_of_grid(value: Any) -> str:
-    if isinstance(value, list):
-        return "list"
-    return "log2" if isinstance(value, PowersOfTwo) or (isinstance(value, dict) and "log2" in value) else "range"
-
-
-Grid = Annotated[
-    Annotated[list[Any], Tag("list")] | Annotated[PowersOfTwo, Tag("log2")] | Annotated[Distribution, Tag("range")],
-    Discriminator(_kind_of_grid),
-]
-"""Values of a nuisance factor: a list, powers of two, or a range to sample from."""
 
 
 class Budget(_Part):
@@ -76,6 +38,15 @@ class Budget(_Part):
     """Sequences in one step."""
     trials: int | None = Field(None, gt=0)
     """Cells for each point of the scientific factors, over all seeds; with samplers other than grid."""
+
+
+class Pruner(_Part):
+    """An Optuna pruner, which looks at the validation losses by optimizer step."""
+
+    name: Literal["median", "percentile", "successive_halving", "hyperband"]
+    """optuna.pruners.MedianPruner, PercentilePruner, SuccessiveHalvingPruner or HyperbandPruner."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Its keyword arguments; those in steps (n_warmup_steps, interval_steps, min_resource) count optimizer steps."""
 
 
 class StudySpec(_Part):
@@ -102,6 +73,19 @@ class StudySpec(_Part):
     budget: Budget
     sampler: Literal["grid", "random", "tpe"] = "grid"
     """How the nuisance factors are searched: grid (complete), or Optuna's random or TPE sampler."""
+    search_multipliers: bool = False
+    """Search per-role multipliers beside the nuisance factors, those of the arm's parametrization.tier: its ranges are
+    the table in parametrization/search_space.py."""
+    start: list[dict[str, Any]] = Field(default_factory=list)
+    """Trials that a sampled search begins with: values of nuisance factors; multipliers that are searched start at 1
+    and others that are not named are sampled."""
+    pruner: Pruner | None = None
+    """Ends trials without promise early, at the validations of base.train.eval_every; for sampled searches."""
+    follow_optimum: int = Field(0, ge=0)
+    """Rates that may be added to a grid of learning rates at each point, a step at a time beyond the edge at which its
+    best mean loss lies."""
+    presets: dict[str, Preset] = Field(default_factory=dict)
+    """Name -> tuned preset, for arms that set parametrization.preset to that name."""
     keep_checkpoints: bool = False
     """Keep the final checkpoint of every cell under cells/."""
 
@@ -136,10 +120,25 @@ class StudySpec(_Part):
                 raise ConfigError(f"nuisance.{name}", grid_values(grid), "must not repeat a value")
             if isinstance(grid, Distribution) and self.sampler == "grid":
                 raise ConfigError(f"nuisance.{name}", "a distribution", "needs a list, or sampler: random or tpe")
-        if (self.sampler == "grid") != (self.budget.trials is None):
-            need = "must be left out with sampler: grid" if self.sampler == "grid" else "must be set with this sampler"
-            raise ConfigError("budget.trials", self.budget.trials, need)
+        self._check_search()
         return self
+
+    def _check_search(self) -> None:
+        grid = self.sampler == "grid"
+        if grid != (self.budget.trials is None):
+            need = "must be left out with sampler: grid" if grid else "must be set with this sampler"
+            raise ConfigError("budget.trials", self.budget.trials, need)
+        for name in ("search_multipliers", "start", "pruner"):
+            if grid and getattr(self, name):
+                raise ConfigError(name, getattr(self, name), "needs sampler: random or tpe")
+        for index, values in enumerate(self.start):
+            for name, value in values.items():
+                if name not in self.nuisance:
+                    raise ConfigError(f"start.{index}.{name}", value, "names no nuisance factor")
+        if self.pruner and not self.base_config.train.eval_every:
+            raise ConfigError("pruner", self.pruner.name, "needs base.train.eval_every, the steps at which it looks")
+        if self.follow_optimum and not (grid and len(_values(self.nuisance.get("optim.lr"))) > 1):
+            raise ConfigError("follow_optimum", self.follow_optimum, "needs sampler: grid over two or more optim.lr")
 
     @classmethod
     def from_dict(cls, data: Any) -> StudySpec:
@@ -155,7 +154,7 @@ class StudySpec(_Part):
         except ValidationError as error:
             raise config_error(error) from None
         for point in spec.points():
-            for nuisance in point.grid():
+            for nuisance in point.grid() if point.is_grid else point.one_at_a_time():
                 point.config(nuisance, spec.seeds[0])
         return spec
 
@@ -170,20 +169,12 @@ class StudySpec(_Part):
         """
         for arm, overrides in self.arms.items():
             values = ([overrides[name]] if name in overrides else values for name, values in self.factors.items())
-            nuisance = {name: grid for name, grid in self.nuisance.items() if name not in overrides}
             for combination in itertools.product(*values):
-                yield Point(self, arm, dict(zip(self.factors, combination, strict=True)), nuisance)
+                yield Point(self, arm, dict(zip(self.factors, combination, strict=True)))
 
     @property
     def n_cells(self) -> int:
         return sum(point.n_cells for point in self.points())
-
-
-def grid_values(grid: Grid) -> list[Any]:
-    """Values of a grid; of a distribution, its two ends."""
-    if isinstance(grid, PowersOfTwo):
-        return grid.values
-    return [grid.low, grid.high] if isinstance(grid, Distribution) else grid
 
 
 @dataclass(frozen=True)
@@ -193,7 +184,31 @@ class Point:
     spec: StudySpec
     arm: str
     factors: dict[str, Any]
-    nuisance: dict[str, Grid]
+
+    @cached_property
+    def nuisance(self) -> dict[str, Grid]:
+        """The nuisance factors that the arm does not set, the searched multipliers among them."""
+        overrides = self.spec.arms[self.arm]
+        grids = {name: grid for name, grid in self.spec.nuisance.items() if name not in overrides}
+        return grids | {
+            name: Distribution(low=low, high=high, log=True)
+            for name, (low, high) in self._searched_multipliers().items()
+            if name not in overrides
+        }
+
+    def _searched_multipliers(self) -> dict[str, tuple[float, float]]:
+        if not self.spec.search_multipliers:
+            return {}
+        config = self.config({}, self.spec.seeds[0])
+        space = search_space(config.parametrization.tier)
+        if config.multipliers == "fixed" or (config.multipliers != "none" and config.placement.init == "preset"):
+            return space
+        return {name: ends for name, ends in space.items() if not name.startswith("parametrization.forward.")}
+
+    def start(self) -> list[dict[str, Any]]:
+        """The trials that a sampled search begins with."""
+        unit = neutral(self._searched_multipliers())
+        return [{name: v for name, v in (unit | one).items() if name in self.nuisance} for one in self.spec.start]
 
     @property
     def name(self) -> str:
@@ -216,6 +231,13 @@ class Point:
         for values in itertools.product(*(grid_values(grid) for grid in self.nuisance.values())):
             yield dict(zip(self.nuisance, values, strict=True))
 
+    def one_at_a_time(self) -> Iterator[dict[str, Any]]:
+        """Every value of every nuisance factor (of a distribution, its two ends) with the others at their first."""
+        first = {name: grid_values(grid)[0] for name, grid in self.nuisance.items()}
+        yield first
+        for name, grid in self.nuisance.items():
+            yield from ({**first, name: value} for value in grid_values(grid)[1:])
+
     def config(self, nuisance: Mapping[str, Any], seed: int) -> RunConfig:
         """The run config at one value of every nuisance factor.
 
@@ -225,7 +247,9 @@ class Point:
         budget = {"train.steps": self.spec.budget.steps, "train.batch_size": self.spec.budget.batch_size}
         overrides = {**budget, **self.factors, **self.spec.arms[self.arm], **nuisance, "seed": seed}
         try:
-            return self.spec.base_config.with_overrides(overrides)
+            config = self.spec.base_config.with_overrides(overrides)
+            preset = self.spec.presets.get(config.parametrization.preset)
+            return apply_preset(config, preset) if preset else config
         except ConfigError as error:
             error.args = (f"{error} (arm {self.arm}, {', '.join(f'{k} = {v}' for k, v in self.factors.items())})",)
             raise
@@ -234,9 +258,9 @@ class Point:
         """A cell that stands for the point: the first value of every nuisance factor, the first seed."""
         return self.cell(next(self.grid()), self.spec.seeds[0])
 
-    def cell(self, nuisance: Mapping[str, Any], seed: int) -> Cell:
-        """The cell at one value of every nuisance factor."""
-        return Cell(self, dict(nuisance), self.config(nuisance, seed))
+    def cell(self, nuisance: Mapping[str, Any], seed: int, *, added: bool = False) -> Cell:
+        """The cell at one value of every nuisance factor; `added` when it is not of the planned grid."""
+        return Cell(self, dict(nuisance), self.config(nuisance, seed), added)
 
 
 @dataclass(frozen=True)
@@ -246,6 +270,7 @@ class Cell:
     point: Point
     nuisance: dict[str, Any]
     config: RunConfig
+    added: bool = False
 
     @property
     def id(self) -> str:
@@ -255,7 +280,8 @@ class Cell:
 
     @property
     def label(self) -> str:
-        shown = [f"{name.rpartition('.')[2]} {_number(value)}" for name, value in self.nuisance.items()]
+        named = {name: value for name, value in self.nuisance.items() if name in self.point.spec.nuisance}
+        shown = [f"{name.rpartition('.')[2]} {_number(value)}" for name, value in named.items()]
         return " ".join([self.point.name.replace("-", " "), *shown, f"seed {self.config.seed}"])
 
     @property
@@ -268,36 +294,8 @@ class Cell:
             sampler=point.spec.sampler,
             factors=point.factors,
             nuisance=self.nuisance,
+            added=self.added,
         )
-
-
-def load_study(name_or_path: str) -> StudySpec:
-    """Read a study file by path, or a shipped one by name.
-
-    Raises:
-        UserError: there is no such study, or it is not valid.
-    """
-    path = Path(name_or_path)
-    if not path.is_file():
-        shipped = _shipped_studies()
-        if name_or_path not in shipped:
-            raise UserError(f"study {name_or_path}: no such file, nor a shipped study ({', '.join(sorted(shipped))})")
-        path = shipped[name_or_path]
-    try:
-        return StudySpec.from_dict(yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"study {path}: not a YAML file ({' '.join(str(error).split())})") from None
-    except ConfigError as error:
-        raise UserError(f"study {path}: {error}") from None
-
-
-def _shipped_studies() -> dict[str, Path]:
-    """Study files of the wheel (lit_mult/sweeps) or, in a checkout, of its top-level sweeps/."""
-    package = Path(str(resources.files("lit_mult")))
-    folder = package / "sweeps"
-    if not folder.is_dir():
-        folder = package.parent / "sweeps"
-    return {path.stem: path for path in folder.glob("*.yaml")}
 
 
 def canonical(spec: StudySpec) -> dict[str, Any]:
@@ -319,6 +317,10 @@ def _fields(model: type[BaseModel], prefix: str = "") -> list[str]:
         else:
             names.append(prefix + name)
     return names
+
+
+def _values(grid: Grid | None) -> list[Any]:
+    return [] if grid is None else grid_values(grid)
 
 
 def _repeats(values: list[Any]) -> bool:

@@ -1,32 +1,39 @@
-"""Runs a study: every cell that has no record yet, on several workers, until all have one."""
+"""Runs a study: every cell that has no record yet, wherever there is room, until all have one."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import threading
-from collections import Counter
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from lit_mult.data.batches import TrainWindows, validation_windows
 from lit_mult.data.cache import prepare
 from lit_mult.errors import Interrupted, UserError
 from lit_mult.parametrization.plan import plan_run
+from lit_mult.study.executors.base import Executor
+from lit_mult.study.executors.here import HereExecutor
+from lit_mult.study.executors.processes import ProcessExecutor
 from lit_mult.study.folder import StudyFolder
+from lit_mult.study.job import Evaluated, Failed, Finished, Job, Message, Progress, Taken
+from lit_mult.study.machine import slots
 from lit_mult.study.progress import SweepProgress
-from lit_mult.study.queue import CellQueue, Ticket, cost
+from lit_mult.study.queue import CellQueue, Ticket, cost, make_pruner
 from lit_mult.study.spec import StudySpec
-from lit_mult.study.worker import Failed, Finished, Job, Message, Progress, Worker, messages, run_job
+from lit_mult.study.storage import failing_in_one_line, open_storage
 
-_ATTEMPTS = 2
-"""Times a cell is tried whose worker process died."""
-_GRACE_SECONDS = 30.0
-"""Time for a cell to write its checkpoint after a stop was requested."""
+ExecutorName = Literal["local", "ray"]
+
+RETRIES = 3
+"""Deaths in a row without progress that a cell is forgiven, by default."""
+_TEND_SECONDS = 5.0
+"""How often to look after other sweeps."""
 
 
 @dataclass
@@ -35,46 +42,70 @@ class SweepResult:
 
     folder: Path
     cells: int
-    """Cells of the study."""
+    """Cells of the study, those added to its plan included."""
     ran: int = 0
     """Cells that this call finished."""
     diverged: int = 0
+    pruned: int = 0
     failures: dict[str, str] = field(default_factory=dict)
-    """Cell -> reason, of the cells that have no record."""
+    """Cell -> reason, of the cells that were given up."""
 
 
-def sweep(spec: StudySpec, out: Path | str, workers: int | None = None) -> SweepResult:
+def sweep(
+    spec: StudySpec,
+    out: Path | str,
+    workers: int | None = None,
+    *,
+    storage: str | None = None,
+    executor: ExecutorName = "local",
+    address: str | None = None,
+    retries: int = RETRIES,
+    retry_failed: bool = False,
+) -> SweepResult:
     """Run the cells of a study that have no record in `out` yet.
+
+    Any number of sweeps, on any number of machines that see the same results folder, may run the same study at once;
+    each ends when all cells have a record or are given up.
 
     Args:
         spec: the study.
         out: its results folder; new, or holding this same study.
-        workers: number of processes, each with its share of the CPU threads; 0 runs the cells in this process, one
-            after the other. By default one for each CPU core.
+        workers: cells to run at once; 0 runs them in this process, one after the other. By default one for each GPU,
+            or else for each CPU core (of the cluster, with ray).
+        storage: where Optuna keeps the trials, see `open_storage`; by default a journal file in the results folder.
+        executor: local, for processes of this machine; ray, for a Ray cluster.
+        address: of the Ray cluster ("auto" finds a running one); by default one is started on this machine.
+        retries: a cell is given up after more deaths of its process in a row without progress.
+        retry_failed: try cells that were given up earlier once more.
 
     Raises:
-        UserError: the study does not fit the folder, or its data or settings are not usable.
+        UserError: the study does not fit the folder, or its data, settings, storage or cluster are not usable.
         Interrupted: SIGINT or SIGTERM came; cells under way were checkpointed.
     """
-    if workers is not None and workers < 0:
-        raise UserError(f"--workers {workers}: must be 0 or more")
+    for name, number in (("workers", workers), ("retries", retries)):
+        if number is not None and number < 0:
+            raise UserError(f"--{name} {number}: must be 0 or more")
+    folder = StudyFolder(Path(out).absolute())
+    make_pruner(spec.pruner)
     corpora = check_cells(spec)
-    folder = StudyFolder(Path(out))
-    with folder.claim(spec, corpora):
-        queue = CellQueue(spec, folder)
-        result = SweepResult(folder.path, spec.n_cells)
-        remaining = queue.remaining_cost()
-        waiting = queue.n_waiting
-        progress = SweepProgress(spec.n_cells, spec.n_cells - waiting, remaining, spec.budget.steps)
-        stop = _Stop(folder)
-        with progress, stop.listening():
-            if workers == 0:
-                _run_here(queue, folder, spec, progress, result, stop)
-            else:
-                cores = _cores()
-                n_workers = max(1, min(workers or cores, waiting))
-                _run_in_workers(queue, folder, spec, progress, result, stop, n_workers, max(1, cores // n_workers))
-    return result
+    folder.check(spec, corpora)
+    source = storage or folder.journal
+    if retry_failed:
+        for cell in list(folder.attempts.cells()):
+            if folder.attempts.given_up(cell, retries):
+                folder.attempts.clear(cell)
+    with folder.locked():
+        identity = folder.claim(spec, corpora)
+        trials = open_storage(source, set_aside=not folder.sweeps())
+        lease = folder.join()
+        with failing_in_one_line(source):
+            queue = CellQueue(spec, folder, trials, identity, lease.path.stem, retries)
+    try:
+        with failing_in_one_line(source):
+            return _Sweep(spec, folder, queue).run(partial(_executor, executor, workers, address))
+    finally:
+        lease.path.unlink(missing_ok=True)
+        lease.close("done")
 
 
 def check_cells(spec: StudySpec) -> list[str]:
@@ -95,99 +126,127 @@ def check_cells(spec: StudySpec) -> list[str]:
     return sorted({corpus.hash for corpus in corpora.values()})
 
 
-def _cores() -> int:
-    """CPU cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _executor(name: ExecutorName, workers: int | None, address: str | None, spec: StudySpec, cells: int) -> Executor:
+    """The executor asked for, with room for as many cells as asked for."""
+    if workers == 0:
+        return HereExecutor()
+    shares = slots(workers, cells, spec.base_config.trainer)
+    return ProcessExecutor(shares)
 
 
-def _run_here(
-    queue: CellQueue, folder: StudyFolder, spec: StudySpec, progress: SweepProgress, result: SweepResult, stop: _Stop
-) -> None:
-    while (ticket := queue.next()) is not None:
-        stop.check()
-        label = ticket.cell.label
-        progress.started(label, cost(ticket.cell.config))
-        outcome = run_job(_job(ticket, folder, spec), partial(progress.stepped, label))
-        _settle(ticket, outcome, progress, result, attempts=_ATTEMPTS)
+class _Sweep:
+    """One call of `sweep`, from the first cell to the last."""
 
+    def __init__(self, spec: StudySpec, folder: StudyFolder, queue: CellQueue) -> None:
+        self.spec, self.folder, self.queue = spec, folder, queue
+        self.result = SweepResult(folder.path, spec.n_cells)
+        self.progress = SweepProgress(queue.counts(), spec.budget.steps)
+        self._busy: dict[str, Ticket] = {}
+        # Cells that somebody else is at work on, though their trial came to us: until when to leave them alone.
+        self._taken: dict[str, tuple[Ticket, float]] = {}
 
-def _run_in_workers(
-    queue: CellQueue,
-    folder: StudyFolder,
-    spec: StudySpec,
-    progress: SweepProgress,
-    result: SweepResult,
-    stop: _Stop,
-    n_workers: int,
-    threads: int,
-) -> None:
-    idle: list[Worker] = [Worker(threads) for _ in range(n_workers)]
-    busy: dict[Worker, Ticket] = {}
-    attempts: Counter[str] = Counter()
-    try:
+    def run(self, make_executor: Callable[[StudySpec, int], Executor]) -> SweepResult:
+        stop = _Stop(self.folder)
+        with self.progress, stop.listening():
+            if (counts := self.queue.counts()).waiting + counts.elsewhere:
+                executor = make_executor(self.spec, counts.waiting + counts.elsewhere)
+                try:
+                    self._run(executor, stop)
+                finally:
+                    self._leave(executor)
+        self.result.cells, self.result.failures = self.queue.counts().cells, self.queue.failures
+        return self.result
+
+    def _run(self, executor: Executor, stop: _Stop) -> None:
+        tended = time.monotonic()
         while True:
             stop.check()
-            while idle and (ticket := queue.next()) is not None:
-                worker = idle.pop()
-                busy[worker] = ticket
-                attempts[ticket.cell.id] += 1
-                progress.started(ticket.cell.label, cost(ticket.cell.config))
-                worker.submit(_job(ticket, folder, spec))
-            if not busy:
-                return
-            for worker, message in messages(list(busy), timeout=1.0):
-                ticket = busy[worker]
-                if isinstance(message, Progress):
-                    progress.stepped(ticket.cell.label, message.step, message.loss)
-                    continue
-                del busy[worker]
-                if isinstance(message, Failed) and message.retry:
-                    worker.stop()
-                    worker.join(timeout=0)
-                    worker = Worker(threads)
-                idle.append(worker)
-                _settle(ticket, message, progress, result, attempts[ticket.cell.id])
-    finally:
-        everyone = [*idle, *busy]
-        for worker in everyone:
-            worker.stop()
-        for worker in everyone:
-            worker.join(_GRACE_SECONDS)
+            self._hand_out(executor)
+            if not self._busy or time.monotonic() - tended > _TEND_SECONDS:
+                self.queue.tend()
+                self.progress.sync(self.queue.counts())
+                tended = time.monotonic()
+                counts = self.queue.counts()
+                if not (self._busy or self._taken or counts.waiting or counts.elsewhere):
+                    return
+            could_start = not self._busy and executor.free and self.queue.counts().waiting
+            executor.poll(0.0 if could_start else 1.0, self._handle)
 
+    def _hand_out(self, executor: Executor) -> None:
+        for cell, (taken, until) in list(self._taken.items()):
+            if executor.free and time.monotonic() > until:
+                del self._taken[cell]
+                self._start(executor, taken)
+        while executor.free and (ticket := self.queue.next()) is not None:
+            self._start(executor, ticket)
 
-def _job(ticket: Ticket, folder: StudyFolder, spec: StudySpec) -> Job:
-    cell = ticket.cell
-    config = cell.config.with_overrides({"trainer.progress_bar": False})
-    return Job(
-        config=config.to_dict(),
-        cell=cell.info.model_dump(),
-        work=folder.work(cell),
-        record=folder.record(cell.id),
-        keep_checkpoint=spec.keep_checkpoints,
-    )
+    def _start(self, executor: Executor, ticket: Ticket) -> None:
+        self._busy[ticket.cell.id] = ticket
+        self.progress.started(ticket.cell.label, cost(ticket.cell.config))
+        executor.submit(self._job(ticket))
 
+    def _job(self, ticket: Ticket) -> Job:
+        cell = ticket.cell
+        config = cell.config.with_overrides({"trainer.progress_bar": False})
+        return Job(
+            config=config.to_dict(),
+            cell=cell.info.model_dump(),
+            attempts=self.folder.attempts.folder,
+            work=self.folder.work(cell.id),
+            record=self.folder.record(cell.id),
+            keep_checkpoint=self.spec.keep_checkpoints,
+            prune=self.spec.pruner is not None,
+        )
 
-def _settle(ticket: Ticket, message: Message, progress: SweepProgress, result: SweepResult, attempts: int) -> None:
-    label = ticket.cell.label
-    if isinstance(message, Finished):
-        ticket.complete(message.record)
-        diverged = message.record.status == "diverged"
-        result.ran += 1
-        result.diverged += diverged
-        progress.ended(label, diverged=diverged)
-    elif isinstance(message, Failed):
-        retry = message.retry and attempts < _ATTEMPTS
-        ticket.fail(message.reason, retry=retry)
-        progress.ended(label, failed=True, retry=retry)
-        progress.say(f"{label}: {message.reason}{'; trying again' if retry else ''}")
+    def _handle(self, cell: str, message: Message) -> bool:
+        ticket = self._busy[cell]
+        label = ticket.cell.label
+        if isinstance(message, Progress):
+            self.progress.stepped(label, message.step, message.loss)
+        elif isinstance(message, Evaluated):
+            return ticket.should_prune(message.curve)
+        else:
+            del self._busy[cell]
+            if isinstance(message, Taken):
+                self.progress.ended(label)
+                self._taken[cell] = (ticket, time.monotonic() + _TEND_SECONDS)
+            elif isinstance(message, Finished):
+                self._finished(ticket, message)
+            else:
+                self._failed(ticket, message)
+        return False
+
+    def _finished(self, ticket: Ticket, message: Finished) -> None:
+        self.queue.complete(ticket, message.record)
+        status = message.record.status
+        self.result.ran += 1
+        self.result.diverged += status == "diverged"
+        self.result.pruned += status == "pruned"
+        self.progress.ended(ticket.cell.label, status=status)
+
+    def _failed(self, ticket: Ticket, message: Failed) -> None:
+        label, reason = ticket.cell.label, message.reason
+        final = not (message.died or message.bad_input)
+        if message.died:
+            given_up = self.folder.attempts.given_up(ticket.cell.id, self.queue.retries)
+            final, reason = given_up is not None, given_up or reason
+        self.queue.fail(ticket, reason, final=final)
+        self.progress.ended(label, failed=final)
+        self.progress.say(f"{label}: {reason}{'' if final else '; trying again' if message.died else ''}")
         if message.trace:
-            progress.say(message.trace)
+            self.progress.say(message.trace)
         if message.bad_input:
-            raise UserError(f"cell {ticket.cell.id}: {message.reason}")
-        if not retry:
-            result.failures[ticket.cell.id] = message.reason
+            raise UserError(f"cell {ticket.cell.id}: {reason}")
+
+    def _leave(self, executor: Executor) -> None:
+        """Stop what is under way and let its cells wait again, for this storage may never see this sweep again."""
+        executor.close()
+        for ticket in [*self._busy.values(), *(ticket for ticket, _ in self._taken.values())]:
+            record = self.folder.finished(ticket.cell.id)
+            if record is not None:
+                self.queue.complete(ticket, record)
+            else:
+                self.queue.fail(ticket, "stopped", final=False)
 
 
 class _Stop:

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 
 from lit_mult.config import TrainConfig
-from lit_mult.errors import Interrupted
+from lit_mult.errors import Interrupted, UserError
 from lit_mult.training.folder import RunFolder
+
+
+def save_checkpoint(trainer: Trainer, path: Path) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written; the disk is full, say.
+    """
+    try:
+        trainer.save_checkpoint(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write the checkpoint ({error.strerror or error})") from None
 
 
 class RngState(Callback):
@@ -42,8 +56,9 @@ class Checkpoints(Callback):
     Must stand last in the list of callbacks, so that the state of the others is that of the end of the step.
     """
 
-    def __init__(self, folder: RunFolder, config: TrainConfig) -> None:
-        self.folder, self.config = folder, config
+    def __init__(self, folder: RunFolder, config: TrainConfig, should_stop: Callable[[], bool] | None = None) -> None:
+        """`should_stop` is asked after every step, for stops that come by another way than a signal."""
+        self.folder, self.config, self.should_stop = folder, config, should_stop
         self._requested = False
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -66,15 +81,15 @@ class Checkpoints(Callback):
 
     def _end_of_step(self, trainer: Trainer) -> None:
         step = trainer.global_step
-        if step == self.config.steps:
+        if step == self.config.steps or trainer.should_stop:  # the run ends here: at its last step, diverged or pruned
             return
-        requested = self._requested
+        requested = self._requested or (self.should_stop is not None and self.should_stop())
         if trainer.world_size > 1:  # the processes must agree, which costs a round trip: now and then will do
             on_pace = step % self.config.log_every == 0
             requested = on_pace and trainer.strategy.reduce_boolean_decision(requested, all=False)
         if requested or (self.config.checkpoint_every and step % self.config.checkpoint_every == 0):
             older = self.folder.resumable()
-            trainer.save_checkpoint(self.folder.checkpoint(step))
+            save_checkpoint(trainer, self.folder.checkpoint(step))
             if trainer.is_global_zero:
                 for checkpoint in older:
                     checkpoint.unlink()

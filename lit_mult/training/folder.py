@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,8 +87,28 @@ class RunFolder:
 
     def newest_checkpoint(self) -> Path | None:
         """The checkpoint to go on from."""
-        return max(self.resumable(), key=lambda path: int(path.stem.partition("=")[2]), default=None)
+        return max(self.resumable(), key=self.step, default=None)
 
     def resumable(self) -> list[Path]:
         """Checkpoints of a run under way; a torn one, whose zip archive has no end, is not among them."""
         return [path for path in self.checkpoints.glob("step=*.ckpt") if zipfile.is_zipfile(path)]
+
+    def set_aside_damaged(self) -> list[Path]:
+        """Rename the checkpoints that cannot be read whole (to `*.damaged`), and say which they were."""
+        damaged = [path for path in self.checkpoints.glob("step=*.ckpt") if not _is_whole(path)]
+        for path in damaged:
+            path.replace(path.with_suffix(".ckpt.damaged"))
+        return damaged
+
+    @staticmethod
+    def step(checkpoint: Path) -> int:
+        """Optimizer steps done at a checkpoint."""
+        return int(checkpoint.stem.partition("=")[2])
+
+
+def _is_whole(archive: Path) -> bool:
+    try:
+        with zipfile.ZipFile(archive) as parts:
+            return parts.testzip() is None  # every part has the checksum it was written with
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, zlib.error):
+        return False

@@ -21,13 +21,22 @@ Curve = list[tuple[int, float]]
 class History(Callback):
     """Loss curves and training time, kept in checkpoints; ends a run whose loss has left its senses."""
 
-    def __init__(self, config: TrainConfig, on_progress: Callable[[int, float], None] | None = None) -> None:
-        """`on_progress(step, loss)` is called with every point of the training-loss curve."""
+    def __init__(
+        self,
+        config: TrainConfig,
+        on_progress: Callable[[int, float], None] | None = None,
+        prune: Callable[[Curve], bool] | None = None,
+    ) -> None:
+        """`on_progress(step, loss)` is called with every point of the training-loss curve.
+
+        `prune(curve)` is called after every validation on the way with the validation curve up to then, by optimizer
+        step; when it answers True the run ends there.
+        """
         self.config = config
-        self.on_progress = on_progress
+        self.on_progress, self.prune = on_progress, prune
         self.train_curve: Curve = []
         self.val_curve: Curve = []
-        self.diverged = False
+        self.diverged = self.pruned = False
         self.train_seconds = 0.0
         self.val_seconds = 0.0
         self._pending: list[Tensor] = []
@@ -68,6 +77,9 @@ class History(Callback):
         if trainer.logger is not None:
             trainer.logger.log_metrics({"val/loss": loss}, step=trainer.global_step)
         self._check(loss, trainer)
+        on_the_way = 0 < trainer.global_step < self.config.steps and not self.diverged
+        if on_the_way and self.prune is not None and self.prune(self.val_curve[1:]):
+            self.pruned = trainer.should_stop = True
         if trainer.state.fn != TrainerFn.FITTING:  # the last validation, after training
             self._clock = None
 

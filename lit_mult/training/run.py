@@ -26,9 +26,9 @@ from lit_mult.errors import ConfigError, Interrupted, UserError
 from lit_mult.record import CellInfo, RunRecord
 from lit_mult.roles import Role
 from lit_mult.training import provenance
-from lit_mult.training.checkpoints import Checkpoints, RngState
+from lit_mult.training.checkpoints import Checkpoints, RngState, save_checkpoint
 from lit_mult.training.folder import RunFolder
-from lit_mult.training.history import History
+from lit_mult.training.history import Curve, History
 from lit_mult.training.module import LitLlama
 
 # Trainer arguments that follow from other fields of the config or carry the run's own machinery.
@@ -66,6 +66,8 @@ def run(
     record_path: Path | None = None,
     keep_checkpoint: bool = True,
     on_progress: Callable[[int, float], None] | None = None,
+    prune: Callable[[Curve], bool] | None = None,
+    should_stop: Callable[[], bool] | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> RunRecord:
     """Train one model and leave its record.
@@ -80,11 +82,14 @@ def run(
         record_path: where to write the record; by default `out/record.json`.
         keep_checkpoint: leave `out/checkpoints/final.ckpt` behind.
         on_progress: called with (step, training loss) every `train.log_every` steps.
+        prune: called after every validation on the way with the validation curve by optimizer step, [(step, loss)];
+            True ends the run there, with a record of status pruned.
+        should_stop: asked after every step; True writes a checkpoint and raises `Interrupted`, as a signal does.
         callbacks: further Lightning callbacks.
 
     Raises:
         UserError: the data, the output folder or a Trainer flag is not usable.
-        Interrupted: SIGINT or SIGTERM came; a checkpoint was written first.
+        Interrupted: SIGINT or SIGTERM came, or `should_stop` said so; a checkpoint was written first.
     """
     folder = RunFolder(Path(out))
     corpus = prepare(config.data)
@@ -94,24 +99,27 @@ def run(
     if finished is not None:
         return finished
 
-    history = History(config.train, on_progress)
+    history = History(config.train, on_progress, prune)
     torch.manual_seed(config.seed)  # dropout; initialization and data have generators of their own
     with _quiet_lightning():
         module = LitLlama(config.to_dict(), corpus.vocab_size)
-        own = [history, RngState(), *callbacks, Checkpoints(folder, config.train)]
+        own = [history, RngState(), *callbacks, Checkpoints(folder, config.train, should_stop)]
         trainer = _trainer(config, folder, own)
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
         data.check(trainer.world_size)
         if trainer.is_global_zero:
             folder.claim(config, corpus.hash)
+            for path in folder.set_aside_damaged():
+                warnings.warn(f"{path}: damaged, set aside; going on from the one before, or the start", stacklevel=2)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=folder.newest_checkpoint(), weights_only=True)
         except SIGTERMException:  # it came where only Lightning was listening: before the first step or in validation
             raise Interrupted("stopped; the same command goes on from the last checkpoint") from None
-        if not history.diverged and history.val_curve[-1][0] != trainer.global_step:
+        ended_early = history.diverged or history.pruned
+        if not ended_early and history.val_curve[-1][0] != trainer.global_step:
             trainer.validate(module, datamodule=data, verbose=False)
         if keep_checkpoint:
-            trainer.save_checkpoint(folder.final_checkpoint)
+            save_checkpoint(trainer, folder.final_checkpoint)
 
     record = _record(config, corpus, module, trainer, history, started_at, cell)
     if trainer.is_global_zero:
@@ -193,9 +201,10 @@ def _record(
     steps = trainer.global_step
     tokens = steps * config.train.batch_size * config.data.seq_len
     finite_val = [(step, loss) for step, loss in history.val_curve if math.isfinite(loss)]
-    final_loss = None if history.diverged else history.val_curve[-1][1]
+    ended_early = history.diverged or history.pruned
+    final_loss = None if ended_early else history.val_curve[-1][1]
     return RunRecord(
-        status="diverged" if history.diverged else "completed",
+        status="diverged" if history.diverged else "pruned" if history.pruned else "completed",
         config=config.to_dict(),
         config_hash=config.hash,
         seed=config.seed,

@@ -1,0 +1,116 @@
+"""The attempts at a cell: one numbered lease each, so that no two run at once and every death is on file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Literal
+
+from lit_mult.study.lease import Lease, is_alive, read_lease
+
+State = Literal["running", "stopped", "failed", "died"]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt as its file tells it."""
+
+    cell: str
+    number: int
+    state: State
+    """running; stopped on request; failed for a reason of the cell's own; or died, which its process could not tell."""
+    machine: str
+    pid: int
+    since: str
+    """UTC, ISO 8601."""
+    from_step: int
+    """Step of the checkpoint that it began from; 0: from the start."""
+    reason: str
+
+
+class Attempts:
+    """The attempts at the cells of one study, kept in a folder as CELL.NUMBER.json; gone once a cell has its record."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def begin(self, cell: str, from_step: int) -> Lease | None:
+        """Start the next attempt; None while another one is running.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        before = self._paths(cell)
+        if before and is_alive(before[-1]):
+            return None
+        number = self._number(before[-1]) + 1 if before else 1
+        try:
+            return Lease(self._path(cell, number), {"from_step": from_step}, successor=self._path(cell, number + 1))
+        except FileExistsError:  # somebody else was faster
+            return None
+
+    def is_running(self, cell: str) -> bool:
+        """Whether somebody is at work on the cell."""
+        paths = self._paths(cell)
+        return bool(paths) and is_alive(paths[-1])
+
+    def of(self, cell: str) -> list[Attempt]:
+        """The attempts at a cell, oldest first."""
+        return [_read(cell, self._number(path), path) for path in self._paths(cell)]
+
+    def cells(self) -> Iterator[str]:
+        """Cells with an attempt on file."""
+        yield from sorted({path.name.rsplit(".", 2)[0] for path in self.folder.glob("*.*.json") if path.name[0] != "."})
+
+    def given_up(self, cell: str, retries: int) -> str | None:
+        """Why the cell is not to be tried again; None while it may be.
+
+        A failure of its own is final. A death is not, as its machine may have gone down for other reasons; but more
+        than `retries` deaths in a row that began from the same step are taken for the cell's doing.
+        """
+        attempts = self.of(cell)
+        if not attempts:
+            return None
+        last = attempts[-1]
+        if last.state == "failed":
+            return last.reason
+        deaths = [attempt for attempt in attempts if attempt.state != "stopped"]
+        stuck = list(takewhile(lambda one: one.state == "died" and one.from_step == last.from_step, reversed(deaths)))
+        if len(stuck) > retries:
+            return f"its process died {len(stuck)} times after step {last.from_step}"
+        return None
+
+    def clear(self, cell: str) -> None:
+        """Forget the attempts at a cell."""
+        for path in self._paths(cell):  # the newest last: a number is not used again while others look
+            path.unlink(missing_ok=True)
+
+    def _path(self, cell: str, number: int) -> Path:
+        return self.folder / f"{cell}.{number}.json"
+
+    def _paths(self, cell: str) -> list[Path]:
+        found = (path for path in self.folder.glob(f"{cell}.*.json") if re.fullmatch(r".*\.\d+\.json", path.name))
+        return sorted(found, key=self._number)
+
+    @staticmethod
+    def _number(path: Path) -> int:
+        return int(path.name.rsplit(".", 2)[1])
+
+
+def _read(cell: str, number: int, path: Path) -> Attempt:
+    content = read_lease(path)
+    ended = content.get("ended")
+    state: State = "failed" if ended == "failed" else "stopped" if ended else "running" if is_alive(path) else "died"
+    return Attempt(
+        cell=cell,
+        number=number,
+        state=state,
+        machine=str(content.get("machine", "?")),
+        pid=int(content.get("pid", 0)),
+        since=str(content.get("since", "?")),
+        from_step=int(content.get("from_step", 0)),
+        reason=str(content.get("reason", "")),
+    )

@@ -1,0 +1,143 @@
+"""Cells in processes of this machine, which keep torch loaded and have each a share of its cores and GPUs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from lit_mult.errors import Interrupted
+from lit_mult.study.executors.base import Handler
+from lit_mult.study.job import Evaluated, Failed, Finished, Job, Message, Taken, run_job
+from lit_mult.study.machine import Slot
+
+_GRACE_SECONDS = 30.0
+"""Time for a cell to write its checkpoint after a stop was requested."""
+
+
+class ProcessExecutor:
+    """A process for each slot, started anew when it dies."""
+
+    def __init__(self, slots: list[Slot]) -> None:
+        self._idle = [_Worker(slot) for slot in slots]
+        self._busy: dict[Connection, _Worker] = {}
+
+    @property
+    def free(self) -> int:
+        return len(self._idle)
+
+    def submit(self, job: Job) -> None:
+        worker = self._idle.pop()
+        worker.start(job)
+        self._busy[worker.connection] = worker
+
+    def poll(self, timeout: float, handle: Handler) -> None:
+        if not self._busy:
+            time.sleep(timeout)
+        for connection in wait(list(self._busy), timeout):
+            worker = self._busy[connection]  # type: ignore[index]
+            message = worker.receive()
+            if isinstance(message, Finished | Taken | Failed):
+                del self._busy[worker.connection]
+                died = isinstance(message, Failed) and message.died
+                if died:
+                    worker.join(timeout=0)
+                self._idle.append(_Worker(worker.slot) if died else worker)
+            answer = handle(worker.cell, message)
+            if isinstance(message, Evaluated):
+                worker.answer(answer)
+
+    def close(self) -> None:
+        workers = [*self._idle, *self._busy.values()]
+        for worker in workers:
+            worker.stop()
+        for worker in workers:
+            worker.join(_GRACE_SECONDS)
+
+
+class _Worker:
+    """A process that runs one cell after the other."""
+
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
+        self.cell = ""
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, slot), daemon=True)
+        self.process.start()
+        theirs.close()  # so that the death of the process is the end of the pipe
+
+    def start(self, job: Job) -> None:
+        self.cell = job.id
+        self._send(job)
+
+    def answer(self, prune: bool) -> None:
+        self._send(prune)
+
+    def receive(self) -> Message:
+        """The next message, which must be there; the death of the process is one."""
+        try:
+            message: Message = self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join(timeout=10)
+            code = self.process.exitcode
+            how = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+            return Failed(f"its worker process died ({how})", died=True)
+        return message
+
+    def stop(self) -> None:
+        """Ask for the end: a cell under way is checkpointed first.
+
+        The closed pipe reaches a worker that had no ear for the signal, as between two cells.
+        """
+        if self.process.is_alive():
+            self.process.terminate()
+        self.connection.close()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the end, and enforce it after `timeout` seconds."""
+        self.process.join(timeout)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+    def _send(self, what: Any) -> None:
+        with suppress(BrokenPipeError):  # dead already: `receive` will say so
+            self.connection.send(what)
+
+
+def _serve(connection: Connection, slot: Slot) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what to stop
+    requested = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: requested.set())  # heard by the run at its first step
+    os.environ["OMP_NUM_THREADS"] = str(slot.threads)
+    if slot.gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = slot.gpus
+    threading.Thread(target=_leave_with_parent, name="parent watch", daemon=True).start()
+    import torch
+
+    torch.set_num_threads(slot.threads)
+
+    def post(message: Message) -> bool:
+        # A closed pipe means that the parent is gone or stopping; the signal that comes with it writes a checkpoint.
+        with suppress(OSError, EOFError):
+            connection.send(message)
+            return isinstance(message, Evaluated) and bool(connection.recv())
+        return False
+
+    with suppress(OSError, EOFError, Interrupted):
+        while True:
+            connection.send(run_job(connection.recv(), post, requested.is_set))
+
+
+def _leave_with_parent() -> None:
+    """Stop as on request when the parent has died, and so write a checkpoint of a long cell at once."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)

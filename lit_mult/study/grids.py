@@ -1,0 +1,80 @@
+"""Values of a nuisance factor: a list, powers of two, or a range to sample from; and the growth of a grid of rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from lit_mult.errors import ConfigError
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class PowersOfTwo(_Part):
+    """A grid given by its exponents: `{log2: [-9, -7.5, -6]}`."""
+
+    log2: list[float] = Field(min_length=1)
+
+    @property
+    def values(self) -> list[float]:
+        return [2.0**exponent for exponent in self.log2]
+
+
+class Distribution(_Part):
+    """A range to sample from: `{low: 1e-3, high: 1e-1, log: true}`."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.high <= self.low:
+            raise ConfigError("nuisance high", self.high, f"must be above low = {self.low}")
+        if self.log and self.low <= 0:
+            raise ConfigError("nuisance low", self.low, "must be above 0 with log: true")
+        return self
+
+
+def _kind_of_grid(value: Any) -> str:
+    if isinstance(value, list):
+        return "list"
+    return "log2" if isinstance(value, PowersOfTwo) or (isinstance(value, dict) and "log2" in value) else "range"
+
+
+Grid = Annotated[
+    Annotated[list[Any], Tag("list")] | Annotated[PowersOfTwo, Tag("log2")] | Annotated[Distribution, Tag("range")],
+    Discriminator(_kind_of_grid),
+]
+"""Values of a nuisance factor: a list, powers of two, or a range to sample from."""
+
+
+def grid_values(grid: Grid) -> list[Any]:
+    """Values of a grid; of a distribution, its two ends."""
+    if isinstance(grid, PowersOfTwo):
+        return grid.values
+    return [grid.low, grid.high] if isinstance(grid, Distribution) else grid
+
+
+def next_rate(rates: Sequence[float], losses: Mapping[float, float]) -> float | None:
+    """The rate that a log-uniform grid lacks while its optimum lies at an edge: one step beyond that edge.
+
+    Args:
+        rates: the rates of the grid, two or more, in any order.
+        losses: rate -> loss, lower is better; a rate whose runs diverged has an infinite one.
+
+    Returns:
+        None when the optimum lies inside, or when no rate has a finite loss.
+    """
+    ordered = sorted(rates)
+    best = min(ordered, key=lambda rate: losses[rate])
+    if not math.isfinite(losses[best]):
+        return None
+    if best == ordered[0]:
+        return ordered[0] ** 2 / ordered[1]
+    return ordered[-1] ** 2 / ordered[-2] if best == ordered[-1] else None

@@ -1,0 +1,138 @@
+"""A cell as a worker sees it: what it is told, what it answers, and how one is run."""
+
+from __future__ import annotations
+
+import shutil
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_mult.config import RunConfig
+from lit_mult.errors import Interrupted, UserError
+from lit_mult.record import CellInfo, RunRecord
+from lit_mult.study.attempts import Attempts
+from lit_mult.study.lease import Lease
+from lit_mult.training.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know of a cell; plain values, so that it can cross a process border."""
+
+    config: dict[str, Any]
+    cell: dict[str, Any]
+    attempts: Path
+    """Folder of the study's attempts."""
+    work: Path
+    """Folder for the run while it is under way; removed at the end when nothing in it is to be kept."""
+    record: Path
+    keep_checkpoint: bool
+    prune: bool
+    """Ask after every validation whether to go on."""
+
+    @property
+    def id(self) -> str:
+        return str(self.cell["cell"])
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A point of the training-loss curve of the cell under way."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The validation losses so far, (step, nats per token); the worker waits to hear whether the cell is pruned."""
+
+    curve: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The cell has its record."""
+
+    record: RunRecord
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Somebody else is at work on the cell."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The cell has no record."""
+
+    reason: str
+    died: bool = False
+    """The process came to its end before the cell did."""
+    bad_input: bool = False
+    """The user's to mend: other cells would fail alike."""
+    trace: str = ""
+
+
+Message = Progress | Evaluated | Finished | Taken | Failed
+Outcome = Finished | Taken | Failed
+
+
+def run_job(job: Job, post: Callable[[Message], bool], stop: Callable[[], bool] = lambda: False) -> Outcome:
+    """Run one cell in this process; only a stop on request (`Interrupted`) escapes as an exception.
+
+    Args:
+        job: the cell.
+        post: takes the messages on the way; its answer to `Evaluated` is whether the cell is to be pruned.
+        stop: asked after every step whether to write a checkpoint and leave.
+    """
+    attempts = Attempts(job.attempts)
+    checkpoint = RunFolder(job.work).newest_checkpoint()
+    try:
+        lease = attempts.begin(job.id, RunFolder.step(checkpoint) if checkpoint else 0)
+    except OSError as error:
+        return Failed(f"{job.attempts}: cannot be written ({error.strerror})", bad_input=True)
+    if lease is None:
+        return Taken()
+    if job.record.is_file():  # finished between being handed out and being begun
+        return _done(job, RunRecord.read(job.record), attempts, lease)
+
+    from lit_mult.training.run import run
+
+    def progress(step: int, loss: float) -> None:
+        post(Progress(step, loss))
+
+    try:
+        record = run(
+            RunConfig.from_dict(job.config),
+            job.work,
+            cell=CellInfo.model_validate(job.cell),
+            record_path=job.record,
+            keep_checkpoint=job.keep_checkpoint,
+            on_progress=progress,
+            prune=(lambda curve: post(Evaluated(curve))) if job.prune else None,
+            should_stop=lambda: lease.lost or stop(),
+        )
+    except (Interrupted, KeyboardInterrupt, BrokenPipeError, EOFError):
+        lease.close("stopped")
+        raise
+    except Exception as error:  # the study goes on without this cell and says so
+        if job.record.is_file():  # by somebody who took this process for dead
+            return _done(job, RunRecord.read(job.record), attempts, lease)
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        if isinstance(error, UserError):
+            lease.close("stopped", reason)
+            return Failed(str(error), bad_input=True)
+        lease.close("failed", reason)
+        return Failed(reason, trace=traceback.format_exc())
+    return _done(job, record, attempts, lease)
+
+
+def _done(job: Job, record: RunRecord, attempts: Attempts, lease: Lease) -> Finished:
+    if not job.keep_checkpoint and not (job.work / "tensorboard").exists():
+        shutil.rmtree(job.work, ignore_errors=True)
+    lease.close("done")
+    attempts.clear(job.id)
+    return Finished(record)

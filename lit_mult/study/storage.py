@@ -1,0 +1,90 @@
+"""Optuna storages by URL, and their failures as one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from sqlalchemy.exc import SQLAlchemyError
+
+from lit_mult.errors import UserError
+
+_LOCK_SECONDS = 10
+"""A journal's lock so old was left by a process that was killed."""
+
+
+def open_storage(url: str | Path, *, set_aside: bool = False) -> BaseStorage:
+    """Open a storage, or create it.
+
+    Args:
+        url: `grpc://host:port` (a server of `optuna.storages.run_grpc_proxy_server`), a database URL that SQLAlchemy
+            knows (`sqlite:///study.db`, `postgresql://user@host/db`), or the path of a journal file.
+        set_aside: rename a journal that cannot be read (to *.damaged) and begin a new one.
+
+    Raises:
+        UserError: the storage cannot be reached or read, or its driver is not installed.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # the progress display says what a line a trial would
+    with failing_in_one_line(url):
+        if isinstance(url, Path) or "://" not in url:
+            return _journal(Path(url).absolute(), set_aside)
+        parts = urlsplit(url)
+        if parts.scheme == "grpc":
+            return _grpc(parts.hostname or "localhost", parts.port or 13000)
+        # Many writers at once: a locked SQLite file is waited for, a connection that a server dropped is renewed.
+        options = {"connect_args": {"timeout": 100}} if parts.scheme == "sqlite" else {"pool_pre_ping": True}
+        return RDBStorage(_with_driver(url), engine_kwargs=options)
+
+
+@contextmanager
+def failing_in_one_line(url: str | Path) -> Iterator[None]:
+    """Turn what storages raise when they fail into a UserError."""
+    grpc_error = getattr(sys.modules.get("grpc"), "RpcError", StorageInternalError)
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError, ImportError, OSError, json.JSONDecodeError, grpc_error) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+        said = getattr(cause, "orig", None) or getattr(cause, "details", lambda: None)() or cause
+        raise UserError(f"storage {url}: {_first_line(said)}") from error
+
+
+def _journal(path: Path, set_aside: bool) -> JournalStorage:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # An absolute path, as the lock is a symbolic link: a relative one would point nowhere and never grow old.
+    lock = JournalFileSymlinkLock(str(path), grace_period=_LOCK_SECONDS)
+    try:
+        return JournalStorage(JournalFileBackend(str(path), lock))  # replays the file
+    except (ValueError, KeyError, TypeError) as error:  # what a torn or foreign line makes of Optuna's replay
+        if not set_aside:
+            raise UserError(f"storage {path}: damaged ({_first_line(error)}); stop the other sweeps first") from None
+        path.replace(path.with_name(f"{path.name}.damaged"))
+        return _journal(path, set_aside=False)
+
+
+def _grpc(host: str, port: int) -> BaseStorage:
+    from optuna.storages import GrpcStorageProxy
+
+    storage = GrpcStorageProxy(host=host, port=port)
+    try:
+        storage.wait_server_ready(timeout=30)
+    except ConnectionError:
+        raise OSError(f"no server answers at {host}:{port}") from None
+    return storage
+
+
+def _with_driver(url: str) -> str:
+    """`postgresql://` means the driver that is maintained, psycopg 3, rather than SQLAlchemy's old default."""
+    scheme, rest = url.split("://", 1)
+    return f"postgresql+psycopg://{rest}" if scheme in ("postgresql", "postgres") else url
+
+
+def _first_line(error: object) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
