@@ -84,7 +84,7 @@ def sweep(arguments: Sequence[str]) -> int:
     parser.add_argument("--storage", type=str, default=None, help=_STORAGE_HELP)
     parser.add_argument("--executor", type=Literal["local", "ray"], default="local", help="where the cells run")
     parser.add_argument("--address", type=str, default=None, help="Ray cluster; auto: the one that is running here")
-    parser.add_argument("--retries", type=int, default=3, help="deaths without progress that a cell is forgiven")
+    _add_retries(parser)
     parser.add_argument("--retry-failed", action="store_true", help="try cells that were given up once more")
     namespace = parser.parse_args(list(arguments))
 
@@ -105,6 +105,42 @@ def sweep(arguments: Sequence[str]) -> int:
     return 0
 
 
+def status(arguments: Sequence[str]) -> int:
+    """Say which cells of a study are waiting, running (where, since when), done, pruned, diverged or failed (why)."""
+    parser = _parser("status", status)
+    parser.add_argument("folder", type=str, help="results folder of a study")
+    _add_retries(parser)
+    namespace = parser.parse_args(list(arguments))
+
+    from lit_mult.study.status import study_status
+
+    for line in study_status(namespace.folder, namespace.retries).lines():
+        print(line)
+    return 0
+
+
+def preset(arguments: Sequence[str]) -> int:
+    """Take the best trials of a tuning study as a preset, with what they cost."""
+    parser = _parser("preset", preset)
+    parser.add_argument("folder", type=str, help="results folder of a tuning study")
+    parser.add_argument("-o", "--out", type=str, required=True, help="preset file to write")
+    parser.add_argument("--arm", type=str, default=None, help="arm to take them from, where several were tuned")
+    namespace = parser.parse_args(list(arguments))
+
+    from lit_mult.study.tuning import tuned_preset
+
+    found = tuned_preset(Path(namespace.folder), namespace.arm)
+    Path(namespace.out).write_text(found.to_yaml())
+    for optimizer, part in found.optimizers.items():
+        if part.tuning is not None:
+            tuning = part.tuning
+            default = "" if tuning.default_loss is None else f" (default preset {tuning.default_loss:.4f})"
+            cost = f"{tuning.tokens:,} tokens, {tuning.seconds:,.0f} s"
+            print(f"{optimizer}: {tuning.best_loss:.4f} nats per token{default} after {tuning.trials} trials, {cost}")
+    print(namespace.out)
+    return 0
+
+
 def report(arguments: Sequence[str]) -> int:
     """Write tables, figures and report.md from the records in a folder."""
     parser = _parser("report", report)
@@ -116,7 +152,9 @@ def report(arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "fit": fit,
     "sweep": sweep,
+    "status": status,
     "report": report,
+    "preset": preset,
     "parameters": parameters,
 }
 
@@ -191,8 +229,15 @@ def _add_run_config(parser: ArgumentParser) -> None:
     parser.add_class_arguments(RunConfig)
 
 
+def _add_retries(parser: ArgumentParser) -> None:
+    from lit_mult.study.attempts import RETRIES
+
+    parser.add_argument("--retries", type=int, default=RETRIES, help="deaths without progress that a cell is forgiven")
+
+
 def _run_config(namespace: dict[str, Any]) -> RunConfig:
     from lit_mult.config import RunConfig
+    from lit_mult.parametrization.presets import inlined
 
     namespace.pop("config", None)
-    return RunConfig.from_dict(namespace)
+    return inlined(RunConfig.from_dict(namespace))

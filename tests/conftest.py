@@ -61,3 +61,29 @@ def tiny_dict(text_file: Path) -> Callable[..., dict[str, Any]]:
 def tiny(tiny_dict: Callable[..., dict[str, Any]]) -> Callable[..., RunConfig]:
     """A tiny run config with dotted overrides."""
     return lambda overrides=None: RunConfig.from_dict(tiny_dict(overrides))
+
+
+@pytest.fixture
+def study_dict(tiny_dict: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """A study of 2 arms x 2 widths x 2 rates x 1 seed, and one untuned reference: 10 cells."""
+
+    def make(**changes: Any) -> dict[str, Any]:
+        base = tiny_dict()
+        del base["model"]["d_model"], base["train"]["steps"], base["train"]["batch_size"]
+        study = {
+            "name": "tiny",
+            "title": "a tiny study",
+            "base": base,
+            "arms": {
+                "muP": {"multipliers": "fixed"},
+                "vectors": {"multipliers": "vector"},
+                "standard": {"parametrization.rule": "standard", "optim.lr": 0.001},
+            },
+            "factors": {"model.d_model": [8, 16]},
+            "nuisance": {"optim.lr": {"log2": [-8, -5]}},
+            "seeds": [0],
+            "budget": {"steps": 6, "batch_size": 4},
+        }
+        return {**study, **changes}
+
+    return make

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lit_mult.analysis.frame import Study, load_curves, load_records, read_study
+from lit_mult.analysis.frame import Study, Tuning, load_curves, load_records, read_study
 from lit_mult.config import RunConfig
 from lit_mult.errors import UserError
 from lit_mult.record import CellInfo, RunRecord
 
 INITIAL_LOSS = 5.5
-ARM_KINDS = {"untuned": "fixed", "muP": "none", "scalars": "scalar", "vectors": "vector"}
+ARM_KINDS = {"untuned": "fixed", "muP": "none", "muP-tuned": "fixed", "scalars": "scalar", "vectors": "vector"}
 
 
 def write_run(
@@ -32,20 +33,22 @@ def write_run(
     factors: dict[str, Any] | None = None,
     nuisance: dict[str, Any] | None = None,
     sampler: str = "grid",
+    added: bool = False,
     **changes: Any,
 ) -> Path:
-    """Write one record of a study; loss None: diverged."""
+    """Write one record of a study; loss None: diverged, or pruned with `status="pruned"`."""
     factors = {"model.d_model": width, **({"optimizer": optimizer} if optimizer else {}), **(factors or {})}
     nuisance = {"optim.lr": lr, "seed": seed, **(nuisance or {})}
     config = RunConfig(multipliers=ARM_KINDS[arm]).with_overrides(factors | nuisance)
     cell = cell or f"{arm}-{optimizer}-{width}-{lr:g}-{seed}"
+    where = {"arm": arm, "sampler": sampler, "factors": factors, "nuisance": nuisance, "added": added}
     record = RunRecord(
         **{
             "status": "completed" if loss is not None else "diverged",
             "config": config.to_dict(),
             "config_hash": config.hash,
             "seed": seed,
-            "cell": CellInfo(study="demo", cell=cell, arm=arm, sampler=sampler, factors=factors, nuisance=nuisance),
+            "cell": CellInfo(study="demo", cell=cell, **where),
             "git_commit": "c0ffee",
             "versions": {"torch": "2.13.0", "python": "3.11.7"},
             "device": "cpu",
@@ -71,10 +74,38 @@ def write_run(
     return path
 
 
-def write_study(folder: Path, cells: int, title: str = "A demonstration") -> None:
+def write_study(
+    folder: Path, cells: int, title: str = "A demonstration", spec: Mapping[str, Any] | None = None
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    plan = {"name": "demo", "title": title, "cells": cells, "more": [1, 2]}
+    plan = {"name": "demo", "title": title, "cells": cells, "more": [1, 2], **({"spec": spec} if spec else {})}
     (folder / "study.json").write_text(json.dumps(plan))
+
+
+def tuning(**changes: Any) -> dict[str, Any]:
+    """What a tuning study leaves in a preset."""
+    return {
+        "study": "tune", "trials": 60, "completed": 40, "pruned": 15, "diverged": 5, "tokens": 50_000, "flops": 1e8,
+        "seconds": 40.0, "base_d_model": 64, "steps": 200, "batch_size": 8, "seq_len": 128, "lr": 0.01,
+        "best_loss": 1.9, "default_loss": 2.0, "seeds": [0], "tier": "FULL", "git_commit": None, "corpus_hash": "abc",
+        **changes,
+    }  # fmt: skip
+
+
+def tuned_spec(**tunings: dict[str, Any] | None) -> dict[str, Any]:
+    """Part of a study's file: muP, the same with the preset `ours` (optimizer -> its tuning), and vectors."""
+    ours = {
+        "name": "ours",
+        "optimizers": {name: {"lr": {"q_proj": 2.0}, "tuning": tuning} for name, tuning in tunings.items()},
+    }
+    return {
+        "arms": {
+            "muP": {"multipliers": "fixed"},
+            "muP-tuned": {"multipliers": "fixed", "parametrization.preset": "ours"},
+            "vectors": {"multipliers": "vector"},
+        },
+        "presets": {"ours": ours},
+    }
 
 
 def test_a_row_holds_the_scalars_and_the_factors_of_its_record(tmp_path: Path) -> None:
@@ -104,6 +135,50 @@ def test_an_arm_at_one_lr_among_sweeps_is_a_reference_and_comes_first(tmp_path: 
     assert load_records(tmp_path)[["arm", "reference"]].to_numpy().tolist() == [
         ["untuned", True], ["muP", False], ["muP", False],
     ]  # fmt: skip
+
+
+def test_a_pruned_run_has_no_final_loss(tmp_path: Path) -> None:
+    write_run(tmp_path, None, status="pruned", steps=20)
+    row = load_records(tmp_path).to_dict("records")[0]
+    assert (row["status"], row["steps"]) == ("pruned", 20)
+    assert row["final_loss"] != row["final_loss"]
+    assert row["final_bits_per_byte"] != row["final_bits_per_byte"]
+
+
+def test_added_runs_are_marked_and_make_no_reference_a_sweep(tmp_path: Path) -> None:
+    for lr in (0.01, 0.02):
+        write_run(tmp_path, 2.0, lr=lr)
+    write_run(tmp_path, 3.0, arm="untuned", lr=0.01)
+    write_run(tmp_path, 3.0, arm="untuned", lr=0.02, added=True)
+    old = json.loads((path := write_run(tmp_path, 2.0, lr=0.04)).read_text())
+    del old["cell"]["added"]  # a record from before there were added runs
+    path.write_text(json.dumps(old))
+    assert load_records(tmp_path)[["arm", "lr", "added", "reference"]].to_numpy().tolist() == [
+        ["untuned", 0.01, False, True], ["untuned", 0.02, True, True],
+        ["muP", 0.01, False, False], ["muP", 0.02, False, False], ["muP", 0.04, False, False],
+    ]  # fmt: skip
+
+
+def test_nuisance_factors_of_one_last_part_are_told_apart(tmp_path: Path) -> None:
+    multipliers = {"parametrization.lr.q_proj": 2.0, "parametrization.forward.q_proj": 0.5, "optim.weight_decay": 0.2}
+    write_run(tmp_path, 2.0, nuisance=multipliers)
+    assert load_records(tmp_path)["nuisance"].tolist() == ["weight_decay=0.2, forward.q_proj=0.5, lr.q_proj=2.0"]
+
+
+def test_a_study_knows_its_arms_and_how_their_presets_were_tuned(tmp_path: Path) -> None:
+    write_study(tmp_path, cells=1, spec=tuned_spec(adamw=tuning(seeds=[0, 1]), muon=None))
+    study = read_study(tmp_path)
+    assert study is not None
+    assert study.arms["muP-tuned"] == {"multipliers": "fixed", "parametrization.preset": "ours"}
+    assert study.arms["muP"]["parametrization.preset"] == "neutral"
+    assert study.tuning == {"ours": {"adamw": Tuning("tune", 60, 64, (0, 1), 1e8, 50_000, 40.0)}}
+    # The width of the trials may be another than the base width of their rule; a base may set the preset of all arms.
+    spec = tuned_spec(adamw=tuning(d_model=128)) | {"base": {"parametrization": {"preset": "theirs"}}}
+    write_study(tmp_path, cells=1, spec=spec)
+    study = read_study(tmp_path)
+    assert study is not None
+    assert study.tuning["ours"]["adamw"].d_model == 128
+    assert [fields["parametrization.preset"] for fields in study.arms.values()] == ["theirs", "ours", "theirs"]
 
 
 def test_a_lone_run_is_its_own_line(tmp_path: Path) -> None:
@@ -167,6 +242,12 @@ def test_a_damaged_record_is_named_with_its_problem(tmp_path: Path, damage: Any,
 def test_a_damaged_study_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text('{"name": "x", "title": "y"}')
     with pytest.raises(UserError, match=r"study\.json: damaged study file \(lacks 'cells'\)"):
+        read_study(tmp_path)
+    write_study(tmp_path, cells=1, spec=tuned_spec(adamw={"study": "tune"}))
+    with pytest.raises(UserError, match=r"study\.json: damaged study file \(lacks 'trials'\)"):
+        read_study(tmp_path)
+    write_study(tmp_path, cells=1, spec={"arms": ["muP"]})
+    with pytest.raises(UserError, match=r"study\.json: damaged study file"):
         read_study(tmp_path)
 
 

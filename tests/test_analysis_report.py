@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_analysis_frame import write_run, write_study
+from test_analysis_frame import tuned_spec, tuning, write_run, write_study
 
 from lit_mult.analysis import tables
 from lit_mult.analysis.report import write_report
@@ -135,3 +136,98 @@ def test_the_report_says_what_sets_the_arms_apart(tmp_path: Path) -> None:
     text = next(path for path in write_report(tmp_path).paths if path.name == "report.md").read_text()
 
     assert "Arms differ in: `multipliers` (muP: none, vectors: vector); all else is the same" in text
+
+
+def test_the_report_of_a_tuning_study_is_sensible(tmp_path: Path) -> None:
+    # 24 multipliers and a learning rate, sampled: 60 trials of each optimizer, of which 15 are pruned and 3 diverge.
+    roles = ("embedding", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    names = [f"parametrization.{part}.{role}" for part in ("forward", "lr", "weight_decay") for role in roles]
+    for optimizer in ("adamw", "muon"):
+        for trial in range(60):
+            status = {"status": "pruned"} if trial % 4 == 3 else {}
+            loss = None if status or trial % 20 == 0 else 2 + (trial * 7 % 60) / 100
+            nuisance = {name: 2 ** ((trial * 11 + place * 7) % 13 / 3 - 2) for place, name in enumerate(names)}
+            where = {"optimizer": optimizer, "lr": 2 ** (-9 + (trial * 17 % 60) / 10), "cell": f"{optimizer}-{trial}"}
+            write_run(tmp_path, loss, arm="muP-tuned", sampler="tpe", nuisance=nuisance, **where, **status)
+    write_study(tmp_path, cells=120)
+
+    report = write_report(tmp_path)
+
+    page = report.paths[-1].read_text()
+    assert report.warnings == (
+        "6 of 120 runs diverged; they count as their initial loss in the sensitivity",
+        "doubtful or no sensitivity (15 of 60 runs pruned): muP-tuned · AdamW, d = 64, seed 0",
+        "doubtful or no sensitivity (15 of 60 runs pruned): muP-tuned · Muon, d = 64, seed 0",
+        "1 seed: no interval can be given",
+    )
+    # Of the lowest losses, 2.00 is trial 0, which diverged, and 2.01 trial 43 (7 * 43 = 301), which was pruned; 2.02 is
+    # trial 26 (182), which completed. Its rate is 2^(-9 + (26 * 17 % 60) / 10) = 2^-6.8.
+    row = "muP-tuned · AdamW | 64 | 1 | 2.0200 | 1 seed: no interval | n/a | n/a | 2^-6.80 | 3 of 60 | 15 runs pruned |"
+    assert row in page
+    assert "- 30 of 120 runs were pruned: ended early by the study's pruner" in page
+    assert "- Records: 120 of 120 planned" in page
+    assert "q_proj" not in page
+    assert "q_proj" not in (tmp_path / "figures" / "loss_vs_lr.svg").read_text()
+
+
+def test_added_runs_are_no_planned_ones(tmp_path: Path) -> None:
+    for lr, loss in zip(LRS, [3.0, 2.5, 2.0], strict=True):
+        write_run(tmp_path, loss, lr=lr)
+    for lr, loss in ((2**-2, 1.9), (1.0, 2.0)):
+        write_run(tmp_path, loss, lr=lr, added=True)
+    write_study(tmp_path, cells=4)
+    report = write_report(tmp_path)
+    page = report.paths[-1].read_text()
+    assert report.warnings == ("3 of 4 planned runs have a record", "1 seed: no interval can be given")
+    assert "- Records: 3 of 4 planned\n- 2 runs were added where an optimum lay at the edge of the grid\n" in page
+
+
+def tuned_study(folder: Path) -> None:
+    """Three arms, two widths, three seeds; muP-tuned uses a preset that was tuned for AdamW at width 64 on seed 0."""
+    for arm, gain in (("muP", 0.0), ("muP-tuned", 0.2), ("vectors", 0.3)):
+        for width in (32, 64):
+            for seed in range(3):
+                for lr, loss in zip(LRS, [3.0, 2.0, 2.6], strict=True):
+                    shifted = loss - gain + seed / 100 - width / 1000
+                    total = {"total": 20 * width, "non_embedding": 10 * width, "multipliers": 0}
+                    write_run(folder, shifted, arm=arm, width=width, lr=lr, seed=seed, parameters=total)
+    write_study(folder, cells=54, spec=tuned_spec(adamw=tuning()))
+
+
+def test_a_study_with_a_tuned_preset_reports_what_it_cost(tmp_path: Path) -> None:
+    tuned_study(tmp_path)
+    report = write_report(tmp_path)
+    page = report.paths[-1].read_text()
+    names = {path.name for path in report.paths}
+    assert {"loss_vs_compute.png", "loss_vs_compute.svg", "bill.csv", "bill.md"} < names
+    assert "](figures/loss_vs_compute.png)" in page
+    # A seed's search at width 64: 3 runs of 4096 tokens, 6 * 1280 * 3 * 4096 = 9.4e7 FLOPs.
+    reached = "muP 1.9460 with 9.4e7 FLOPs, muP-tuned 1.7460 with 1.9e8 FLOPs (of it 1.0e8 tuning), vectors 1.6460 with"
+    cost = page.split("## Cost")[1].split("## Warnings")[0]
+    assert reached in cost
+    assert "**the tuned preset beats the default preset by 0.2000, more than the seed noise**" in cost
+    assert (
+        "| muP-tuned · AdamW | 64 | 3 | 1.7460 | [1.7360, 1.7560] | 3.1e7 | 9.4e7 | 1.0e8 | 1.9e8 | 6.2e4 | 46 |"
+        in page
+    )
+    for of, against in (("muP-tuned", "muP"), ("vectors", "muP"), ("vectors", "muP-tuned")):
+        assert f"Best loss, {of} - {against} (AdamW, all widths, 3 seeds): -0." in page
+
+
+def test_the_preset_of_an_arm_is_named_by_roles_where_it_is_written_into_the_config(tmp_path: Path) -> None:
+    write_run(tmp_path, 2.0)
+    path = write_run(tmp_path, 2.0, arm="vectors")
+    record = json.loads(path.read_text())
+    record["config"]["parametrization"]["lr"] = {"q_proj": 2.0, "k_proj": 0.5}
+    path.write_text(json.dumps(record))
+    page = write_report(tmp_path).paths[-1].read_text()
+    assert "`multipliers` (muP: none, vectors: vector), `parametrization.lr` (of q_proj, k_proj); all else" in page
+
+
+def test_a_lone_run_has_no_bill(tmp_path: Path) -> None:
+    record = json.loads(write_run(tmp_path / "study", 2.0).read_text())
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "record.json").write_text(json.dumps(record | {"cell": None}))
+    report = write_report(tmp_path / "run")
+    assert "bill.csv" not in {path.name for path in report.paths}
+    assert "Cost" not in report.paths[-1].read_text()

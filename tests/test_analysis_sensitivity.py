@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -128,8 +129,8 @@ def test_a_slope_is_least_squares() -> None:
     assert (low, high) == pytest.approx((1.0, 2.5))
 
 
-def sweep(folder: Path, arm: str, losses: list[float | None], **where: object) -> None:
-    for lr, loss in zip(LRS, losses, strict=True):
+def sweep(folder: Path, arm: str, losses: Sequence[float | None], lrs: Sequence[float] = LRS, **where: object) -> None:
+    for lr, loss in zip(lrs, losses, strict=True):
         write_run(folder, loss, arm=arm, lr=lr, **where)  # type: ignore[arg-type]
 
 
@@ -251,3 +252,98 @@ def test_groups_of_a_sampled_search_are_complete_by_their_number_of_runs(tmp_pat
     complete = s.points(load_records(tmp_path)).set_index("d_model")["complete"]
 
     assert complete.to_dict() == {32: True, 64: True, 128: False}
+
+
+def test_a_group_with_a_pruned_run_has_a_best_loss_and_no_sensitivity(tmp_path: Path) -> None:
+    sweep(tmp_path, "muP", [3.0, 2.0, 4.0])
+    sweep(tmp_path, "vectors", [2.5, 1.9], lrs=LRS[:2])
+    write_run(tmp_path, None, arm="vectors", lr=LRS[2], status="pruned")
+    table = point_table(tmp_path)
+    whole, pruned = table.to_dict("records")
+    assert (whole["pruned"], whole["note"]) == (0, "")
+    assert whole["sensitivity"] == pytest.approx(1.0)
+    assert (pruned["best_loss"], pruned["optimum_lr"], pruned["at_edge"]) == (1.9, LRS[1], False)
+    assert (pruned["runs"], pruned["complete"], pruned["diverged"], pruned["pruned"]) == (3, True, 0, 1)
+    assert math.isnan(pruned["sensitivity"])
+    assert pruned["note"] == "1 of 3 runs pruned"
+    # What was pruned would not have been best, so the best losses compare; there is one sensitivity only.
+    assert s.paired_differences(table)[["measure", "doubtful"]].to_numpy().tolist() == [["best_loss", 0]]
+    assert s.summary(table)["pruned"].tolist() == [0, 1]
+
+
+def test_a_group_with_nothing_but_pruned_runs_has_no_best_loss(tmp_path: Path) -> None:
+    for lr in LRS:
+        write_run(tmp_path, None, lr=lr, status="pruned")
+    point = point_table(tmp_path).to_dict("records")[0]
+    assert math.isnan(point["best_loss"])
+    assert math.isnan(point["optimum_lr"])
+    assert (point["note"], point["diverged"]) == ("3 of 3 runs pruned", 0)
+
+
+def test_added_rates_find_the_optimum_and_leave_the_sensitivity_alone(tmp_path: Path) -> None:
+    sweep(tmp_path, "muP", [3.0, 2.5, 2.0])
+    for lr, loss in ((2**-2, 1.5), (2**0, 2.5)):
+        write_run(tmp_path, loss, lr=lr, added=True)
+    sweep(tmp_path, "vectors", [3.0, 2.0, 4.0])
+    table = point_table(tmp_path)
+    found, planned = table.to_dict("records")
+    # On the planned rates: (1 + 0.5 + 0) / 3. The parabola through 2.0, 1.5, 2.5 at 2^-4, 2^-2, 2^0 has its vertex at
+    # log2 lr = -2 - 2 * (2.5 - 2.0) / (2 * (2.0 + 2.5 - 2 * 1.5)) = -7/3.
+    assert found["sensitivity"] == pytest.approx(0.5)
+    assert (found["best_loss"], found["at_edge"], found["complete"], found["note"]) == (1.5, False, True, "")
+    assert math.log2(found["optimum_lr"]) == pytest.approx(-7 / 3)
+    assert [found[name] for name in ("runs", "added", "lrs", "lr_low", "lr_high")] == [5, 2, 3, LRS[0], LRS[2]]
+    assert [planned[name] for name in ("runs", "added", "lrs", "lr_low", "lr_high")] == [3, 0, 3, LRS[0], LRS[2]]
+    assert (s.paired_differences(table)["doubtful"] == 0).all()  # of equal ranges
+
+
+def test_a_group_is_complete_by_its_planned_runs(tmp_path: Path) -> None:
+    sweep(tmp_path, "muP", [3.0, 2.5, 2.0])
+    sweep(tmp_path, "muP", [3.0, 2.5], lrs=LRS[:2], seed=1)
+    write_run(tmp_path, 1.5, seed=1, lr=2**-2, added=True)
+    write_run(tmp_path, 1.5, seed=2, lr=2**-2, added=True)
+    table = point_table(tmp_path)
+    assert table["complete"].tolist() == [True, False, False]
+    assert table["note"].tolist() == ["", "2 of 3 runs", "0 of 3 runs"]
+
+
+def test_a_sampled_search_has_a_best_trial_and_no_curve(tmp_path: Path) -> None:
+    # On a log-uniform grid by chance, and the neighbours of the best would pull the vertex of a parabola away from it.
+    for lr, loss in zip(LRS, [3.0, 2.0, 2.5], strict=True):
+        write_run(tmp_path, loss, lr=lr, sampler="tpe", nuisance={"parametrization.lr.q_proj": 1 + lr})
+    point = point_table(tmp_path).to_dict("records")[0]
+    assert (point["best_loss"], point["optimum_lr"], point["optimum_loss"]) == (2.0, LRS[1], 2.0)
+    assert math.isnan(point["sensitivity"])
+    assert (point["complete"], point["note"]) == (True, "the learning rates were sampled, not laid on a grid")
+
+
+def test_a_search_at_one_learning_rate_has_no_drift(tmp_path: Path) -> None:
+    for width in (32, 64):
+        for decay, loss in ((0.1, 2.0), (0.2, 2.1)):
+            decays = {"optim.weight_decay": decay}
+            write_run(tmp_path, loss, width=width, sampler="tpe", nuisance=decays, cell=f"{width}-{decay}")
+    assert s.optimum_drift(point_table(tmp_path)).empty
+
+
+def test_a_grid_that_is_not_log_uniform_puts_no_best_loss_in_doubt(tmp_path: Path) -> None:
+    for arm, gain in (("muP", 0.0), ("vectors", 0.1)):
+        for lr, loss in ((0.01, 2.5), (0.02, 2.0), (0.03, 2.5)):
+            write_run(tmp_path, loss - gain, arm=arm, lr=lr)
+    assert s.paired_differences(point_table(tmp_path))[["measure", "doubtful"]].to_numpy().tolist() == [
+        ["best_loss", 0]
+    ]
+
+
+def test_three_arms_are_compared_in_pairs_at_each_width_and_over_all(tmp_path: Path) -> None:
+    # Best losses: at width 32 2.0, 1.9, 1.7; at width 64 1.8, 1.5, 1.6. Over both: -0.2 = (-0.1 - 0.3) / 2 and so on.
+    best = {"muP": (2.0, 1.8), "muP-tuned": (1.9, 1.5), "vectors": (1.7, 1.6)}
+    for arm, losses in best.items():
+        for width, loss in zip((32, 64), losses, strict=True):
+            sweep(tmp_path, arm, [3.0, loss, 3.0], width=width)
+    table = s.paired_differences(point_table(tmp_path))
+    table = table[table["measure"] == "best_loss"].set_index(["of", "against", "d_model"])
+    assert table["difference"].to_dict() == pytest.approx({
+        ("muP-tuned", "muP", 32): -0.1, ("muP-tuned", "muP", 64): -0.3, ("muP-tuned", "muP", "all"): -0.2,
+        ("vectors", "muP", 32): -0.3, ("vectors", "muP", 64): -0.2, ("vectors", "muP", "all"): -0.25,
+        ("vectors", "muP-tuned", 32): -0.2, ("vectors", "muP-tuned", 64): 0.1, ("vectors", "muP-tuned", "all"): -0.05,
+    })  # fmt: skip

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from lit_mult.cli import main
-from lit_mult.study.spec import load_study
+from lit_mult.study.files import load_study
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

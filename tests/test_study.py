@@ -25,42 +25,16 @@ from lit_mult.config import RunConfig
 from lit_mult.errors import ConfigError, Interrupted, UserError
 from lit_mult.record import RunRecord, find_records
 from lit_mult.study.executors import here
+from lit_mult.study.files import load_study
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.progress import SweepProgress
 from lit_mult.study.queue import CellQueue, Counts
-from lit_mult.study.files import load_study
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.storage import open_storage
 from lit_mult.study.sweep import check_cells, sweep
 from lit_mult.training import run
 
 MakeStudy = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def study_dict(tiny_dict: Callable[..., dict[str, Any]]) -> MakeStudy:
-    """A study of 2 arms x 2 widths x 2 rates x 1 seed, and one untuned reference: 10 cells."""
-
-    def make(**changes: Any) -> dict[str, Any]:
-        base = tiny_dict()
-        del base["model"]["d_model"], base["train"]["steps"], base["train"]["batch_size"]
-        study = {
-            "name": "tiny",
-            "title": "a tiny study",
-            "base": base,
-            "arms": {
-                "muP": {"multipliers": "fixed"},
-                "vectors": {"multipliers": "vector"},
-                "standard": {"parametrization.rule": "standard", "optim.lr": 0.001},
-            },
-            "factors": {"model.d_model": [8, 16]},
-            "nuisance": {"optim.lr": {"log2": [-8, -5]}},
-            "seeds": [0],
-            "budget": {"steps": 6, "batch_size": 4},
-        }
-        return {**study, **changes}
-
-    return make
 
 
 def losses(folder: Path) -> dict[str, float | None]:

@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
+ENOUGH_SEEDS = 5
+"""With fewer values than about this, an interval is too narrow for its nominal level."""
 _QUANTILES = (0.025, 0.975)
 _NO_INTERVAL = (float("nan"), float("nan"))
 
@@ -20,7 +22,7 @@ def bootstrap_interval(
     """Interval of the mean, in the unit of the values; (NaN, NaN) for fewer than two values (or clusters).
 
     With `clusters` (the seed of each value, say), whole clusters are drawn: values that share a seed are not
-    independent. With fewer than about five values the interval is too narrow for its nominal level.
+    independent. With fewer than `ENOUGH_SEEDS` values the interval is too narrow for its nominal level.
     """
     values = np.asarray(values, dtype=float)
     sums = _cluster_sums(np.arange(len(values)) if clusters is None else clusters, np.ones_like(values), values)

@@ -5,21 +5,44 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 import pandas as pd
 
-from lit_mult.config import MultiplierKind
+from lit_mult.config import MultiplierKind, ParametrizationConfig
 from lit_mult.errors import UserError
 from lit_mult.record import SCHEMA_VERSION, find_records
 
 STUDY_NAME = "study.json"
+NEUTRAL = ParametrizationConfig().preset
+"""The preset in which every multiplier is 1: nothing of it was tuned."""
+PRESET = "parametrization.preset"
 _OPTIMIZER_NAMES = {"adamw": "AdamW", "muon": "Muon"}
 _WIDTH, _LR, _SEED, _OPTIMIZER = "model.d_model", "optim.lr", "seed", "optimizer"
 _COPIED: tuple[str, ...] = ("config_hash", "git_commit", "device", "corpus_hash", "steps", "tokens", "wall_seconds")
 _COPIED += ("tokens_per_second", "initial_loss", "best_loss")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a preset was found for one optimizer, and what that cost."""
+
+    study: str
+    """Name of the study whose best trial the preset is."""
+    trials: int
+    """Trials of that study: completed, pruned and diverged."""
+    d_model: int
+    """Width the preset was tuned at."""
+    seeds: tuple[int, ...]
+    """Seeds the trials ran with; on these the preset was chosen, so they do not judge it."""
+    flops: float
+    """Training FLOPs of all trials together."""
+    tokens: int
+    """Training tokens of all trials together."""
+    seconds: float
+    """Seconds of all trials together, on the machine that ran them."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +53,10 @@ class Study:
     title: str
     cells: int
     """Number of runs planned."""
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Arm -> dotted config field -> value; the preset is always among them, whoever sets it."""
+    tuning: dict[str, dict[str, Tuning]] = field(default_factory=dict)
+    """Preset -> optimizer -> how it was tuned; a preset or an optimizer that is not here has nothing on record."""
 
 
 def read_study(folder: Path | str) -> Study | None:
@@ -43,8 +70,12 @@ def read_study(folder: Path | str) -> Study | None:
         return None
     data = _read_json(path)
     try:
-        return Study(str(data["name"]), str(data["title"] or data["name"]), int(data["cells"]))
-    except (KeyError, TypeError, ValueError) as error:
+        spec = data.get("spec") or {}
+        preset = ((spec.get("base") or {}).get("parametrization") or {}).get("preset", NEUTRAL)
+        arms = {str(arm): {PRESET: preset, **(fields or {})} for arm, fields in (spec.get("arms") or {}).items()}
+        tuning = {str(name): _tuning(preset) for name, preset in (spec.get("presets") or {}).items()}
+        return Study(str(data["name"]), str(data["title"] or data["name"]), int(data["cells"]), arms, tuning)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged study file ({_problem(error)}); write it anew from the sweep") from None
 
 
@@ -54,10 +85,10 @@ def load_records(folder: Path | str) -> pd.DataFrame:
     Columns of the analysis: `arm`; `setting`, the scientific factors other than the width, such as "AdamW";
     `variant`, the same without the optimizer; `label`, arm and setting, which names a *line* of the analysis;
     `nuisance`, the nuisance factors other than the learning rate; `reference`, True for an arm run at one learning
-    rate while others were swept. Losses are in nats per token; `final_loss` is NaN for a diverged run;
-    `planned_tokens` is the budget of a run, which a diverged one does not use up. A run outside a study has its kind
-    of multipliers as arm and its optimizer as setting. Rows are ordered by arm (references, then from no multipliers
-    to vectors), setting, width, seed and learning rate.
+    rate while others were swept; `added`, True for a run at a learning rate outside the planned grid. Losses are in
+    nats per token; `final_loss` is NaN for a diverged or pruned run; `planned_tokens` is the budget of a run, which
+    these do not use up. A run outside a study has its kind of multipliers as arm and its optimizer as setting. Rows are
+    ordered by arm (references, then from no multipliers to vectors), setting, width, seed and learning rate.
 
     Raises:
         UserError: there are no records, one is damaged, or two are of the same cell.
@@ -111,7 +142,7 @@ def optimizer_name(optimizer: str) -> str:
 
 
 def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
-    lrs = frame.groupby(["arm", "setting"])["lr"].nunique().groupby("arm").max()
+    lrs = frame[~frame["added"]].groupby(["arm", "setting"])["lr"].nunique().groupby("arm").max()
     frame["reference"] = frame["arm"].map(lrs == 1) & bool((lrs > 1).any())
     kinds = {kind: place for place, kind in enumerate(get_args(MultiplierKind))}
     # An arm has one place, even if the kind of its multipliers varies within it.
@@ -130,9 +161,9 @@ def _row(path: Path, folder: Path) -> dict[str, Any]:
 
 def _flat(record: Mapping[str, Any], place: str) -> dict[str, Any]:
     config, status = record["config"], record["status"]
-    if status not in ("completed", "diverged"):
+    if status not in ("completed", "diverged", "pruned"):
         raise ValueError(f"status {status!r}")
-    diverged = status == "diverged"
+    ended = status == "completed"
     known = {
         _OPTIMIZER: config["optimizer"],
         _WIDTH: int(config["model"]["d_model"]),
@@ -150,7 +181,7 @@ def _flat(record: Mapping[str, Any], place: str) -> dict[str, Any]:
     variant = _named(cell["factors"], but=(_WIDTH, _SEED, _OPTIMIZER))
     optimizer = optimizer_name(known[_OPTIMIZER]) if _OPTIMIZER in cell["factors"] else ""
     setting = ", ".join(filter(None, (optimizer, variant)))
-    train = config["train"]
+    train, parametrization = config["train"], config["parametrization"]
     return {
         **{name: _scalar(value) for name, value in (cell["factors"] | cell["nuisance"]).items()},
         **{name: cell[name] for name in ("study", "cell", "arm", "sampler")},
@@ -160,12 +191,15 @@ def _flat(record: Mapping[str, Any], place: str) -> dict[str, Any]:
         "nuisance": _named(cell["nuisance"], but=(_LR, _SEED)),
         "optimizer": known[_OPTIMIZER],
         "multipliers": config["multipliers"],
+        "preset": parametrization["preset"],
+        "tier": parametrization["tier"],
         "d_model": known[_WIDTH],
         "lr": known[_LR],
         "seed": known[_SEED],
         "status": status,
-        "final_loss": math.nan if diverged else float(record["final_loss"]),
-        "final_bits_per_byte": math.nan if diverged else float(record["final_bits_per_byte"]),
+        "added": bool(cell.get("added", False)),
+        "final_loss": float(record["final_loss"]) if ended else math.nan,
+        "final_bits_per_byte": float(record["final_bits_per_byte"]) if ended else math.nan,
         "planned_tokens": int(train["steps"]) * int(train["batch_size"]) * int(config["data"]["seq_len"]),
         **{name: record[name] for name in _COPIED},
         **{f"parameters_{name}": count for name, count in record["parameters"].items()},
@@ -175,7 +209,29 @@ def _flat(record: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 def _named(factors: Mapping[str, Any], but: tuple[str, ...]) -> str:
     names = sorted(name for name in factors if name not in but)
-    return ", ".join(f"{name.rsplit('.', 1)[-1]}={_scalar(factors[name])}" for name in names)
+    short = [name.rsplit(".", 1)[-1] for name in names]
+    # Where two fields share a last part (lr.q_proj and forward.q_proj), the part before it tells them apart.
+    shown = [
+        ".".join(name.split(".")[-2:]) if short.count(last) > 1 else last
+        for name, last in zip(names, short, strict=True)
+    ]
+    return ", ".join(f"{name}={_scalar(factors[full])}" for name, full in zip(shown, names, strict=True))
+
+
+def _tuning(preset: Mapping[str, Any]) -> dict[str, Tuning]:
+    found = {}
+    for optimizer, part in (preset.get("optimizers") or {}).items():
+        if tuning := part.get("tuning"):
+            found[str(optimizer)] = Tuning(
+                study=str(tuning["study"]),
+                trials=int(tuning["trials"]),
+                d_model=int(tuning.get("d_model") or tuning["base_d_model"]),
+                seeds=tuple(int(seed) for seed in tuning["seeds"]),
+                flops=float(tuning["flops"]),
+                tokens=int(tuning["tokens"]),
+                seconds=float(tuning["seconds"]),
+            )
+    return found
 
 
 def _scalar(value: Any) -> Any:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from lit_mult.analysis.bootstrap import Floats
 from lit_mult.analysis.frame import optimizer_name, rows
+from lit_mult.analysis.labels import label_points
 from lit_mult.analysis.sensitivity import ALL_WIDTHS, bootstrap_interval, lines, loss_curves, summary
 from lit_mult.analysis.style import (
     CROSS,
@@ -23,6 +25,7 @@ from lit_mult.analysis.style import (
     TRIANGLE,
     Styles,
     add_legend,
+    against_compute,
     against_width,
     arm_styles,
     beside,
@@ -61,6 +64,8 @@ def loss_vs_lr(runs: pd.DataFrame, points: pd.DataFrame) -> Figure:
             ax.set_xscale("log", base=2)
             curve, point = (_at(frame, setting=setting, d_model=width) for frame in (in_row, points))
             _loss_panel(ax, curve, point, styles)
+            if curve["lr"].nunique() == 1:  # a log axis has no limits of its own around a single value
+                ax.set_xlim(curve["lr"].min() / 2, curve["lr"].max() * 2)
         for ax in row[len(widths) :]:
             ax.set_axis_off()
         row[0].set_ylabel(LOSS)
@@ -169,6 +174,58 @@ def optimum_drift(points: pd.DataFrame, drift: pd.DataFrame) -> Figure:
     return figure
 
 
+@styled
+def loss_vs_compute(bill: pd.DataFrame) -> Figure:
+    """Best loss against all FLOPs spent on it, search and tuning: a panel a setting, a line an arm across its widths.
+
+    A thin line leads from the cost of the search alone to that with the tuning. Left out are reference arms that use no
+    tuned preset, and arms whose tuning is not on record.
+    """
+    bill = bill[
+        (~bill["reference"] | (bill["tuning_flops"] > 0)) & bill[["total_flops", "best_loss"]].notna().all(axis=1)
+    ]
+    styles, settings = arm_styles(bill), _settings(bill)
+    figure, axes = panel_grid(-(-len(settings) // 2), min(len(settings), 2), 2.7, sharey=True)
+    for ax in axes.flat[len(settings) :]:
+        ax.set_axis_off()
+    ends = bill[["best_loss", "best_loss_low", "best_loss_high"]]
+    low, high = ends.min(axis=1).min(), ends.max(axis=1).max()
+    margin = 0.15 * max(high - low, 0.01)
+    for setting, ax in zip(settings, axes.flat, strict=False):
+        here = _at(bill, setting=setting)
+        ax.set(title="\n".join(textwrap.wrap(setting, 36)), xlabel="training FLOPs of a seed")
+        ax.set_ylim(low - margin, high + margin)
+        against_compute(ax, here["search_flops"].min(), here["total_flops"].max())
+        for arm, line in here.groupby("arm", sort=False):
+            style, x, y = styles[str(arm)], line["total_flops"].to_numpy(float), line["best_loss"].to_numpy(float)
+            ax.hlines(y, line["search_flops"], x, color=style["color"], lw=0.7)
+            ax.plot(line["search_flops"], y, "|", color=style["color"], ms=5)
+            ax.plot(x, y, **style)
+            _bars(ax, x, y, line, "best_loss", style)
+        _name_widths(ax, here)
+    for ax in axes[:, 0]:
+        ax.set_ylabel(f"best {LOSS}")
+    add_legend(figure, bill, styles)
+    return figure
+
+
+def _name_widths(ax: Axes, bill: pd.DataFrame) -> None:
+    """Write the width beside its points, once for points of one width that lie close together."""
+    bars = bill[["best_loss_low", "best_loss_high"]].T.fillna(bill["best_loss"]).T
+    bill = bill.assign(low=bars["best_loss_low"], high=bars["best_loss_high"], x=np.log2(bill["total_flops"]))
+    strokes = [line[["total_flops", "best_loss"]].to_numpy(float) for _, line in bill.groupby("arm")]
+    for row in rows(bill):
+        strokes.append(np.array([(row.search_flops, row.best_loss), (row.total_flops, row.best_loss)]))
+        strokes.append(np.array([(row.total_flops, row.low), (row.total_flops, row.high)]))
+    left, right = np.log2(ax.get_xlim())
+    labels = []
+    for width, group in bill.sort_values("x").groupby("d_model"):
+        for _, near in group.groupby((group["x"].diff() > 0.08 * (right - left)).cumsum()):
+            ends = [near[["total_flops", end]].to_numpy(float) for end in ("low", "high")]
+            labels.append((f"$d$ = {width}", np.concatenate(ends)))
+    label_points(ax, labels, strokes)
+
+
 def _slope_label(arm: str, slopes: pd.DataFrame) -> str:
     for row in rows(slopes):
         span = NO_INTERVAL if np.isnan(row.slope_low) else f"[{row.slope_low:+.2f}, {row.slope_high:+.2f}]"
@@ -183,13 +240,11 @@ def _loss_panel(ax: Axes, curves: pd.DataFrame, points: pd.DataFrame, styles: St
         if curve["reference"].any():
             ax.axhline(curve["loss"].mean(), **style | {"marker": ""})
             continue
-        # Seeds of which one diverged have no mean: the line breaks there instead of following the survivors.
         by_lr = curve.pivot(index="lr", columns="seed", values="loss")
-        if by_lr.shape[1] > 1:
-            ax.plot(by_lr.index, by_lr, ".", color=style["color"], ms=3, alpha=0.45)
-            bands = np.array([bootstrap_interval(losses) for losses in by_lr.to_numpy()])
-            ax.fill_between(by_lr.index, *bands.T, color=style["color"], alpha=0.18, lw=0)
-        ax.plot(by_lr.index, by_lr.mean(axis=1, skipna=False), **style)
+        if curve["sampled"].any():  # neighbours differ in the other nuisance factors too: points, no curve
+            ax.plot(by_lr.index, by_lr, **style | {"ls": "none", "ms": 3, "alpha": 0.7})
+        else:
+            _curve(ax, by_lr, style)
         y = 0.96 - 0.06 * place  # arms below one another, or their marks would cover each other
         for marked, mark in ((curve["diverged"] > 0, CROSS), (curve["loss"] > high, TRIANGLE)):
             lrs = curve.loc[marked, "lr"].unique()
@@ -201,6 +256,15 @@ def _loss_panel(ax: Axes, curves: pd.DataFrame, points: pd.DataFrame, styles: St
         face = "white" if swept["at_edge"].any() else styles[str(arm)]["color"]
         lr, loss = 2 ** np.log2(swept["optimum_lr"]).mean(), swept["optimum_loss"].mean()
         ax.plot(lr, loss, **STAR | {"mfc": face, "zorder": 5})
+
+
+def _curve(ax: Axes, by_lr: pd.DataFrame, style: Mapping[str, Any]) -> None:
+    if by_lr.shape[1] > 1:
+        ax.plot(by_lr.index, by_lr, ".", color=style["color"], ms=3, alpha=0.45)
+        bands = np.array([bootstrap_interval(losses) for losses in by_lr.to_numpy()])
+        ax.fill_between(by_lr.index, *bands.T, color=style["color"], alpha=0.18, lw=0)
+    # Seeds of which one diverged have no mean: the line breaks there instead of following the survivors.
+    ax.plot(by_lr.index, by_lr.mean(axis=1, skipna=False), **style)
 
 
 def _references_above(ax: Axes, points: pd.DataFrame, styles: Styles) -> None:
@@ -228,8 +292,12 @@ def _line(
 ) -> None:
     line, style = line[line[measure].notna()], styles[arm] | dict(look or {})
     x, y = beside(line["d_model"].to_numpy(float), arm, styles), line[measure].to_numpy(float)
-    ends = line[[f"{measure}_low", f"{measure}_high"]].to_numpy(float).T
     ax.plot(x, y, **style)
+    _bars(ax, x, y, line, measure, style)
+
+
+def _bars(ax: Axes, x: Floats, y: Floats, line: pd.DataFrame, measure: str, style: Mapping[str, Any]) -> None:
+    ends = line[[f"{measure}_low", f"{measure}_high"]].to_numpy(float).T
     if not np.isnan(ends).all():
         # The interval of equal values may miss their mean by a rounding error; bars must not be negative.
         ax.errorbar(x, y, yerr=np.abs(ends - y), fmt="none", ecolor=style["color"], elinewidth=0.9, capsize=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from lit_mult.analysis import plots, sensitivity, style, tables
+from lit_mult.analysis import cost, plots, sensitivity, style, tables
+from lit_mult.analysis.bootstrap import ENOUGH_SEEDS
 from lit_mult.analysis.frame import Study, load_records, read_study, rows
 from lit_mult.config import flatten
 from lit_mult.errors import UserError
@@ -21,6 +23,10 @@ _CAPTIONS = {
     "sensitivity": "Learning-rate sensitivity (arXiv:2309.14322 sec. 2.2) and best loss against width.",
     "adam_vs_muon": "Best loss under AdamW and Muon, and the difference at equal arm, width and seed.",
     "optimum_drift": "Optimal learning rate against width. Slope 0: the optimum transfers across widths.",
+    "loss_vs_compute": "Best loss (mean over seeds, 95 % intervals) against the training FLOPs that one seed took, "
+    "6 x parameters x tokens: all runs of the search at that width and, at every width in full, the tuning of the "
+    "preset. A thin line leads from the search alone to search and tuning; d is the width. An arm whose tuning is not "
+    "on record is left out.",
 }
 _READING = """\
 - *Sensitivity* is the mean over the learning rates of min(loss, initial loss) - best loss; a diverged run counts as
@@ -30,7 +36,12 @@ _READING = """\
   are too narrow: over three, the interval of a difference spans the three values, so with no true difference it leaves
   out 0 in one comparison of four.
 """
-_ENOUGH_SEEDS = 5
+_READING_COST = """\
+- Cost counts, for one seed, every run of the search over nuisance factors, whatever became of it, and the whole study
+  that tuned the preset an arm uses. FLOPs are 6 x parameters x training tokens (arXiv:2001.08361); seconds depend on
+  the machine.
+"""
+_BY_ROLE = re.compile(r"(parametrization\.(?:forward|lr|weight_decay))(?:\.(\w+))?")
 _MEASURES = {
     "best_loss": ("Best loss", "better"),
     "sensitivity": ("Sensitivity", "less sensitive to the learning rate"),
@@ -73,6 +84,12 @@ def write_report(folder: Path | str) -> Report:
         figures["adam_vs_muon"] = plots.adam_vs_muon(points, differences)
     if not drift.empty:
         figures["optimum_drift"] = plots.optimum_drift(points, drift)
+    statements: list[str] = []
+    if (runs["study"] != "").any():  # a lone run was no search
+        csvs["bill"] = bill = cost.bill(runs, points, study)
+        shown["bill"], statements = tables.bill_table(bill), list(cost.statements(bill, points, study))
+        if ((bill["total_flops"] > bill["search_flops"]) & bill["best_loss"].notna()).any():  # a tuning to show
+            figures["loss_vs_compute"] = plots.loss_vs_compute(bill)
     warnings = tuple(_warnings(study, runs, points))
 
     files = {f"tables/{name}.csv": tables.to_csv(table).encode() for name, table in csvs.items()}
@@ -81,6 +98,7 @@ def write_report(folder: Path | str) -> Report:
         files |= {f"figures/{name}.{ending}": content for ending, content in style.save(figure).items()}
     lists = {
         "What the records show": list(verdicts(differences)) or ["one arm and one optimizer: nothing to compare"],
+        **({"Cost": statements} if statements else {}),
         "Warnings": list(warnings) or ["none"],
         "Provenance": list(_provenance(study, folder, runs)),
     }
@@ -104,7 +122,7 @@ def verdicts(differences: pd.DataFrame) -> Iterator[str]:
             verdict = "no difference shown"
         else:
             verdict = f"**{row.of if row.high < 0 else row.against} is {better}**"
-            verdict += " (weak evidence: few seeds)" if row.seeds < _ENOUGH_SEEDS else ""
+            verdict += " (weak evidence: few seeds)" if row.seeds < ENOUGH_SEEDS else ""
         width = "all widths" if row.d_model == sensitivity.ALL_WIDTHS else f"d = {row.d_model}"
         where = ", ".join(filter(None, (row.within, width, f"{row.seeds} seeds")))
         span = tables.interval(row.low, row.high, row.seeds)
@@ -114,8 +132,8 @@ def verdicts(differences: pd.DataFrame) -> Iterator[str]:
 
 
 def _warnings(study: Study | None, runs: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
-    if study and len(runs) < study.cells:
-        yield f"{len(runs)} of {study.cells} planned runs have a record"
+    if study and (planned := int((~runs["added"]).sum())) < study.cells:
+        yield f"{planned} of {study.cells} planned runs have a record"
     if runs["study"].nunique() > 1:
         yield f"records of several studies: {', '.join(sorted(runs['study'].unique()))}"
     if diverged := int((runs["status"] == "diverged").sum()):
@@ -127,8 +145,8 @@ def _warnings(study: Study | None, runs: pd.DataFrame, points: pd.DataFrame) -> 
             yield f"{'doubtful or no sensitivity' if complete else 'incomplete, no sensitivity'} ({note}): {place}"
     if (seeds := points["seed"].nunique()) == 1:
         yield f"{tables.NO_INTERVAL} can be given"
-    elif seeds < _ENOUGH_SEEDS:
-        yield f"{seeds} seeds: intervals over fewer than {_ENOUGH_SEEDS} are too narrow (see How to read it)"
+    elif seeds < ENOUGH_SEEDS:
+        yield f"{seeds} seeds: intervals over fewer than {ENOUGH_SEEDS} are too narrow (see How to read it)"
     if len(points[["arm", "setting", "d_model"]].drop_duplicates()) * points["seed"].nunique() != len(points):
         yield "not every arm has every seed; differences use the seeds that both sides have"
     for column, name in (("corpus_hash", "corpora"), ("planned_tokens", "token budgets")):
@@ -143,22 +161,25 @@ def _warnings(study: Study | None, runs: pd.DataFrame, points: pd.DataFrame) -> 
 
 
 def _page(title: str, points_of: dict[str, list[str]], figures: Iterable[str], shown: dict[str, pd.DataFrame]) -> str:
-    first, second, last = (
-        f"## {head}\n\n" + "".join(f"- {line}\n" for line in lines) for head, lines in points_of.items()
-    )
+    *first, last = (f"## {head}\n\n" + "".join(f"- {line}\n" for line in lines) for head, lines in points_of.items())
     return "\n".join(
-        [f"# {title}\n", first, second, "## Figures\n"]
+        [f"# {title}\n", *first, "## Figures\n"]
         + [f"![{name}](figures/{name}.png)\n\n{_CAPTIONS[name]}\n" for name in figures]
         + ["## Tables\n\nLosses and differences in nats per token; `tables/*.csv` have every digit.\n"]
         + [f"### {name.capitalize()}\n\n{tables.to_markdown(table)}" for name, table in shown.items() if len(table)]
-        + ["## How to read it\n", _READING, last]
+        + ["## How to read it\n", _READING + _READING_COST * ("bill" in shown), last]
     )
 
 
 def _provenance(study: Study | None, folder: Path, runs: pd.DataFrame) -> Iterator[str]:
     place = folder.resolve()
     yield f"Study: {study.name if study else place.name}"
-    yield f"Records: {len(runs)}{f' of {study.cells} planned' if study else ''}"
+    added, pruned = int(runs["added"].sum()), int((runs["status"] == "pruned").sum())
+    yield f"Records: {len(runs) - added}{f' of {study.cells} planned' if study else ''}"
+    if added:
+        yield f"{added} runs were added where an optimum lay at the edge of the grid"
+    if pruned:
+        yield f"{pruned} of {len(runs)} runs were pruned: ended early by the study's pruner, so they have no final loss"
     if differing := _arms_differ_in(runs):
         yield f"Arms differ in: {differing}; all else is the same at equal factors and seed"
     yield f"Git commits: {_listed(runs['git_commit'].fillna('none'))}"
@@ -176,11 +197,16 @@ def _arms_differ_in(runs: pd.DataFrame) -> str:
     configs = {arm: flatten(record.config) for arm, record in records.items()}
     cells = [record.cell for record in records.values() if record.cell]
     varied = {"seed", *(name for cell in cells for name in (cell.factors | cell.nuisance))}
-    parts = []
+    parts, roles = [], dict[str, list[str]]()
     for name in dict.fromkeys(name for config in configs.values() for name in config if name not in varied):
         values = {arm: config.get(name) for arm, config in configs.items()}
-        if len(set(map(str, values.values()))) > 1:
+        if len(set(map(str, values.values()))) == 1:
+            continue
+        if by_role := _BY_ROLE.fullmatch(name):  # a preset written into the config: names, as the values are too many
+            roles.setdefault(by_role[1], []).extend(filter(None, [by_role[2]]))
+        else:
             parts.append(f"`{name}` ({', '.join(f'{arm}: {value}' for arm, value in values.items())})")
+    parts += [f"`{field}` (of {', '.join(names)})" for field, names in roles.items() if names]
     return ", ".join(parts)
 
 

@@ -54,18 +54,19 @@ def lr_sensitivity(lrs: ArrayLike, losses: ArrayLike, initial_loss: float) -> fl
     return float(np.mean(capped - capped.min()))
 
 
-def interpolated_optimum(lrs: ArrayLike, losses: ArrayLike) -> Optimum:
+def interpolated_optimum(lrs: ArrayLike, losses: ArrayLike, *, fit: bool = True) -> Optimum:
     """Vertex of the parabola in log2 lr through the best point and its two neighbours.
 
-    The best point itself is returned when it lies at the edge of the range (`at_edge`), when a neighbour diverged
-    (loss NaN or infinite: no parabola to fit), and when the three losses are equal. All NaN when every run diverged.
+    The best point itself is returned when it lies at the edge of the range (`at_edge`), when a neighbour has no loss
+    (NaN or infinite, as it diverged or was pruned: no parabola to fit), when the three losses are equal, and with `fit`
+    False (for points that differ in more than the lr). All NaN when no point has a loss.
     """
     x, y = _sorted_curve(lrs, losses)
     if np.isnan(y).all():
         return Optimum(float("nan"), float("nan"), at_edge=False)
     best = int(np.nanargmin(y))
     at_edge = best in (0, len(y) - 1)
-    if not at_edge and not np.isnan(y[best - 1 : best + 2]).any():
+    if fit and not at_edge and not np.isnan(y[best - 1 : best + 2]).any():
         left, right = np.diff(np.log2(x[best - 1 : best + 2]))
         falling, rising = np.diff(y[best - 1 : best + 2]) / (left, right)
         slope, curvature = (falling * right + rising * left) / (left + right), (rising - falling) / (left + right)
@@ -76,34 +77,47 @@ def interpolated_optimum(lrs: ArrayLike, losses: ArrayLike) -> Optimum:
 
 
 def loss_curves(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row for each group and lr: loss (NaN when diverged), initial_loss, runs, diverged (numbers of runs).
+    """One row for each group and lr: loss (NaN where no run completed), initial_loss, `added` (a lr outside the planned
+    grid), `sampled` (not of a grid at all), and numbers of runs: runs, diverged, pruned.
 
     Nuisance factors other than the lr are tuned: the loss is the lowest over them.
     """
-    runs = runs.assign(diverged=runs["status"] == "diverged")
-    return runs.groupby([*_GROUP, "lr"], sort=False, as_index=False).agg(
-        loss=("final_loss", "min"),
-        initial_loss=("initial_loss", "first"),
-        runs=("final_loss", "size"),
-        diverged=("diverged", "sum"),
+    runs = runs.assign(**{status: runs["status"] == status for status in ("diverged", "pruned")})
+    return (
+        runs.assign(sampled=runs["sampler"] != "grid")
+        .groupby([*_GROUP, "lr"], sort=False, as_index=False)
+        .agg(
+            loss=("final_loss", "min"),
+            initial_loss=("initial_loss", "first"),
+            added=("added", "all"),
+            sampled=("sampled", "any"),
+            runs=("final_loss", "size"),
+            diverged=("diverged", "sum"),
+            pruned=("pruned", "sum"),
+        )
     )
 
 
 def points(runs: pd.DataFrame) -> pd.DataFrame:
     """One row a group of the runs from `load_records`: best loss, optimum, sensitivity, and what stands against them.
 
-    A group that lacks runs (against all learning rates and nuisance settings of its arm; in a sampled search, against
-    the group of its arm that has most) is not `complete`; it has no
-    sensitivity. `note` says why a sensitivity is NaN. A reference arm has one lr, hence a loss and no sensitivity.
+    Best loss, optimum and `at_edge` are those of all runs that completed; the sensitivity, `lrs`, `lr_low` and
+    `lr_high` those of the planned learning rates alone, so that ranges are equal where some groups had rates added.
+    A group that lacks planned runs (against all learning rates and nuisance settings of its arm; in a sampled search,
+    against the group of its arm that has most) is not `complete`; it has no sensitivity, nor has one with a pruned run,
+    whose final loss nobody knows, nor a sampled search, whose learning rates are no fixed range. `note` says why a
+    sensitivity is NaN. A reference arm has one lr, hence a loss and no sensitivity. `runs`, `diverged`, `pruned` and
+    `added` are numbers of runs.
     """
-    expected = runs.drop_duplicates(["arm", "lr", "nuisance"]).groupby("arm").size().to_dict()
-    if (sampled := runs[runs["sampler"] != "grid"]).size:  # every group has learning rates of its own: count them
-        expected |= sampled.groupby(_GROUP, sort=False).size().groupby("arm").max().to_dict()
+    planned = runs[~runs["added"]]
+    expected = planned.drop_duplicates(["arm", "lr", "nuisance"]).groupby("arm").size().to_dict()
     if runs["reference"].any():  # one lr for each setting, which may differ between settings
         expected |= dict.fromkeys(runs.loc[runs["reference"], "arm"].unique(), 1)
+    if (sampled := planned[planned["sampler"] != "grid"]).size:  # every group has learning rates of its own: count them
+        expected |= sampled.groupby(_GROUP, sort=False).size().groupby("arm").max().to_dict()
     rows = []
     for key, curve in loss_curves(runs).groupby(_GROUP, sort=False):
-        rows.append(dict(zip(_GROUP, key, strict=True)) | _point(curve, expected[key[0]]))
+        rows.append(dict(zip(_GROUP, key, strict=True)) | _point(curve, expected.get(key[0], 0)))
     return pd.DataFrame(rows)
 
 
@@ -123,7 +137,7 @@ def summary(points: pd.DataFrame) -> pd.DataFrame:
             | _mean("sensitivity", sensitivity)
             | {"optimum_lr": float(2 ** np.log2(group["optimum_lr"]).mean())}
             | {"at_edge": int(group["at_edge"].sum()), "incomplete": int((~group["complete"]).sum())}
-            | {name: int(group[name].sum()) for name in ("runs", "diverged")}
+            | {name: int(group[name].sum()) for name in ("runs", "diverged", "pruned", "added")}
         )
     return pd.DataFrame(rows)
 
@@ -131,11 +145,12 @@ def summary(points: pd.DataFrame) -> pd.DataFrame:
 def optimum_drift(points: pd.DataFrame) -> pd.DataFrame:
     """Least-squares slope of log2 (optimum lr) against log2 (width) for each line, with its interval over seeds.
 
-    Slope 0: the optimum transfers across widths; -1: it falls as 1/d. Needs two widths. `at_edge` and `incomplete`
-    count groups whose optimum is not to be trusted; where either is above 0, neither is the slope (`trusted` False).
+    Slope 0: the optimum transfers across widths; -1: it falls as 1/d. Needs two widths, and two learning rates at each.
+    `at_edge` and `incomplete` count groups whose optimum is not to be trusted; where either is above 0, neither is the
+    slope (`trusted` False).
     """
     rows = []
-    usable = points[~points["reference"] & points["optimum_lr"].notna()]
+    usable = points[~points["reference"] & (points["lrs"] > 1) & points["optimum_lr"].notna()]
     for key, group in usable.groupby(_LINE, sort=False):
         if group["d_model"].nunique() < 2:
             continue
@@ -157,8 +172,8 @@ def paired_differences(points: pd.DataFrame) -> pd.DataFrame:
 
     Each row is `of` minus `against` (below 0: `of` is better) `within` the setting (for optimizers: the arm), at one
     width or over "all" of them, with its interval over seeds. `pairs` counts the differences that were averaged,
-    `doubtful` those of them that rest on an incomplete group, on an optimum at the edge of the learning rates, or, for
-    the sensitivity, on unequal ranges of learning rates.
+    `doubtful` those of them that rest on an incomplete group, on an optimum at the edge of the learning rates, on a
+    group that never ended below its initial loss, or, for the sensitivity, on unequal ranges of learning rates.
     """
     by_arm = points.assign(item=points["arm"], within=points["setting"])
     by_optimizer = points.assign(item=points["optimizer"].map(optimizer_name), within=lines(points))
@@ -172,16 +187,21 @@ def lines(points: pd.DataFrame) -> pd.Series:
     return points["arm"].where(points["variant"] == "", points["arm"] + " · " + points["variant"])
 
 
+def doubtful(points: pd.DataFrame) -> pd.Series:
+    """For each group, whether its best loss is in doubt: runs lack, the optimum is at the edge, or nothing trained."""
+    return ~points["complete"] | points["at_edge"] | ~(points["best_loss"] < points["initial_loss"])
+
+
 def _paired(points: pd.DataFrame, items: Iterable[str]) -> list[dict[str, Any]]:
-    points = points.assign(doubt=~points["complete"] | points["at_edge"] | (points["note"] != ""))
+    points = points.assign(doubt=doubtful(points))
     by_item = dict(iter(points.groupby("item")))
     rows = []
     for against, of in combinations(items, 2):
         both = by_item[of].merge(by_item[against], on=["within", "d_model", "seed"], suffixes=("", "_against"))
         doubt = both["doubt"] | both["doubt_against"]
         ranges_differ = (both["lr_low"] != both["lr_low_against"]) | (both["lr_high"] != both["lr_high_against"])
-        for measure, doubtful in (("best_loss", doubt), ("sensitivity", doubt | ranges_differ)):
-            pairs = both.assign(difference=both[measure] - both[f"{measure}_against"], doubtful=doubtful)
+        for measure, doubts in (("best_loss", doubt), ("sensitivity", doubt | ranges_differ)):
+            pairs = both.assign(difference=both[measure] - both[f"{measure}_against"], doubtful=doubts)
             for within, group in pairs[pairs["difference"].notna()].groupby("within", sort=False):
                 widths: list[tuple[Any, pd.DataFrame]] = list(group.groupby("d_model"))
                 for width, part in [*widths, (ALL_WIDTHS, group)] if len(widths) > 1 else widths:
@@ -195,33 +215,47 @@ def _paired(points: pd.DataFrame, items: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def _point(curve: pd.DataFrame, expected: int) -> dict[str, Any]:
-    lrs, losses = curve["lr"].to_numpy(float), curve["loss"].to_numpy(float)
-    runs, optimum = int(curve["runs"].sum()), interpolated_optimum(lrs, losses)
-    sensitivity, note = float("nan"), ""
-    if runs < expected:
-        note = f"{runs} of {expected} runs"
-    elif len(lrs) > 1:
-        try:
-            initial_loss = float(curve["initial_loss"].iloc[0])
-            sensitivity = lr_sensitivity(lrs, losses, initial_loss)
-            note = "" if np.nanmin(losses, initial=np.inf) < initial_loss else "no run ended below the initial loss"
-        except ValueError as error:
-            note = str(error)
+    planned, sampled = curve[~curve["added"]], bool(curve["sampled"].any())
+    # In a sampled search, neighbours in lr differ in the other nuisance factors too: no curve to fit a parabola to.
+    optimum = interpolated_optimum(curve["lr"].to_numpy(float), curve["loss"].to_numpy(float), fit=not sampled)
+    sensitivity, note = _sensitivity(planned, expected, sampled)
     return {
-        "runs": runs,
-        "complete": runs >= expected,
+        "runs": int(curve["runs"].sum()),
+        "complete": int(planned["runs"].sum()) >= expected,
         "diverged": int(curve["diverged"].sum()),
-        "lrs": len(lrs),
-        "lr_low": float(lrs.min()),
-        "lr_high": float(lrs.max()),
+        "pruned": int(curve["pruned"].sum()),
+        "added": int(curve.loc[curve["added"], "runs"].sum()),
+        "lrs": len(planned),
+        "lr_low": float(planned["lr"].min()),
+        "lr_high": float(planned["lr"].max()),
         "initial_loss": float(curve["initial_loss"].iloc[0]),
         "best_loss": float(curve["loss"].min()),
         "optimum_lr": optimum.lr,
         "optimum_loss": optimum.loss,
-        "at_edge": optimum.at_edge and len(lrs) > 1,
+        "at_edge": optimum.at_edge and len(curve) > 1,
         "sensitivity": sensitivity,
         "note": note,
     }
+
+
+def _sensitivity(curve: pd.DataFrame, expected: int, sampled: bool) -> tuple[float, str]:
+    """Sensitivity of the planned part of a curve, and what stands against it ("" for nothing, NaN without a curve)."""
+    runs, pruned = int(curve["runs"].sum()), int(curve["pruned"].sum())
+    if runs < expected:
+        return float("nan"), f"{runs} of {expected} runs"
+    if pruned:
+        return float("nan"), f"{pruned} of {runs} runs pruned"
+    if len(curve) < 2:
+        return float("nan"), ""
+    if sampled:
+        return float("nan"), "the learning rates were sampled, not laid on a grid"
+    initial_loss, losses = float(curve["initial_loss"].iloc[0]), curve["loss"].to_numpy(float)
+    try:
+        sensitivity = lr_sensitivity(curve["lr"].to_numpy(float), losses, initial_loss)
+    except ValueError as error:
+        return float("nan"), str(error)
+    trained = np.nanmin(losses, initial=np.inf) < initial_loss
+    return sensitivity, "" if trained else "no run ended below the initial loss"
 
 
 def _mean(name: str, values: pd.Series) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -92,6 +93,19 @@ def against_width(ax: Axes, widths: pd.Series) -> None:
     ax.xaxis.set_major_locator(FixedLocator(ticks))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(ScalarFormatter())
+
+
+def against_compute(ax: Axes, low: float, high: float) -> None:
+    """Make the x axis logarithmic from below `low` to above `high`, with a few labelled ticks however short it is."""
+    from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
+
+    room = max((high / low) ** 0.25, 1.6)  # for labels beside the points
+    ratio = room**2 * high / low
+    ax.set_xscale("log")
+    ax.set_xlim(low / room, high * room)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < 20 else (1, 3) if ratio < 100 else (1,)))
+    ax.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(math.inf, math.inf)))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def arm_styles(points: pd.DataFrame) -> Styles:

@@ -46,7 +46,9 @@ def summary_table(summary: pd.DataFrame) -> pd.DataFrame:
             "95 % interval ": interval(row.sensitivity_low, row.sensitivity_high, row.sensitivity_seeds),
             "optimal lr": power_of_two(row.optimum_lr),
             "diverged": f"{row.diverged} of {row.runs}",
-            "doubts": doubts(reference=row.reference, at_edge=row.at_edge, incomplete=row.incomplete),
+            "doubts": doubts(
+                reference=row.reference, at_edge=row.at_edge, incomplete=row.incomplete, pruned=row.pruned
+            ),
         }
         for row in rows(summary)
     ]
@@ -87,6 +89,27 @@ def drift_table(drift: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(cells)
 
 
+def bill_table(bill: pd.DataFrame) -> pd.DataFrame:
+    """`cost.bill` for people: means over seeds; FLOPs and tokens with two digits."""
+    cells = [
+        {
+            "line": row.label,
+            "width": str(row.d_model),
+            "seeds": str(row.seeds),
+            "best loss": number(row.best_loss),
+            "95 % interval": interval(row.best_loss_low, row.best_loss_high, row.seeds),
+            "FLOPs of the best run": scientific(row.run_flops),
+            "of the search": scientific(row.search_flops),
+            "of the tuning": scientific(row.tuning_flops),
+            "in total": scientific(row.total_flops),
+            "tokens in total": scientific(row.total_tokens),
+            "seconds in total": _NOTHING if math.isnan(row.total_seconds) else f"{row.total_seconds:,.0f}",
+        }
+        for row in rows(bill)
+    ]
+    return pd.DataFrame(cells)
+
+
 def number(value: float) -> str:
     """Four decimals, or a dash for NaN."""
     return _NOTHING if math.isnan(value) else f"{value:.4f}"
@@ -104,16 +127,25 @@ def interval(low: float, high: float, seeds: int) -> str:
     return NO_INTERVAL if math.isnan(low) else f"[{low:.4f}, {high:.4f}]"
 
 
+def scientific(value: float) -> str:
+    """Two digits and a power of ten, as in 3.1e15; 0 for 0."""
+    if math.isnan(value):
+        return _NOTHING
+    digits, _, exponent = f"{value:.1e}".partition("e")
+    return f"{digits}e{int(exponent)}" if value else "0"
+
+
 def power_of_two(lr: float) -> str:
     """A learning rate as 2^-6.25."""
     return _NOTHING if math.isnan(lr) else f"2^{math.log2(lr):.2f}"
 
 
-def doubts(*, reference: bool, at_edge: int, incomplete: int) -> str:
+def doubts(*, reference: bool, at_edge: int, incomplete: int, pruned: int = 0) -> str:
     """What stands against a row, in words; empty when nothing does."""
     parts = ["one lr only"] if reference else []
     parts += [f"optimum at the edge ({at_edge} times)"] if at_edge else []
     parts += [f"runs missing ({incomplete} times)"] if incomplete else []
+    parts += [f"{pruned} runs pruned"] if pruned else []
     return ", ".join(parts)
 
 

@@ -11,6 +11,9 @@ from typing import Literal
 
 from lit_mult.study.lease import Lease, is_alive, read_lease
 
+RETRIES = 3
+"""Deaths in a row without progress that a cell is forgiven, by default."""
+
 State = Literal["running", "stopped", "failed", "died"]
 
 

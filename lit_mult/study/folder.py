@@ -123,15 +123,14 @@ class StudyFolder:
         """The lease of a sweep."""
         return self.path / "sweeps" / f"{name}.json"
 
-    def sweeps(self) -> list[Path]:
-        """Leases of the sweeps that are running; those of dead ones are removed."""
-        alive = []
-        for path in sorted((self.path / "sweeps").glob("[!.]*.json")):
-            if is_alive(path):
-                alive.append(path)
-            else:
-                path.unlink(missing_ok=True)
-        return alive
+    def running_sweeps(self) -> list[Path]:
+        """Leases of the sweeps that are running."""
+        return [path for path in sorted((self.path / "sweeps").glob("[!.]*.json")) if is_alive(path)]
+
+    def remove_dead_sweeps(self) -> None:
+        """Remove the leases that killed sweeps have left."""
+        for path in set((self.path / "sweeps").glob("[!.]*.json")) - set(self.running_sweeps()):
+            path.unlink(missing_ok=True)
 
     def spec(self) -> StudySpec:
         """The study that the folder holds.

@@ -17,6 +17,7 @@ from lit_mult.data.batches import TrainWindows, validation_windows
 from lit_mult.data.cache import prepare
 from lit_mult.errors import Interrupted, UserError
 from lit_mult.parametrization.plan import plan_run
+from lit_mult.study.attempts import RETRIES
 from lit_mult.study.executors.base import Executor
 from lit_mult.study.executors.here import HereExecutor
 from lit_mult.study.executors.processes import ProcessExecutor
@@ -30,8 +31,6 @@ from lit_mult.study.storage import failing_in_one_line, open_storage
 
 ExecutorName = Literal["local", "ray"]
 
-RETRIES = 3
-"""Deaths in a row without progress that a cell is forgiven, by default."""
 _TEND_SECONDS = 5.0
 """How often to look after other sweeps."""
 
@@ -96,7 +95,8 @@ def sweep(
                 folder.attempts.clear(cell)
     with folder.locked():
         identity = folder.claim(spec, corpora)
-        trials = open_storage(source, set_aside=not folder.sweeps())
+        folder.remove_dead_sweeps()
+        trials = open_storage(source, set_aside=not folder.running_sweeps())
         lease = folder.join()
         with failing_in_one_line(source):
             queue = CellQueue(spec, folder, trials, identity, lease.path.stem, retries)

@@ -1,0 +1,152 @@
+"""What a result cost, tuning included: pure functions from runs, points and the study's plan to a table and sentences.
+
+FLOPs of a run are 6 x parameters x training tokens (6ND of Kaplan et al. 2020, arXiv:2001.08361): a multiplication and
+an addition for each parameter and token, once forward and twice backward. All trainable parameters count, the
+embedding's too; attention between tokens, validation and the optimizer are left out. Seconds are wall time of training
+and validation, so they depend on the machine and on what else it did; FLOPs and tokens do not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pandas as pd
+
+from lit_mult.analysis.bootstrap import ENOUGH_SEEDS, bootstrap_interval
+from lit_mult.analysis.frame import NEUTRAL, PRESET, Study, Tuning, optimizer_name, rows
+from lit_mult.analysis.sensitivity import doubtful, summary
+from lit_mult.analysis.tables import interval, number, scientific, signed
+
+UNITS = ("flops", "tokens", "seconds")
+
+
+def bill(runs: pd.DataFrame, points: pd.DataFrame, study: Study | None) -> pd.DataFrame:
+    """One row for each line and width of `load_records` and `points`: the best loss and what was spent to find it.
+
+    Best loss in nats per token, mean over seeds with its interval. In each of the `UNITS` (flops, tokens, seconds),
+    means over seeds: `run_`, the one best run; `search_`, all runs of a seed, those that diverged, were pruned or were
+    added too; `tuning_`, the study that tuned the preset for this optimizer, whole for every line and width that uses
+    it; `total_`, search and tuning. Tuning is 0 with the neutral preset and with the tier that uses nothing of any, and
+    NaN with a preset whose tuning is not on record.
+    """
+    spent = runs.assign(flops=6.0 * runs["parameters_total"] * runs["tokens"], seconds=runs["wall_seconds"])
+    spent["preset"] = _presets(runs, study)
+    bills = []
+    for (label, width), group in spent.groupby(["label", "d_model"], sort=False):
+        finished = group[group["final_loss"].notna()]
+        best = finished.loc[finished.groupby("seed")["final_loss"].idxmin()]
+        search = group.groupby("seed")[list(UNITS)].sum().mean()
+        presets = list(rows(group[["preset", "optimizer"]].drop_duplicates()))
+        tuned = {unit: sum(_spent_on(row.preset, row.optimizer, unit, study) for row in presets) for unit in UNITS}
+        bills.append(
+            {"label": label, "d_model": width}
+            | {f"run_{unit}": float(best[unit].mean()) for unit in UNITS}
+            | {f"search_{unit}": float(search[unit]) for unit in UNITS}
+            | {f"tuning_{unit}": float(tuned[unit]) for unit in UNITS}
+            | {f"total_{unit}": float(search[unit] + tuned[unit]) for unit in UNITS}
+        )
+    return summary(points).loc[:, :"best_loss_high"].merge(pd.DataFrame(bills), on=["label", "d_model"])
+
+
+def statements(bill: pd.DataFrame, points: pd.DataFrame, study: Study | None) -> Iterator[str]:
+    """Sentences on the cost of the arms and on what tuning gained; none where no arm uses a preset but the neutral."""
+    if (bill["tuning_flops"] == 0).all():
+        return
+    if study:
+        yield from _tunings(points, study)
+    for (setting, width), group in bill[bill["best_loss"].notna()].groupby(["setting", "d_model"]):
+        if len(group) > 1:
+            reached = ", ".join(f"{row.arm} {number(row.best_loss)} {_price(row)}" for row in rows(group))
+            yield f"Best loss, {_where(setting, width)}: {reached}."
+    if study:
+        yield from gains(points, study)
+
+
+def gains(points: pd.DataFrame, study: Study) -> Iterator[str]:
+    """A sentence for each tuned preset and optimizer: whether it beats the same arm without, at the tuning's width.
+
+    Compared are the arm that uses the preset and each that differs from it in nothing but an untuned preset, in best
+    loss at equal seed. Seeds that the tuning used are left out: the preset was chosen on them.
+    """
+    for arm, fields in study.arms.items():
+        for optimizer, tuning in study.tuning.get(fields[PRESET], {}).items():
+            for plain, others in study.arms.items():
+                tuned_too = optimizer in study.tuning.get(others[PRESET], {})
+                if {**others, PRESET: None} == {**fields, PRESET: None} and not tuned_too:
+                    name = "default" if others[PRESET] == NEUTRAL else str(others[PRESET])
+                    yield from _gain(points[points["optimizer"] == optimizer], arm, plain, name, tuning)
+
+
+def _gain(points: pd.DataFrame, arm: str, plain: str, preset: str, tuning: Tuning) -> Iterator[str]:
+    points = points.assign(doubt=doubtful(points))
+    pairs = points[points["arm"] == arm].merge(
+        points[points["arm"] == plain], on=["setting", "d_model", "seed"], suffixes=("", "_against")
+    )
+    pairs = pairs.assign(difference=pairs["best_loss"] - pairs["best_loss_against"])
+    pairs["doubt"] |= pairs["doubt_against"]
+    for setting, at_setting in pairs.groupby("setting"):
+        where = f"Tuned against {preset} preset, {_where(setting, tuning.d_model)}, {arm} - {plain}"
+        at_width = at_setting[at_setting["d_model"] == tuning.d_model]
+        held_out = at_width[~at_width["seed"].isin(tuning.seeds) & at_width["difference"].notna()]
+        if at_width.empty:
+            yield f"{where}: no runs at this width, the one of the tuning, so nothing is compared."
+        elif held_out.empty:
+            yield f"{where}: no held-out seed (the tuning used {_seeds(tuning.seeds)}), so nothing is compared."
+        else:
+            difference, seeds = float(held_out["difference"].mean()), sorted(held_out["seed"])
+            low, high = bootstrap_interval(held_out["difference"], held_out["seed"])
+            verdict = f"the tuned preset does not beat the {preset} preset by more than the seed noise"
+            if high < 0:
+                beats = f"beats the {preset} preset by {-difference:.4f}, more than the seed noise"
+                verdict = f"**the tuned preset {beats}**"
+                verdict += " (weak evidence: few seeds)" if len(seeds) < ENOUGH_SEEDS else ""
+            if doubts := int(held_out["doubt"].sum()):
+                verdict += f"; doubtful, as {doubts} of {len(held_out)} pairs are"
+            span = f"{signed(difference)}, {interval(low, high, len(seeds))}"
+            yield f"{where}: {span} (held-out {_seeds(seeds)}; the tuning used {_seeds(tuning.seeds)}): {verdict}."
+
+
+def _tunings(points: pd.DataFrame, study: Study) -> Iterator[str]:
+    """Where each tuned preset comes from; those for optimizers that no run has are left out."""
+    for preset, by_optimizer in study.tuning.items():
+        for optimizer, tuning in by_optimizer.items():
+            if (points["optimizer"] == optimizer).any():
+                yield (
+                    f"Preset {preset}, {optimizer_name(optimizer)}: best of {tuning.trials} trials of study "
+                    f"{tuning.study} at d = {tuning.d_model}, {_seeds(tuning.seeds)}, which took "
+                    f"{scientific(tuning.flops)} FLOPs, {scientific(tuning.tokens)} tokens and {tuning.seconds:,.0f} s."
+                )
+
+
+def _presets(runs: pd.DataFrame, study: Study | None) -> pd.Series:
+    """Name of the preset that each run uses."""
+    # A study writes the numbers of its presets into its runs, whose configs then name the neutral one: its plan knows.
+    of_arm = {arm: fields[PRESET] for arm, fields in study.arms.items()} if study else {}
+    named = pd.Series([of_arm.get(row.arm, row.preset) for row in rows(runs[["arm", "preset"]])], runs.index)
+    named = runs[PRESET].fillna(named) if PRESET in runs else named  # a factor of the study
+    return named.where(runs["tier"] != "NONE", NEUTRAL)
+
+
+def _spent_on(preset: str, optimizer: str, unit: str, study: Study | None) -> float:
+    if preset == NEUTRAL:
+        return 0.0
+    tuning = study.tuning.get(preset, {}).get(optimizer) if study else None
+    return float(getattr(tuning, unit)) if tuning else math.nan
+
+
+def _price(row: Any) -> str:
+    if math.isnan(row.tuning_flops):
+        return f"with {scientific(row.search_flops)} FLOPs and a tuning that is not on record"
+    of_it = f" (of it {scientific(row.tuning_flops)} tuning)" if row.tuning_flops else ""
+    return f"with {scientific(row.total_flops)} FLOPs{of_it}"
+
+
+def _where(setting: Any, width: Any) -> str:
+    return f"{setting}, d = {width}" if setting else f"d = {width}"
+
+
+def _seeds(seeds: Iterable[int]) -> str:
+    listed = list(map(str, seeds))
+    return f"seed{'s' if len(listed) > 1 else ''} {', '.join(listed)}"

@@ -1,0 +1,108 @@
+"""How far a study is, read from its results folder alone: records, attempts and sweeps."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from lit_mult.study.attempts import Attempt
+from lit_mult.study.folder import StudyFolder
+from lit_mult.study.lease import read_lease
+from lit_mult.training.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class StudyStatus:
+    """Cells of a study by where they stand."""
+
+    folder: Path
+    name: str
+    planned: int
+    """Cells of the plan; a grid that follows its optimum may have more."""
+    ended: Counter[str]
+    """Number of records by status: completed, diverged, pruned."""
+    running: list[Attempt]
+    interrupted: dict[str, int]
+    """Cell -> step of its checkpoint, of those that were begun and wait to be gone on with."""
+    failed: dict[str, str]
+    """Cell -> reason, of those that were given up."""
+    sweeps: list[str]
+    """Sweeps that are running on the folder: machine, process and start."""
+
+    @property
+    def waiting(self) -> int:
+        """Cells that nobody is at work on and that have no record, the interrupted ones included."""
+        return max(0, self.planned - self.ended.total() - len(self.running) - len(self.failed))
+
+    def lines(self) -> Iterator[str]:
+        """The status for a terminal."""
+        numbers = {"waiting": self.waiting, "running": len(self.running), **self.ended, "failed": len(self.failed)}
+        yield f"{self.name}: {self.planned} cells: {', '.join(f'{n} {what}' for what, n in numbers.items() if n)}"
+        yield from (f"  sweep on {sweep}" for sweep in self.sweeps)
+        for one in self.running:
+            tries = f", attempt {one.number}" if one.number > 1 else ""
+            from_step = f" from step {one.from_step}" if one.from_step else ""
+            where = f"on {one.machine}, process {one.pid}, for {_since(one.since)}"
+            yield f"  running {one.cell}: {where}{from_step}{tries}"
+        for cell, step in self.interrupted.items():
+            yield f"  waiting {cell}: interrupted, goes on from {f'step {step}' if step else 'the start'}"
+        for cell, reason in self.failed.items():
+            yield f"  failed {cell}: {reason}"
+
+
+def study_status(folder: Path | str, retries: int) -> StudyStatus:
+    """Read the status of a study; nothing is written.
+
+    Args:
+        folder: its results folder.
+        retries: deaths without progress that a cell is forgiven.
+
+    Raises:
+        UserError: the folder holds no study.
+    """
+    study = StudyFolder(Path(folder))
+    spec, attempts = study.spec(), study.attempts
+    records = {path.stem: path for path in sorted((study.path / "records").glob("*.json"))}
+    running, interrupted, failed = [], {}, {}
+    for cell in attempts.cells():
+        last = attempts.of(cell)[-1]
+        if cell in records:
+            continue
+        if last.state == "running":
+            running.append(last)
+        elif reason := attempts.given_up(cell, retries):
+            failed[cell] = reason
+        else:
+            checkpoint = RunFolder(study.work(cell)).newest_checkpoint()
+            interrupted[cell] = RunFolder.step(checkpoint) if checkpoint else 0
+    sweeps = [read_lease(path) for path in study.running_sweeps()]
+    return StudyStatus(
+        folder=study.path,
+        name=spec.name,
+        planned=spec.n_cells,
+        ended=Counter(_status(path) for path in records.values()),
+        running=running,
+        interrupted=interrupted,
+        failed=failed,
+        sweeps=[f"{held['machine']}, process {held['pid']}, for {_since(held['since'])}" for held in sweeps if held],
+    )
+
+
+def _status(record: Path) -> str:
+    try:
+        return str(json.loads(record.read_bytes())["status"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "damaged"
+
+
+def _since(moment: str) -> str:
+    try:
+        seconds = round((datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
+    except ValueError:
+        return "unknown time"
+    hours, rest = divmod(max(0, seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"

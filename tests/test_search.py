@@ -1,0 +1,235 @@
+"""Sampled searches, pruning, tuned presets, and grids that follow their optimum."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from lit_mult.analysis.frame import load_records
+from lit_mult.config import RunConfig
+from lit_mult.errors import ConfigError, UserError
+from lit_mult.record import RunRecord, find_records
+from lit_mult.study.files import load_study
+from lit_mult.study.grids import next_rate
+from lit_mult.study.spec import StudySpec
+from lit_mult.study.sweep import sweep
+from lit_mult.study.tuning import tuned_preset
+from lit_mult.training import run as run_module
+
+MakeStudy = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def tuning_dict(study_dict: MakeStudy) -> MakeStudy:
+    """A tuning study of one arm at one width."""
+
+    def make(**changes: Any) -> dict[str, Any]:
+        study = study_dict(
+            arms={"muP": {"multipliers": "fixed"}},
+            factors={"model.d_model": [8]},
+            nuisance={"optim.lr": {"low": 2**-9, "high": 2**-3, "log": True}},
+            search_multipliers=True,
+            sampler="tpe",
+            start=[{"optim.lr": 2**-8}, {"optim.lr": 2**-5}],
+            seeds=[100],
+            budget={"steps": 6, "batch_size": 4, "trials": 6},
+        )
+        return {**study, **changes}
+
+    return make
+
+
+def records(folder: Path) -> list[RunRecord]:
+    return [RunRecord.read(path) for path in find_records(folder)]
+
+
+def trials(folder: Path, name: str) -> list[optuna.trial.FrozenTrial]:
+    storage = JournalStorage(JournalFileBackend(str(folder / "optuna.journal")))
+    return optuna.load_study(study_name=name, storage=storage).trials
+
+
+@pytest.mark.parametrize(("tier", "searched"), [("NONE", 0), ("LR", 9), ("LRWD", 18), ("FULL", 24)])
+def test_the_arm_s_tier_says_which_multipliers_are_searched(tuning_dict: MakeStudy, tier: str, searched: int) -> None:
+    arms = {"fixed": {"multipliers": "fixed"}, "vectors": {"multipliers": "vector"}}
+    arms = {arm: overrides | {"parametrization.tier": tier} for arm, overrides in arms.items()}
+    fixed, vectors = StudySpec.from_dict(tuning_dict(arms=arms)).points()
+
+    assert len(fixed.nuisance) == 1 + searched
+    # Learnable multipliers take the place of the forward ones, of which there are 6.
+    assert len(vectors.nuisance) == 1 + min(searched, 18)
+    assert fixed.start()[1] == {"optim.lr": 2**-5} | dict.fromkeys(list(fixed.nuisance)[1:], 1.0)
+
+
+def test_a_tuning_study_begins_with_the_default_and_yields_a_preset(tuning_dict: MakeStudy, tmp_path: Path) -> None:
+    spec = StudySpec.from_dict(tuning_dict())
+
+    assert sweep(spec, tmp_path / "out", workers=0).ran == 6
+
+    found = records(tmp_path / "out")
+    defaults = [r for r in found if set(r.config["parametrization"]["lr"].values()) == {1.0}]
+    assert {r.config["optim"]["lr"] for r in defaults} == {2**-8, 2**-5}
+    searched = [r for r in found if r not in defaults]
+    assert len({json.dumps(r.config["parametrization"]) for r in searched}) == 4
+    preset = tuned_preset(tmp_path / "out")
+    tuning = preset.optimizers["adamw"].tuning
+    assert tuning is not None
+    assert tuning.trials == 6
+    assert tuning.best_loss == pytest.approx(min(r.final_loss for r in found if r.final_loss), rel=1e-5)
+    assert tuning.default_loss == pytest.approx(min(r.final_loss for r in defaults if r.final_loss), rel=1e-5)
+    assert tuning.tokens == 6 * 6 * 4 * 16
+    # Nothing is lost with the journal: the trials come back from the records, and none is run again.
+    (tmp_path / "out" / "optuna.journal").unlink()
+    assert sweep(spec, tmp_path / "out", workers=0).ran == 0
+    assert sorted(t.value for t in trials(tmp_path / "out", "tiny/muP-8")) == sorted(r.final_loss for r in found)
+
+
+def test_a_preset_makes_cells_that_need_no_file(study_dict: MakeStudy, tmp_path: Path) -> None:
+    preset = tmp_path / "tuned.yaml"
+    preset.write_text("name: mine\nsource: a test\nlr: {q_proj: 4.0}\nforward: {o_proj: 0.5}\n")
+    path = tmp_path / "study.yaml"
+    arms = {"muP": {"multipliers": "fixed"}}
+    arms["tuned"] = arms["muP"] | {"parametrization.preset": "best"}
+    path.write_text(yaml.safe_dump(study_dict(arms=arms, presets={"best": None})))
+
+    with pytest.raises(UserError, match=r"presets\.best = None: must be given with --preset FILE"):
+        load_study(str(path))
+    with pytest.raises(UserError, match=r"--preset other=.*: the study names best"):
+        load_study(str(path), [f"other={preset}"])
+    spec = load_study(str(path), [str(preset)])
+
+    assert spec == load_study(str(path), [f"best={preset}"])
+    plain, tuned = (next(p for p in spec.points() if p.arm == arm).first_cell().config for arm in ("muP", "tuned"))
+    section = tuned.parametrization
+    assert (section.preset, section.lr, section.forward) == ("neutral", {"q_proj": 4.0}, {"o_proj": 0.5})
+    assert plain.parametrization.lr == {}
+    preset.unlink()
+    assert sweep(spec, tmp_path / "out", workers=0).ran == spec.n_cells
+    held = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert held["spec"]["presets"]["best"]["lr"] == {"q_proj": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sampler": "grid", "nuisance": {"optim.lr": [0.1, 0.2]}}, "budget.trials"),
+        ({"sampler": "grid", "nuisance": {}, "budget": {"steps": 6, "batch_size": 4}}, "search_multipliers = True: needs"),
+        ({"start": [{"model.d_model": 8}]}, "start.0.model.d_model = 8: names no nuisance factor"),
+        ({"pruner": {"name": "median"}}, "pruner = 'median': needs base.train.eval_every"),
+        ({"pruner": {"name": "oracle"}}, "pruner.name = 'oracle'"),
+        ({"follow_optimum": 2}, "follow_optimum = 2: needs sampler: grid"),
+    ],
+)
+def test_a_bad_search_is_refused_in_one_line(tuning_dict: MakeStudy, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        StudySpec.from_dict(tuning_dict(**changes))
+
+    assert said in str(error.value)
+
+
+def test_bad_pruner_options_are_found_before_anything_is_written(tuning_dict: MakeStudy, tmp_path: Path) -> None:
+    study = tuning_dict(pruner={"name": "median", "options": {"warmup": 3}})
+    study["base"]["train"]["eval_every"] = 2
+
+    with pytest.raises(UserError, match=r"pruner\.options = .*warmup"):
+        sweep(StudySpec.from_dict(study), tmp_path / "out", workers=0)
+
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_pruner_counts_optimizer_steps(tuning_dict: MakeStudy, tmp_path: Path, workers: int) -> None:
+    """Every trial is worse than the one before it at every step, so the median ends all but the first few."""
+    rates = [2**-4, 2**-6, 2**-8, 2**-10, 2**-12, 2**-14]
+    study = tuning_dict(
+        search_multipliers=False,
+        nuisance={"optim.lr": {"low": 2**-15, "high": 2**-3, "log": True}},
+        start=[{"optim.lr": rate} for rate in rates],
+        budget={"steps": 12, "batch_size": 4, "trials": 6},
+        pruner={"name": "median", "options": {"n_startup_trials": 2, "n_warmup_steps": 4}},
+    )
+    study["base"]["train"]["eval_every"] = 2
+
+    result = sweep(StudySpec.from_dict(study), tmp_path / "out", workers=workers)
+
+    found = records(tmp_path / "out")
+    pruned = [record for record in found if record.status == "pruned"]
+    assert result.pruned == len(pruned)
+    if workers == 0:  # side by side, trials are not in an order
+        assert {record.config["optim"]["lr"] for record in pruned} == set(rates[2:])
+    assert pruned
+    # As soon as the warm-up is over, by optimizer step; the validation there is the last.
+    assert {record.steps for record in pruned} == {4}
+    assert all(record.final_loss is None and record.val_curve[-1][0] == 4 for record in pruned)
+    assert {t.state.name for t in trials(tmp_path / "out", "tiny/muP-8")} == {"COMPLETE", "PRUNED"}
+    assert all(set(t.intermediate_values) <= {2, 4, 6, 8, 10} for t in trials(tmp_path / "out", "tiny/muP-8"))
+    assert (load_records(tmp_path / "out")["status"] == "pruned").sum() == len(pruned)
+
+
+@given(st.lists(st.integers(-12, 0), min_size=2, max_size=8, unique=True), st.data())
+def test_a_grid_grows_beyond_the_edge_at_which_its_optimum_lies(exponents: list[int], data: st.DataObject) -> None:
+    exponents = list(range(min(exponents), max(exponents) + 1))
+    rates = [2.0**exponent for exponent in exponents]
+    best = data.draw(st.sampled_from(exponents))
+    losses = {2.0**exponent: abs(exponent - best) for exponent in exponents}
+
+    grown = next_rate(data.draw(st.permutations(rates)), losses)
+
+    if best == exponents[0]:
+        assert grown == 2.0 ** (best - 1)
+    elif best == exponents[-1]:
+        assert grown == 2.0 ** (best + 1)
+    else:
+        assert grown is None
+    assert next_rate(rates, dict.fromkeys(rates, math.inf)) is None
+
+
+def test_a_study_follows_its_optimum_within_its_budget(
+    study_dict: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a loss that falls with the rate at width 8 and rises at 16, both grids grow, one at each side."""
+    real = run_module.run
+
+    def graded(config: RunConfig, *arguments: Any, record_path: Path, **options: Any) -> RunRecord:
+        record = real(config, *arguments, record_path=record_path, **options)
+        sign = 1 if config.model.d_model == 16 else -1
+        graded = record.model_copy(update={"final_loss": 20 + sign * math.log2(config.optim.lr)})
+        record_path.unlink()
+        graded.write(record_path)
+        return graded
+
+    monkeypatch.setattr(run_module, "run", graded)
+    arms = {"muP": {"multipliers": "fixed"}}
+    study = study_dict(arms=arms, seeds=[0, 1], nuisance={"optim.lr": {"log2": [-8, -7, -6]}}, follow_optimum=2)
+    spec = StudySpec.from_dict(study)
+
+    result = sweep(spec, tmp_path / "out", workers=0)
+
+    found = records(tmp_path / "out")
+    rates = {
+        (width, added): {
+            math.log2(r.config["optim"]["lr"])
+            for r in found
+            if r.cell and r.cell.added == added and r.config["model"]["d_model"] == width
+        }
+        for width in (8, 16)
+        for added in (False, True)
+    }
+    assert rates == {(8, False): {-8, -7, -6}, (8, True): {-5, -4}, (16, False): {-8, -7, -6}, (16, True): {-9, -10}}
+    assert (result.ran, result.cells, spec.n_cells) == (20, 20, 12)
+    # Whatever is lost, the same cells come again; the trials that stand for those with a record are closed by it.
+    (tmp_path / "out" / "optuna.journal").unlink()
+    lost = next(path for path, r in zip(find_records(tmp_path / "out"), found, strict=True) if r.cell and r.cell.added)
+    lost.unlink()
+    assert sweep(spec, tmp_path / "out", workers=0).ran == 1
+    assert RunRecord.read(lost).cell == next(r.cell for r in found if r.cell and r.cell.cell == lost.stem)
