@@ -169,8 +169,8 @@ def test_the_pruner_counts_optimizer_steps(tuning_dict: MakeStudy, tmp_path: Pat
         assert {record.config["optim"]["lr"] for record in pruned} == set(rates[2:])
     assert pruned
     # As soon as the warm-up is over, by optimizer step; the validation there is the last.
-    assert {record.steps for record in pruned} == {4}
-    assert all(record.final_loss is None and record.val_curve[-1][0] == 4 for record in pruned)
+    assert {record.steps for record in pruned} <= ({4} if workers == 0 else {4, 6, 8, 10})
+    assert all(record.final_loss is None and record.val_curve[-1][0] == record.steps for record in pruned)
     assert {t.state.name for t in trials(tmp_path / "out", "tiny/muP-8")} == {"COMPLETE", "PRUNED"}
     assert all(set(t.intermediate_values) <= {2, 4, 6, 8, 10} for t in trials(tmp_path / "out", "tiny/muP-8"))
     assert (load_records(tmp_path / "out")["status"] == "pruned").sum() == len(pruned)

@@ -18,31 +18,23 @@ from functools import cached_property
 from typing import Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from lit_mult.config import RunConfig
-from lit_mult.errors import ConfigError, UserError
+from lit_mult.errors import UserError
 from lit_mult.record import RunRecord
 from lit_mult.study.folder import StudyFolder
-from lit_mult.study.grids import Distribution, Grid, grid_values, next_rate
+from lit_mult.study.grids import grid_values, next_rate
 from lit_mult.study.lease import LEASE_SECONDS, is_alive
-from lit_mult.study.spec import Cell, Point, Pruner, StudySpec
+from lit_mult.study.sampling import distributions, make_pruner, make_sampler, suggest
+from lit_mult.study.spec import Cell, Point, StudySpec
 
 # What a trial was enqueued with, the sweep that took it, its cell, and whether the cell is outside the planned grid:
 # user attributes, which can be read in every state of a trial.
 _ENQUEUED, _SWEEP, _CELL, _ADDED, _FOLDER = "enqueued", "sweep", "cell", "added", "folder"
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
-_PRUNERS = {
-    "median": "MedianPruner",
-    "percentile": "PercentilePruner",
-    "successive_halving": "SuccessiveHalvingPruner",
-    "hyperband": "HyperbandPruner",
-}
 
 
 @dataclass
@@ -142,7 +134,6 @@ class CellQueue:
                 study.set_user_attr(_FOLDER, identity)
             elif study.user_attrs.get(_FOLDER, identity) != identity:
                 raise UserError(f"--storage: holds {name} of another results folder; name another, or that --out")
-            study.sampler = _sampler(spec, len(trials))
             search = _Search(point, study, cost(point.first_cell().config))
             self._reconcile(search)
             self._searches.append(search)
@@ -171,11 +162,10 @@ class CellQueue:
                 search.waiting -= 1
                 self._mine.add(trial._trial_id)
                 trial.set_user_attr(_SWEEP, self.sweep)
-                for name, distribution in _distributions(search.point).items():
-                    _suggest(trial, name, distribution)
-                nuisance = {name: trial.params[name] for name in search.point.nuisance}
+                parameters = suggest(trial, search.point)
+                nuisance = {name: parameters[name] for name in search.point.nuisance}
                 added = bool(trial.user_attrs.get(_ADDED))
-                ticket = Ticket(search.point.cell(nuisance, trial.params["seed"], added=added), search, trial)
+                ticket = Ticket(search.point.cell(nuisance, parameters["seed"], added=added), search, trial)
                 trial.set_user_attr(_CELL, ticket.cell.id)
                 record = self.folder.finished(ticket.cell.id)
                 if record is None:
@@ -208,6 +198,7 @@ class CellQueue:
         for trial in search.trials(TrialState.WAITING):
             with suppress(UpdateFinishedTrialError):
                 if self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                    search.study.sampler = make_sampler(search.point.spec, trial.number)
                     return optuna.Trial(search.study, trial._trial_id)
         return None
 
@@ -298,7 +289,7 @@ class CellQueue:
                 state=TrialState.PRUNED if record.status == "pruned" else TrialState.COMPLETE,
                 value=record.best_loss if record.status == "pruned" else _loss(record),
                 params=parameters,
-                distributions=dict(_distributions(point)),
+                distributions=distributions(point),
                 user_attrs={_ENQUEUED: parameters, _CELL: cell.cell},
             )
             search.study.add_trial(trial)
@@ -369,21 +360,6 @@ def cost(config: RunConfig) -> float:
     return config.train.steps * config.train.batch_size * config.data.seq_len * float(matrices + elementwise)
 
 
-def make_pruner(pruner: Pruner | None) -> BasePruner:
-    """The Optuna pruner of a study.
-
-    Raises:
-        ConfigError: it does not take these options.
-    """
-    if pruner is None:
-        return optuna.pruners.NopPruner()
-    try:
-        made: BasePruner = getattr(optuna.pruners, _PRUNERS[pruner.name])(**pruner.options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError("pruner.options", pruner.options, " ".join(str(error).split())) from None
-    return made
-
-
 def _loss(record: RunRecord) -> float:
     """What a trial is worth: a diverged run counts as the loss at initialization (arXiv:2309.14322 sec. 2.2)."""
     losses = [loss for loss in (record.final_loss, record.initial_loss) if loss is not None]
@@ -396,41 +372,6 @@ def _cells_at(point: Point, rate: float) -> Iterator[tuple[dict[str, Any], int]]
     for nuisance in sorted(others):
         for seed in point.spec.seeds:
             yield json.loads(nuisance), seed
-
-
-def _suggest(trial: optuna.Trial, name: str, distribution: FloatDistribution | CategoricalDistribution) -> None:
-    if isinstance(distribution, FloatDistribution):
-        trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
-    else:
-        trial.suggest_categorical(name, distribution.choices)
-
-
-def _distributions(point: Point) -> dict[str, FloatDistribution | CategoricalDistribution]:
-    """Parameters of a point's trials: the nuisance factors and the seed."""
-    found = {name: _distribution(grid) for name, grid in point.nuisance.items()}
-    if point.spec.follow_optimum and isinstance(planned := found.get("optim.lr"), FloatDistribution):
-        rates = sorted(grid_values(point.nuisance["optim.lr"]))
-        growth = (rates[1] / rates[0]) ** point.spec.follow_optimum
-        found["optim.lr"] = FloatDistribution(planned.low / growth, planned.high * growth, log=True)
-    return found | {"seed": CategoricalDistribution(point.spec.seeds)}
-
-
-def _distribution(grid: Grid) -> FloatDistribution | CategoricalDistribution:
-    if isinstance(grid, Distribution):
-        return FloatDistribution(grid.low, grid.high, log=grid.log)
-    values = grid_values(grid)
-    if all(isinstance(value, float) for value in values):
-        # As a range, so that Optuna's plots have a numeric axis; the values of the grid are enqueued.
-        return FloatDistribution(min(values), max(values), log=min(values) > 0)
-    return CategoricalDistribution(values)
-
-
-def _sampler(spec: StudySpec, trials_before: int) -> BaseSampler:
-    # The same seed at every point: arms are offered the same values for as long as the sampler does not learn. Another
-    # one when a sweep goes on, or the samples of its beginning would come again.
-    seed = spec.seeds[0] + 1_000_003 * trials_before
-    # A grid is enqueued whole and leaves nothing to sample.
-    return TPESampler(seed=seed) if spec.sampler == "tpe" else RandomSampler(seed=seed)
 
 
 def _parameters(trial: FrozenTrial) -> dict[str, Any]:

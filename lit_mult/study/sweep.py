@@ -21,11 +21,13 @@ from lit_mult.study.attempts import RETRIES
 from lit_mult.study.executors.base import Executor
 from lit_mult.study.executors.here import HereExecutor
 from lit_mult.study.executors.processes import ProcessExecutor
+from lit_mult.study.executors.ray import RayExecutor
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.job import Evaluated, Failed, Finished, Job, Message, Progress, Taken
 from lit_mult.study.machine import slots
 from lit_mult.study.progress import SweepProgress
-from lit_mult.study.queue import CellQueue, Ticket, cost, make_pruner
+from lit_mult.study.queue import CellQueue, Ticket, cost
+from lit_mult.study.sampling import make_pruner
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.storage import failing_in_one_line, open_storage
 
@@ -128,8 +130,12 @@ def check_cells(spec: StudySpec) -> list[str]:
 
 def _executor(name: ExecutorName, workers: int | None, address: str | None, spec: StudySpec, cells: int) -> Executor:
     """The executor asked for, with room for as many cells as asked for."""
+    if address is not None and name != "ray":
+        raise UserError(f"--address {address}: needs --executor ray")
     if workers == 0:
         return HereExecutor()
+    if name == "ray":
+        return RayExecutor(workers, cells, spec.base_config.trainer, address)
     shares = slots(workers, cells, spec.base_config.trainer)
     return ProcessExecutor(shares)
 

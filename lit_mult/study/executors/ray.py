@@ -1,0 +1,205 @@
+"""Cells on a Ray cluster, in actors that have a CPU core, or GPUs, of a node each.
+
+All nodes must have lit-mult installed and must see the results folder under the same path, on a shared file system. An
+actor holds the lease of its cell itself, so that an attempt ends with the process that makes it, wherever that is.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from lit_mult.config import TrainerConfig
+from lit_mult.errors import Interrupted, UserError
+from lit_mult.study.executors.base import Handler
+from lit_mult.study.job import Evaluated, Failed, Finished, Job, Message, Outcome, Taken, run_job
+from lit_mult.study.machine import _wanted, slots
+
+_GRACE_SECONDS = 30.0
+"""Time for a cell to write its checkpoint after a stop was requested."""
+
+
+class RayExecutor:
+    """An actor for each cell at once, replaced when it or its node dies; one that Ray has no room for yet is not free.
+
+    An actor can be asked for its next message while it runs a cell; that request fails when the actor dies, and its
+    answer is all that the driver waits for.
+    """
+
+    def __init__(self, workers: int | None, cells: int, trainer: TrainerConfig, address: str | None) -> None:
+        """Connect to the cluster at `address`, or to a new one on this machine, unless this process is connected.
+
+        Raises:
+            UserError: ray is not installed, there is no such cluster, or a cell asks for more GPUs than a node has.
+        """
+        self._ray = _import_ray()
+        self._workers: dict[Any, _Worker] = {}  # by the reference to the next message
+        self._connected_here = not self._ray.is_initialized()
+        if self._connected_here:
+            _connect(self._ray, address, 0 if address else len(slots(workers, cells, trainer)))
+        try:
+            gpus, room = self._room(trainer)
+        except UserError:
+            self.close()
+            raise
+        # One method that runs the cell, one that waits for its messages, and one more at a time.
+        self._actor = self._ray.remote(num_cpus=1, num_gpus=gpus, max_concurrency=3)(_Cells)
+        for _ in range(max(1, min(workers or room, cells))):
+            self._start()
+
+    @property
+    def free(self) -> int:
+        return sum(worker.is_free for worker in self._workers.values())
+
+    def submit(self, job: Job) -> None:
+        worker = next(worker for worker in self._workers.values() if worker.is_free)
+        worker.cell = job.id
+        worker.run = worker.actor.run.remote(job)
+
+    def poll(self, timeout: float, handle: Handler) -> None:
+        there, _ = self._ray.wait(list(self._workers), timeout=timeout)
+        for reference in there:
+            worker = self._workers.pop(reference)
+            cell = worker.cell
+            message = self._receive(worker, reference)
+            if isinstance(message, Finished | Taken | Failed):
+                worker.cell = ""
+            if message is not None and cell:
+                answer = handle(cell, message)
+                if isinstance(message, Evaluated):
+                    worker.actor.answer.remote(answer)
+
+    def close(self) -> None:
+        runs = [worker.run for worker in self._workers.values() if worker.cell]
+        for worker in self._workers.values():
+            if worker.cell:
+                worker.actor.stop.remote()
+        if runs:
+            self._ray.wait(runs, num_returns=len(runs), timeout=_GRACE_SECONDS)
+        for worker in self._workers.values():
+            self._ray.kill(worker.actor)
+        if self._connected_here:
+            self._ray.shutdown()
+
+    def _room(self, trainer: TrainerConfig) -> tuple[int, int]:
+        """GPUs that a cell has, and cells that the cluster has room for."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        gpus = [int(node.get("GPU", 0)) for node in nodes]
+        if not any(gpus) or trainer.accelerator not in ("auto", "gpu", "cuda"):
+            return 0, sum(int(node.get("CPU", 0)) for node in nodes)
+        size = _wanted(trainer.devices, max(gpus))
+        if size > max(gpus):
+            raise UserError(f"trainer.devices = {trainer.devices}: no node of the cluster has more than {max(gpus)} GPUs")
+        return size, sum(count // size for count in gpus)
+
+    def _start(self) -> None:
+        actor = self._actor.remote(str(Path.cwd()))
+        self._workers[actor.receive.remote()] = _Worker(actor)
+
+    def _receive(self, worker: _Worker, reference: Any) -> Message | None:
+        """The message that is there; the death of the actor is one."""
+        try:
+            message: Message | None = self._ray.get(reference)
+        except self._ray.exceptions.RayError as error:
+            died = isinstance(error, self._ray.exceptions.RayActorError) and not error.actor_init_failed
+            if not (worker.ready or died):
+                raise UserError(f"--executor ray: a worker cannot be started ({_last_line(error)})") from None
+            self._ray.kill(worker.actor)  # it may be out of reach only
+            self._start()
+            return Failed(f"its worker on the cluster died, or its node was lost ({type(error).__name__})", died=True)
+        worker.ready = True
+        self._workers[worker.actor.receive.remote()] = worker
+        return message
+
+
+class _Worker:
+    """An actor as the driver knows it."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+        self.ready = False
+        """Has been heard of."""
+        self.cell = ""
+        self.run: Any = None
+        """Reference that is there when the cell is no longer under way."""
+
+    @property
+    def is_free(self) -> bool:
+        return self.ready and not self.cell
+
+
+class _Cells:
+    """The actor: runs one cell after the other. Its methods run in threads, `run` beside the others.
+
+    So no signal writes a checkpoint here: Ray has a handler of its own, and Python's reach the main thread alone.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._messages: SimpleQueue[Message | None] = SimpleQueue()
+        self._verdicts: SimpleQueue[bool] = SimpleQueue()
+        self._stopping = threading.Event()
+        with suppress(OSError):  # a relative path in a config is meant from where the sweep was started
+            os.chdir(folder)
+        self._messages.put(None)  # ready
+
+    def run(self, job: Job) -> None:
+        import torch
+
+        outcome: Outcome
+        torch.set_num_threads(1)
+        try:
+            outcome = run_job(job, self._post, self._stopping.is_set)
+        except Interrupted:  # stopping, or taken for dead by somebody who is at work on the cell now
+            outcome = Taken()
+        except BaseException:  # in a thread it would end nothing, and the driver would wait for ever
+            traceback.print_exc()  # to be found in the logs of Ray
+            os._exit(1)
+        self._messages.put(outcome)
+
+    def receive(self) -> Message | None:
+        return self._messages.get()
+
+    def answer(self, prune: bool) -> None:
+        self._verdicts.put(prune)
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._verdicts.put(False)  # nobody else answers any more
+
+    def _post(self, message: Message) -> bool:
+        self._messages.put(message)
+        return isinstance(message, Evaluated) and self._verdicts.get()
+
+
+def _import_ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--executor ray: ray is not installed; pip install 'lit-mult[ray]'") from None
+    return ray
+
+
+def _connect(ray: Any, address: str | None, cpus: int) -> None:
+    options: dict[str, Any] = {"address": address}
+    if not address:  # "local": whatever cluster the environment names
+        options = {"address": "local", "num_cpus": cpus, "_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**options, log_to_driver=False, logging_level="CRITICAL")
+    except Exception as error:
+        raise UserError(f"--address {address}: cannot connect to a Ray cluster ({_last_line(error)})") from None
+    finally:
+        if threading.current_thread() is threading.main_thread():  # where Ray has set one of its own
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _last_line(error: Exception) -> str:
+    """What an error comes down to; Ray puts a traceback before it."""
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
