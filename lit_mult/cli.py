@@ -145,7 +145,14 @@ def report(arguments: Sequence[str]) -> int:
     """Write tables, figures and report.md from the records in a folder."""
     parser = _parser("report", report)
     parser.add_argument("folder", type=str, help="results folder of a study, or folder of a run")
-    _print_report(Path(parser.parse_args(list(arguments)).folder))
+    parser.add_argument("--tensorboard", action="store_true", help="write the curves for TensorBoard too")
+    namespace = parser.parse_args(list(arguments))
+    folder = Path(namespace.folder)
+    _print_report(folder)
+    if namespace.tensorboard:
+        from lit_mult.analysis.tensorboard import write_events
+
+        print(f"curves:  tensorboard --logdir {write_events(folder)}")
     return 0
 
 

@@ -161,7 +161,7 @@ class CellQueue:
                     break
                 search.waiting -= 1
                 self._mine.add(trial._trial_id)
-                trial.set_user_attr(_SWEEP, self.sweep)
+                trial.set_user_attr(_SWEEP, self.sweep)  # first: who has it is all that a successor must know
                 parameters = suggest(trial, search.point)
                 nuisance = {name: parameters[name] for name in search.point.nuisance}
                 added = bool(trial.user_attrs.get(_ADDED))

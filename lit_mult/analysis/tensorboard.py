@@ -1,0 +1,62 @@
+"""A study for TensorBoard: loss curves, and factors with results as hyperparameters, written from the records."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lit_mult.record import RunRecord, find_records
+
+FOLDER = "tensorboard"
+
+
+def write_events(folder: Path | str) -> Path:
+    """Write TensorBoard event files for all records in a folder, one run a cell, in place of those written before.
+
+    Returns:
+        The folder of the event files, for `tensorboard --logdir`.
+
+    Raises:
+        UserError: a record is damaged.
+    """
+    folder = Path(folder)
+    records = {path.stem if path.parent.name == "records" else path.parent.name: path for path in find_records(folder)}
+    out = folder / FOLDER
+    shutil.rmtree(out, ignore_errors=True)
+    for name, path in records.items():
+        _write(out / name, RunRecord.read(path))
+    return out
+
+
+def _write(out: Path, record: RunRecord) -> None:
+    # TensorBoard is half a second of import, for this one purpose.
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    start = datetime.fromisoformat(record.started_at).timestamp()
+    writer = EventFileWriter(str(out))
+
+    def add(step: int, summary: Any) -> None:
+        # Steps spread over the time that the run took, so that the relative time axis means something.
+        time = start + record.wall_seconds * step / max(1, record.steps)
+        writer.add_event(Event(wall_time=time, step=step, summary=summary))
+
+    add(0, hparams_pb(_hyperparameters(record), trial_id=out.name, start_time_secs=start))
+    for tag, curve in (("train/loss", record.train_curve), ("val/loss", record.val_curve)):
+        for step, loss in curve:
+            add(step, Summary(value=[Summary.Value(tag=tag, simple_value=loss)]))
+    for tag, value in (("final_loss", record.final_loss), ("best_loss", record.best_loss)):
+        if value is not None:
+            add(record.steps, Summary(value=[Summary.Value(tag=tag, simple_value=value)]))
+    writer.close()
+
+
+def _hyperparameters(record: RunRecord) -> dict[str, bool | float | str]:
+    values: dict[str, Any] = {"seed": record.seed, "status": record.status}
+    if record.cell is not None:
+        values |= {"arm": record.cell.arm} | record.cell.factors | record.cell.nuisance
+    return {name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in values.items()}
