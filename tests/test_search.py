@@ -123,7 +123,10 @@ def test_a_preset_makes_cells_that_need_no_file(study_dict: MakeStudy, tmp_path:
     ("changes", "said"),
     [
         ({"sampler": "grid", "nuisance": {"optim.lr": [0.1, 0.2]}}, "budget.trials"),
-        ({"sampler": "grid", "nuisance": {}, "budget": {"steps": 6, "batch_size": 4}}, "search_multipliers = True: needs"),
+        (
+            {"sampler": "grid", "nuisance": {}, "budget": {"steps": 6, "batch_size": 4}},
+            "search_multipliers = True: needs",
+        ),
         ({"start": [{"model.d_model": 8}]}, "start.0.model.d_model = 8: names no nuisance factor"),
         ({"pruner": {"name": "median"}}, "pruner = 'median': needs base.train.eval_every"),
         ({"pruner": {"name": "oracle"}}, "pruner.name = 'oracle'"),

@@ -59,4 +59,5 @@ def _hyperparameters(record: RunRecord) -> dict[str, bool | float | str]:
     values: dict[str, Any] = {"seed": record.seed, "status": record.status}
     if record.cell is not None:
         values |= {"arm": record.cell.arm} | record.cell.factors | record.cell.nuisance
-    return {name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in values.items()}
+    plain = (bool, int, float, str)
+    return {name: value if isinstance(value, plain) else str(value) for name, value in values.items()}

@@ -61,6 +61,8 @@ class _Search:
     waiting: int = 0
     elsewhere: int = 0
     cells: int = 0
+    candidates: list[FrozenTrial] = field(default_factory=list)
+    """Trials that were waiting when last looked, the next one last."""
     losses: dict[str, float] = field(default_factory=dict)
     """Cell -> final loss, infinite when diverged, as far as the grid's growth has needed it."""
 
@@ -195,7 +197,10 @@ class CellQueue:
 
     def _take(self, search: _Search) -> optuna.Trial | None:
         """Mark a waiting trial as running; of several sweeps that want the same one, one succeeds."""
-        for trial in search.trials(TrialState.WAITING):
+        # Listed anew only when the list is used up: with every cell it would cost the square of their number.
+        search.candidates = search.candidates or search.trials(TrialState.WAITING)[::-1]
+        while search.candidates:
+            trial = search.candidates.pop()
             with suppress(UpdateFinishedTrialError):
                 if self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
                     search.study.sampler = make_sampler(search.point.spec, trial.number)

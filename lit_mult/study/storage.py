@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -56,13 +57,40 @@ def failing_in_one_line(url: str | Path) -> Iterator[None]:
         raise UserError(f"storage {url}: {_first_line(said)}") from error
 
 
+class _MendingLock(JournalFileSymlinkLock):
+    """The lock of a journal, which cuts off a torn last line before it lets anybody write.
+
+    A full disk leaves such a line, or a writer's death. Readers pass over it; but what is appended to it is lost.
+    """
+
+    def acquire(self) -> bool:
+        super().acquire()
+        try:
+            with Path(self._lock_target_file).open("r+b") as file:
+                if (size := file.seek(0, os.SEEK_END)) and file.seek(size - 1) and file.read() != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+        except BaseException:
+            self.release()
+            raise
+        return True
+
+    def release(self) -> None:
+        with suppress(RuntimeError):  # another process took this one for dead, as may happen when it stood still
+            super().release()
+
+
 def _journal(path: Path, set_aside: bool) -> JournalStorage:
     path.parent.mkdir(parents=True, exist_ok=True)
     # An absolute path, as the lock is a symbolic link: a relative one would point nowhere and never grow old.
-    lock = JournalFileSymlinkLock(str(path), grace_period=_LOCK_SECONDS)
+    lock = _MendingLock(str(path), grace_period=_LOCK_SECONDS)
     try:
-        return JournalStorage(JournalFileBackend(str(path), lock))  # replays the file
-    except (ValueError, KeyError, TypeError) as error:  # what a torn or foreign line makes of Optuna's replay
+        storage = JournalStorage(JournalFileBackend(str(path), lock))  # replays the file, but for a bad last line
+        *_, last = [b"{}\n", *path.read_bytes().splitlines(keepends=True)]
+        if last.endswith(b"\n"):
+            json.loads(last)
+        return storage
+    except (ValueError, KeyError, TypeError, AssertionError) as error:  # what a bad line makes of Optuna's replay
         if not set_aside:
             raise UserError(f"storage {path}: damaged ({_first_line(error)}); stop the other sweeps first") from None
         path.replace(path.with_name(f"{path.name}.damaged"))

@@ -22,9 +22,14 @@ def save_checkpoint(trainer: Trainer, path: Path) -> None:
     Raises:
         UserError: it cannot be written; the disk is full, say.
     """
+    # Lightning writes among the temporary files and moves: a copy, and one that may break off, between file systems.
+    scratch = path.with_name(f".{path.name}")
     try:
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(scratch)
+        if trainer.is_global_zero:
+            scratch.replace(path)
     except OSError as error:
+        scratch.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot write the checkpoint ({error.strerror or error})") from None
 
 
@@ -92,7 +97,7 @@ class Checkpoints(Callback):
             save_checkpoint(trainer, self.folder.checkpoint(step))
             if trainer.is_global_zero:
                 for checkpoint in older:
-                    checkpoint.unlink()
+                    checkpoint.unlink(missing_ok=True)  # somebody who took this process for dead may be at it, too
         if requested:
             raise Interrupted(f"stopped at step {step} of {self.config.steps}; the same command goes on from there")
 

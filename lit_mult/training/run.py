@@ -113,11 +113,11 @@ def run(
                 warnings.warn(f"{path}: damaged, set aside; going on from the one before, or the start", stacklevel=2)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=folder.newest_checkpoint(), weights_only=True)
+            ended_early = history.diverged or history.pruned
+            if not ended_early and history.val_curve[-1][0] != trainer.global_step:
+                trainer.validate(module, datamodule=data, verbose=False)
         except SIGTERMException:  # it came where only Lightning was listening: before the first step or in validation
             raise Interrupted("stopped; the same command goes on from the last checkpoint") from None
-        ended_early = history.diverged or history.pruned
-        if not ended_early and history.val_curve[-1][0] != trainer.global_step:
-            trainer.validate(module, datamodule=data, verbose=False)
         if keep_checkpoint:
             save_checkpoint(trainer, folder.final_checkpoint)
 
@@ -130,7 +130,7 @@ def run(
             trainer.logger.finalize("success")
         record.write(record_path or folder.record)
         for checkpoint in folder.checkpoints.glob("step=*.ckpt"):
-            checkpoint.unlink()
+            checkpoint.unlink(missing_ok=True)
         if not keep_checkpoint:
             shutil.rmtree(folder.checkpoints, ignore_errors=True)
     return record

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import traceback
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
+from urllib.parse import urlsplit
 
 from lit_mult.config import TrainerConfig
 from lit_mult.errors import Interrupted, UserError
@@ -38,7 +40,7 @@ class RayExecutor:
         Raises:
             UserError: ray is not installed, there is no such cluster, or a cell asks for more GPUs than a node has.
         """
-        self._ray = _import_ray()
+        self._ray = _import_ray(address)
         self._workers: dict[Any, _Worker] = {}  # by the reference to the next message
         self._connected_here = not self._ray.is_initialized()
         if self._connected_here:
@@ -95,7 +97,7 @@ class RayExecutor:
             return 0, sum(int(node.get("CPU", 0)) for node in nodes)
         size = _wanted(trainer.devices, max(gpus))
         if size > max(gpus):
-            raise UserError(f"trainer.devices = {trainer.devices}: no node of the cluster has more than {max(gpus)} GPUs")
+            raise UserError(f"trainer.devices = {trainer.devices}: no node of the cluster has over {max(gpus)} GPUs")
         return size, sum(count // size for count in gpus)
 
     def _start(self) -> None:
@@ -177,8 +179,12 @@ class _Cells:
         return isinstance(message, Evaluated) and self._verdicts.get()
 
 
-def _import_ray() -> Any:
+def _import_ray(address: str | None) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+    if (
+        not address
+    ):  # keeps a cluster of this machine alone to 127.0.0.1, on Linux too; what it runs, anybody could send
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray
     except ImportError:
@@ -188,18 +194,28 @@ def _import_ray() -> Any:
 
 def _connect(ray: Any, address: str | None, cpus: int) -> None:
     options: dict[str, Any] = {"address": address}
-    if not address:  # "local": whatever cluster the environment names
-        options = {"address": "local", "num_cpus": cpus, "_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    if not address:  # "local": None would take a cluster that the environment names
+        options = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     previous = signal.getsignal(signal.SIGTERM)
     try:
+        if address:
+            _reach(address)
         ray.init(**options, log_to_driver=False, logging_level="CRITICAL")
     except Exception as error:
-        raise UserError(f"--address {address}: cannot connect to a Ray cluster ({_last_line(error)})") from None
+        place = f"--address {address}" if address else "--executor ray"
+        raise UserError(f"{place}: cannot connect to a Ray cluster ({_last_line(error)})") from None
     finally:
-        if threading.current_thread() is threading.main_thread():  # where Ray has set one of its own
+        if threading.current_thread() is threading.main_thread():  # where Ray has set a handler of its own
             signal.signal(signal.SIGTERM, previous)
+
+
+def _reach(address: str) -> None:
+    """Fail soon where nobody listens: Ray would try for a quarter of an hour."""
+    place = urlsplit(address if "://" in address else f"//{address}")
+    if place.hostname and place.port:
+        socket.create_connection((place.hostname, place.port), timeout=10).close()
 
 
 def _last_line(error: Exception) -> str:
     """What an error comes down to; Ray puts a traceback before it."""
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    return str(error).strip().rpartition("\n")[2] or type(error).__name__
