@@ -333,7 +333,7 @@ def test_an_unknown_preset_names_the_shipped_ones(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_preset(name)
     assert str(caught.value) == (
-        f"parametrization.preset = {name!r}: must be a YAML file or one of falcon-h1-0.5b, neutral"
+        f"parametrization.preset = {name!r}: must be a YAML file or one of falcon-h1-0.5b, mup_tuning, neutral"
     )
 
 

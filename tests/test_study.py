@@ -83,7 +83,8 @@ def test_shipped_studies_are_valid_and_fair() -> None:
         assert cells in (None, spec.n_cells)
         # Arms differ in multipliers and parametrization alone: same data, budget, schedule and vector-like rates.
         touched = {field for overrides in spec.arms.values() for field in overrides}
-        assert touched <= {"multipliers", "parametrization.rule", "parametrization.preset", "optim.lr"}
+        of_the_arm = {"rule", "preset", "tier"}
+        assert touched <= {"multipliers", "optim.lr", *(f"parametrization.{field}" for field in of_the_arm)}
 
 
 @pytest.mark.parametrize(

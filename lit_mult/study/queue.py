@@ -262,8 +262,7 @@ class CellQueue:
     def _reconcile(self, search: _Search) -> None:
         """Make the trials agree with the records: whatever has neither an outcome nor a place in the queue gets one."""
         point = search.point
-        if not point.is_grid:
-            self._restore(search)
+        self._restore(search)
         self._recount(search)
         settled = set()
         for trial in search.trials():
@@ -282,20 +281,22 @@ class CellQueue:
         self._follow(search)
 
     def _restore(self, search: _Search) -> None:
-        """Give a sampled search back the trials that its storage has lost and of which there are records."""
+        """Give the storage the ended trials that it lacks and of which there are records."""
         point = search.point
-        known = {trial.user_attrs.get(_CELL) for trial in search.trials() if trial.state in _ENDED}
+        known = {_key(_parameters(trial)) for trial in search.trials() if trial.state != TrialState.FAIL}
         for record in self._records:
             cell = record.cell
-            if cell is None or cell.cell in known or (cell.arm, cell.factors) != (point.arm, point.factors):
+            if cell is None or (cell.arm, cell.factors) != (point.arm, point.factors):
                 continue
             parameters = {**cell.nuisance, "seed": record.seed}
+            if _key(parameters) in known:
+                continue
             trial = optuna.trial.create_trial(
                 state=TrialState.PRUNED if record.status == "pruned" else TrialState.COMPLETE,
                 value=record.best_loss if record.status == "pruned" else _loss(record),
                 params=parameters,
                 distributions=distributions(point),
-                user_attrs={_ENQUEUED: parameters, _CELL: cell.cell},
+                user_attrs={_ENQUEUED: parameters, _CELL: cell.cell, _ADDED: cell.added},
             )
             search.study.add_trial(trial)
 
