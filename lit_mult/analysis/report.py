@@ -79,7 +79,9 @@ def write_report(folder: Path | str) -> Report:
         "differences": tables.differences_table(differences),
         "drift": tables.drift_table(drift),
     }
-    figures = {"loss_vs_lr": plots.loss_vs_lr(runs, points), "sensitivity": plots.sensitivity(points)}
+    figures = {"loss_vs_lr": plots.loss_vs_lr(runs, points)}
+    if points["sensitivity"].notna().any() or points["d_model"].nunique() > 1:
+        figures["sensitivity"] = plots.sensitivity(points)
     if not plots.optimizer_pairs(points, differences).empty:
         figures["adam_vs_muon"] = plots.adam_vs_muon(points, differences)
     if not drift.empty:

@@ -181,9 +181,7 @@ class _Cells:
 
 def _import_ray(address: str | None) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-    if (
-        not address
-    ):  # keeps a cluster of this machine alone to 127.0.0.1, on Linux too; what it runs, anybody could send
+    if not address:  # despite its name this keeps Ray on Linux to 127.0.0.1, too: a cluster runs whatever it is sent
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray
