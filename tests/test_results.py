@@ -12,38 +12,57 @@ from typing import Any
 import pytest
 import yaml
 
+from lit_mult.parametrization.presets import load_preset
 from lit_mult.study.files import load_study
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.spec import canonical
+from lit_mult.study.tuning import tuned_preset
 
 ROOT = Path(__file__).parent.parent
-FOLDER = ROOT / "results" / "reference"
+RESULTS = ROOT / "results"
+
+Records = list[dict[str, Any]]
+
+
+def read(study: str) -> Records:
+    return [json.loads(path.read_text()) for path in sorted((RESULTS / study / "records").glob("*.json"))]
+
+
+@pytest.fixture(scope="module", params=["reference", "lr_width", "mup_tuning"])
+def study(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def records() -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted((FOLDER / "records").glob("*.json"))]
+def records(study: str) -> Records:
+    return read(study)
 
 
-def test_the_study_is_complete_and_is_the_one_that_ships(records: list[dict[str, Any]]) -> None:
-    spec = load_study("reference")
+def test_the_study_is_complete_and_is_the_one_that_ships(study: str, records: Records) -> None:
+    spec = load_study(study)
 
-    assert canonical(StudyFolder(FOLDER).spec()) == canonical(spec)
+    assert canonical(StudyFolder(RESULTS / study).spec()) == canonical(spec)
     assert len(records) == spec.n_cells
     assert len({record["cell"]["cell"] for record in records}) == spec.n_cells
-    # Quick is the same study on its first seed.
+
+
+def test_quick_is_the_reference_on_its_first_seed() -> None:
     quick = yaml.safe_load((ROOT / "sweeps" / "quick.yaml").read_text())
     reference = yaml.safe_load((ROOT / "sweeps" / "reference.yaml").read_text())
     assert reference == quick | {"name": "reference", "seeds": [0, 1, 2]}
 
 
-def test_every_record_says_where_it_comes_from(records: list[dict[str, Any]]) -> None:
+def test_every_record_says_where_it_comes_from(records: Records) -> None:
     assert len({record["corpus_hash"] for record in records}) == 1
-    assert len({record["git_commit"] for record in records}) == 1
     assert all(len(record["git_commit"]) == 40 for record in records)  # and not +dirty
 
 
-def test_sensitivities_agree_with_a_recomputation_to_1e_9(records: list[dict[str, Any]]) -> None:
+def test_the_shipped_preset_is_what_the_tuning_study_found() -> None:
+    assert load_preset("mup_tuning") == tuned_preset(RESULTS / "mup_tuning")
+
+
+@pytest.mark.parametrize(("study", "arms"), [("reference", 2), ("lr_width", 3)], indirect=["study"])
+def test_sensitivities_agree_with_a_recomputation_to_1e_9(study: str, records: Records, arms: int) -> None:
     curves: dict[tuple[str, str, int, int], list[tuple[float, float, float]]] = defaultdict(list)
     for record in records:
         config = record["config"]
@@ -56,17 +75,18 @@ def test_sensitivities_agree_with_a_recomputation_to_1e_9(records: list[dict[str
         recomputed[key] = sum(losses) / len(losses) - min(losses)
 
     compared = 0
-    with (FOLDER / "tables" / "points.csv").open() as file:
+    with (RESULTS / study / "tables" / "points.csv").open() as file:
         for row in csv.DictReader(file):
             key = (row["arm"], row["optimizer"], int(row["d_model"]), int(row["seed"]))
             assert float(row["best_loss"]) == min(loss for _, loss, _ in curves[key])
             if row["sensitivity"]:
                 assert float(row["sensitivity"]) == pytest.approx(recomputed[key], abs=1e-9)
                 compared += 1
-    assert compared == 2 * 2 * 3 * 3  # arms x optimizers x widths x seeds; the reference arm has one rate
+    assert compared == arms * 2 * 3 * 3  # arms x optimizers x widths x seeds; the reference arm has one rate
 
 
-def test_tuned_arms_beat_the_untuned_standard_one(records: list[dict[str, Any]]) -> None:
+def test_swept_arms_beat_the_untuned_standard_one() -> None:
+    records = read("reference")
     best: dict[tuple[str, str, int, int], float] = defaultdict(lambda: math.inf)
     for record in records:
         config = record["config"]
