@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from test_study import losses, states
 
 from lit_mult.errors import Interrupted, UserError
 from lit_mult.record import RunRecord, find_records
+from lit_mult.study.attempts import Attempt
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.queue import Ticket
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.sweep import sweep
+from lit_mult.training.folder import RunFolder
 
 MakeStudy = Callable[..., dict[str, Any]]
 
@@ -60,10 +63,11 @@ def cluster(ray: Any) -> Iterator[Any]:
 
 
 def wait_for(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
-        if found := condition():
-            return found
+        with suppress(FileNotFoundError):  # a folder that went while it was looked through
+            if found := condition():
+                return found
         time.sleep(0.02)
     raise TimeoutError
 
@@ -97,20 +101,23 @@ def test_a_lost_node_costs_no_cell(cluster: Any, study_dict: MakeStudy, tmp_path
     (node,) = cluster.worker_nodes
     raylet = node.all_processes["raylet"][0].process.pid
 
-    def begun_there() -> str | None:
-        """A cell under way on the node, with a checkpoint, when others are done."""
-        if find_records(folder.path):
-            for cell in folder.attempts.cells():
-                attempt = folder.attempts.of(cell)[-1:]
-                if attempt and parent(attempt[0].pid) == raylet and any(folder.work(cell).glob("*/step=*.ckpt")):
-                    return cell
+    def begun_there() -> Attempt | None:
+        """An attempt under way on the node, with a checkpoint and long to go, when other cells are done."""
+        for cell in folder.attempts.cells() if find_records(folder.path) else ():
+            checkpoint = RunFolder(folder.work(cell)).newest_checkpoint()
+            attempt = folder.attempts.of(cell)[-1:]
+            if checkpoint and RunFolder.step(checkpoint) < 150 and attempt and parent(attempt[0].pid) == raylet:
+                return attempt[0]
         return None
 
     lost = []
 
     def lose() -> None:
-        lost.append(wait_for(begun_there))
+        attempt = wait_for(begun_there)
+        for process in (raylet, attempt.pid):  # at once, as with a machine: the one would follow the other in a while
+            os.kill(process, signal.SIGKILL)
         cluster.remove_node(node, allow_graceful=False)
+        lost.append(attempt.cell)
 
     loser = threading.Thread(target=lose)
     loser.start()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from lit_mult.record import RunRecord
 from lit_mult.study.attempts import Attempts
 from lit_mult.study.lease import Lease, is_alive
 from lit_mult.study.spec import StudySpec, canonical
+from lit_mult.training.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,13 @@ class StudyFolder:
         except UserError:
             path.replace(path.with_name(f"{path.name}.damaged"))
             return None
+
+    def clear(self, cell_id: str) -> None:
+        """Remove what a finished cell has left, if its process was killed right after it had written the record."""
+        work = self.work(cell_id)
+        if not (RunFolder(work).final_checkpoint.exists() or (work / "tensorboard").exists()):
+            shutil.rmtree(work, ignore_errors=True)
+        self.attempts.clear(cell_id)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -116,8 +125,15 @@ class StudyFolder:
         return str(plan["id"])
 
     def join(self) -> Lease:
-        """Sign a sweep in."""
-        return Lease(self.sweep(secrets.token_hex(4)), {})
+        """Sign a sweep in.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        try:
+            return Lease(self.sweep(secrets.token_hex(4)), {})
+        except OSError as error:
+            raise UserError(f"{self.path / 'sweeps'}: cannot be written ({error.strerror})") from None
 
     def sweep(self, name: str) -> Path:
         """The lease of a sweep."""

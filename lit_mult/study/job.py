@@ -115,8 +115,10 @@ def run_job(job: Job, post: Callable[[Message], bool], stop: Callable[[], bool] 
             prune=(lambda curve: post(Evaluated(curve))) if job.prune else None,
             should_stop=lambda: lease.lost or stop(),
         )
-    except (Interrupted, KeyboardInterrupt, BrokenPipeError, EOFError):
+    except (Interrupted, KeyboardInterrupt, BrokenPipeError, EOFError) as error:
         lease.close("stopped")
+        if isinstance(error, Interrupted) and lease.lost and not stop():
+            return Taken()
         raise
     except Exception as error:  # the study goes on without this cell and says so
         if job.record.is_file():  # by somebody who took this process for dead

@@ -73,7 +73,7 @@ class SweepProgress:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        self.console.print(Text(line))
+        self.console.print(Text(line), soft_wrap=True)
 
     @property
     def done(self) -> int:

@@ -123,9 +123,10 @@ class CellQueue:
         self._storage = storage
         self._mine: set[int] = set()
         self._ownerless: dict[int, float] = {}
-        self._given_up = {
-            cell: reason for cell in folder.attempts.cells() if (reason := folder.attempts.given_up(cell, retries))
-        }
+        for cell in list(folder.attempts.cells()):
+            if folder.finished(cell) is not None:
+                folder.clear(cell)
+        self._given_up = self._find_given_up()
         pruner = make_pruner(spec.pruner)
         self._searches = []
         for point in spec.points():
@@ -195,6 +196,19 @@ class CellQueue:
             self._recount(search)
             self._follow(search)
 
+    def settle(self) -> None:
+        """See that every cell has its outcome, and enqueue those without; to be called while `folder.locked`.
+
+        A sweep that is killed between closing a trial and enqueuing its cell again leaves such a cell to the others.
+        """
+        self._given_up = self._find_given_up()
+        for search in self._searches:
+            self._reconcile(search)
+
+    def _find_given_up(self) -> dict[str, str]:
+        attempts = self.folder.attempts
+        return {cell: reason for cell in attempts.cells() if (reason := attempts.given_up(cell, self.retries))}
+
     def _take(self, search: _Search) -> optuna.Trial | None:
         """Mark a waiting trial as running; of several sweeps that want the same one, one succeeds."""
         # Listed anew only when the list is used up: with every cell it would cost the square of their number.
@@ -224,6 +238,8 @@ class CellQueue:
         """Whether nobody is left to end a running trial."""
         sweep, cell = trial.user_attrs.get(_SWEEP), trial.user_attrs.get(_CELL)
         if sweep is None:  # taken this moment, or by a sweep that was killed the moment after
+            if {path.stem for path in self.folder.running_sweeps()} <= {self.sweep}:
+                return True
             return time.monotonic() - self._ownerless.setdefault(trial._trial_id, time.monotonic()) > LEASE_SECONDS
         if is_alive(self.folder.sweep(sweep)):
             return False
@@ -245,6 +261,8 @@ class CellQueue:
             search.enqueue(_parameters(trial), added=bool(trial.user_attrs.get(_ADDED)))
 
     def _tell(self, search: _Search, number: int, record: RunRecord) -> None:
+        if record.cell is not None:
+            self.folder.clear(record.cell.cell)
         with suppress(UpdateFinishedTrialError, ValueError):  # closed by somebody who took this sweep for dead
             if record.status == "pruned":
                 search.study.tell(number, state=TrialState.PRUNED)
@@ -266,8 +284,9 @@ class CellQueue:
         self._recount(search)
         settled = set()
         for trial in search.trials():
-            ended = trial.state in _ENDED and self.folder.finished(trial.user_attrs[_CELL]) is not None
-            given_up = trial.state == TrialState.FAIL and self._note_given_up(trial.user_attrs.get(_CELL))
+            cell = trial.user_attrs.get(_CELL)
+            ended = trial.state in _ENDED and cell is not None and self.folder.finished(cell) is not None
+            given_up = trial.state == TrialState.FAIL and self._note_given_up(cell)
             if ended or given_up or not trial.state.is_finished():
                 settled.add(_key(_parameters(trial)))
         if not point.is_grid:

@@ -37,12 +37,15 @@ def open_storage(url: str | Path, *, set_aside: bool = False) -> BaseStorage:
     with failing_in_one_line(url):
         if isinstance(url, Path) or "://" not in url:
             return _journal(Path(url).absolute(), set_aside)
-        parts = urlsplit(url)
-        if parts.scheme == "grpc":
-            return _grpc(parts.hostname or "localhost", parts.port or 13000)
-        # Many writers at once: a locked SQLite file is waited for, a connection that a server dropped is renewed.
-        options = {"connect_args": {"timeout": 100}} if parts.scheme == "sqlite" else {"pool_pre_ping": True}
-        return RDBStorage(_with_driver(url), engine_kwargs=options)
+        try:
+            parts = urlsplit(url)
+            if parts.scheme == "grpc":
+                return _grpc(parts.hostname or "localhost", parts.port or 13000)
+            # Many writers at once: a locked SQLite file is waited for, a connection that a server dropped is renewed.
+            options = {"connect_args": {"timeout": 100}} if parts.scheme == "sqlite" else {"pool_pre_ping": True}
+            return RDBStorage(_with_driver(url), engine_kwargs=options)
+        except ValueError as error:  # a port that is no number
+            raise UserError(f"storage {url}: {_first_line(error)}") from None
 
 
 @contextmanager
@@ -82,6 +85,9 @@ class _MendingLock(JournalFileSymlinkLock):
 
 def _journal(path: Path, set_aside: bool) -> JournalStorage:
     path.parent.mkdir(parents=True, exist_ok=True)
+    head = path.open("rb").read(4096).strip(b"\0") if path.exists() else b""
+    if b'"op_code"' not in head and not b'{"op_code"'.startswith(head):
+        raise UserError(f"storage {path}: is no journal of Optuna's; a database needs a URL, as in sqlite:///FILE")
     # An absolute path, as the lock is a symbolic link: a relative one would point nowhere and never grow old.
     lock = _MendingLock(str(path), grace_period=_LOCK_SECONDS)
     try:

@@ -100,10 +100,10 @@ def sweep(
         folder.remove_dead_sweeps()
         trials = open_storage(source, set_aside=not folder.running_sweeps())
         lease = folder.join()
-        with failing_in_one_line(source):
-            queue = CellQueue(spec, folder, trials, identity, lease.path.stem, retries)
     try:
         with failing_in_one_line(source):
+            with folder.locked():
+                queue = CellQueue(spec, folder, trials, identity, lease.path.stem, retries)
             return _Sweep(spec, folder, queue).run(partial(_executor, executor, workers, address))
     finally:
         lease.path.unlink(missing_ok=True)
@@ -148,6 +148,9 @@ class _Sweep:
         self.result = SweepResult(folder.path, spec.n_cells)
         self.progress = SweepProgress(queue.counts(), spec.budget.steps)
         self._busy: dict[str, Ticket] = {}
+        self._attempts_before: dict[str, int] = {}
+        self._stillborn = 0
+        """Workers in a row that died before they began an attempt; nothing on file would put an end to that."""
         # Cells that somebody else is at work on, though their trial came to us: until when to leave them alone.
         self._taken: dict[str, tuple[Ticket, float]] = {}
 
@@ -174,7 +177,11 @@ class _Sweep:
                 tended = time.monotonic()
                 counts = self.queue.counts()
                 if not (self._busy or self._taken or counts.waiting or counts.elsewhere):
-                    return
+                    with self.folder.locked():
+                        self.queue.settle()
+                    counts = self.queue.counts()
+                    if not (counts.waiting or counts.elsewhere):
+                        return
             could_start = not self._busy and executor.free and self.queue.counts().waiting
             executor.poll(0.0 if could_start else 1.0, self._handle)
 
@@ -188,6 +195,7 @@ class _Sweep:
 
     def _start(self, executor: Executor, ticket: Ticket) -> None:
         self._busy[ticket.cell.id] = ticket
+        self._attempts_before[ticket.cell.id] = len(self.folder.attempts.of(ticket.cell.id))
         self.progress.started(ticket.cell.label, cost(ticket.cell.config))
         executor.submit(self._job(ticket))
 
@@ -225,6 +233,7 @@ class _Sweep:
     def _finished(self, ticket: Ticket, message: Finished) -> None:
         self.queue.complete(ticket, message.record)
         status = message.record.status
+        self._stillborn = 0
         self.result.ran += 1
         self.result.diverged += status == "diverged"
         self.result.pruned += status == "pruned"
@@ -232,17 +241,24 @@ class _Sweep:
 
     def _failed(self, ticket: Ticket, message: Failed) -> None:
         label, reason = ticket.cell.label, message.reason
+        if message.died and (record := self.folder.finished(ticket.cell.id)) is not None:  # with its last breath
+            self._finished(ticket, Finished(record))
+            return
         final = not (message.died or message.bad_input)
         if message.died:
             given_up = self.folder.attempts.given_up(ticket.cell.id, self.queue.retries)
             final, reason = given_up is not None, given_up or reason
+            began = len(self.folder.attempts.of(ticket.cell.id)) > self._attempts_before[ticket.cell.id]
+            self._stillborn = 0 if began else self._stillborn + 1
         self.queue.fail(ticket, reason, final=final)
         self.progress.ended(label, failed=final)
-        self.progress.say(f"{label}: {reason}{'' if final else '; trying again' if message.died else ''}")
-        if message.trace:
-            self.progress.say(message.trace)
         if message.bad_input:
             raise UserError(f"cell {ticket.cell.id}: {reason}")
+        self.progress.say(f"{label}: {reason}{'' if final else '; trying again'}")
+        if message.trace:
+            self.progress.say(message.trace)
+        if self._stillborn > 2 * (self.queue.retries + 1):
+            raise UserError(f"one worker after the other died before it began a cell: {message.reason}")
 
     def _leave(self, executor: Executor) -> None:
         """Stop what is under way and let its cells wait again, for this storage may never see this sweep again."""

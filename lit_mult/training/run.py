@@ -118,6 +118,10 @@ def run(
                 trainer.validate(module, datamodule=data, verbose=False)
         except SIGTERMException:  # it came where only Lightning was listening: before the first step or in validation
             raise Interrupted("stopped; the same command goes on from the last checkpoint") from None
+        except SystemExit as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning makes an exit of
+                raise KeyboardInterrupt from None
+            raise
         if keep_checkpoint:
             save_checkpoint(trainer, folder.final_checkpoint)
 

@@ -7,7 +7,9 @@ import os
 import signal
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -56,8 +58,13 @@ class ProcessExecutor:
         workers = [*self._idle, *self._busy.values()]
         for worker in workers:
             worker.stop()
-        for worker in workers:
-            worker.join(_GRACE_SECONDS)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        try:
+            for worker in workers:
+                worker.join(max(0.0, deadline - time.monotonic()))
+        finally:  # a second Ctrl-C waits for nobody
+            for worker in workers:
+                worker.join(0.0)
 
 
 class _Worker:
@@ -69,7 +76,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, slot), daemon=True)
-        self.process.start()
+        with _sigint_blocked():
+            self.process.start()
         theirs.close()  # so that the death of the process is the end of the pipe
 
     def start(self, job: Job) -> None:
@@ -111,8 +119,18 @@ class _Worker:
             self.connection.send(what)
 
 
+@contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """Processes started now never hear SIGINT: Ctrl-C reaches the whole group, but the parent decides what to stop."""
+    resource_tracker.ensure_running()  # starting it with the first process would lift the block
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
 def _serve(connection: Connection, slot: Slot) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what to stop
     requested = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: requested.set())  # heard by the run at its first step
     os.environ["OMP_NUM_THREADS"] = str(slot.threads)

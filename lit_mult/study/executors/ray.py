@@ -143,6 +143,11 @@ class _Cells:
     """
 
     def __init__(self, folder: str) -> None:
+        import torch
+
+        import lit_mult.training.run  # noqa: F401 - takes a while, and would fail here where something is missing
+
+        torch.set_num_threads(1)  # in all threads
         self._messages: SimpleQueue[Message | None] = SimpleQueue()
         self._verdicts: SimpleQueue[bool] = SimpleQueue()
         self._stopping = threading.Event()
@@ -151,13 +156,10 @@ class _Cells:
         self._messages.put(None)  # ready
 
     def run(self, job: Job) -> None:
-        import torch
-
         outcome: Outcome
-        torch.set_num_threads(1)
         try:
             outcome = run_job(job, self._post, self._stopping.is_set)
-        except Interrupted:  # stopping, or taken for dead by somebody who is at work on the cell now
+        except Interrupted:  # stopping, when nobody listens any more
             outcome = Taken()
         except BaseException:  # in a thread it would end nothing, and the driver would wait for ever
             traceback.print_exc()  # to be found in the logs of Ray
@@ -200,8 +202,8 @@ def _connect(ray: Any, address: str | None, cpus: int) -> None:
             _reach(address)
         ray.init(**options, log_to_driver=False, logging_level="CRITICAL")
     except Exception as error:
-        place = f"--address {address}" if address else "--executor ray"
-        raise UserError(f"{place}: cannot connect to a Ray cluster ({_last_line(error)})") from None
+        what = f"--address {address}: cannot connect to" if address else "--executor ray: cannot start"
+        raise UserError(f"{what} a Ray cluster ({_last_line(error)})") from None
     finally:
         if threading.current_thread() is threading.main_thread():  # where Ray has set a handler of its own
             signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,600 @@
+"""A study outlives kills, stops, damaged files and full disks, with the records that an undisturbed one has."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import optuna
+import pytest
+import yaml
+from lightning import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lit_mult.errors import Interrupted, UserError
+from lit_mult.record import RunRecord, find_records
+from lit_mult.study import lease as leases
+from lit_mult.study import sweep as sweeping
+from lit_mult.study.executors import here
+from lit_mult.study.folder import StudyFolder
+from lit_mult.study.job import Failed, Job, Taken, run_job
+from lit_mult.study.lease import machine
+from lit_mult.study.queue import CellQueue
+from lit_mult.study.spec import StudySpec
+from lit_mult.study.storage import open_storage
+from lit_mult.study.sweep import check_cells, sweep
+from lit_mult.training import run
+
+MakeStudy = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def study_dict(tiny_dict: Callable[..., dict[str, Any]]) -> MakeStudy:
+    """A study of 2 arms x 2 rates: 4 cells of 12 steps, with a checkpoint every 4."""
+
+    def make(**changes: Any) -> dict[str, Any]:
+        base = tiny_dict({"train.checkpoint_every": 4})
+        del base["train"]["steps"], base["train"]["batch_size"]
+        study = {
+            "name": "tiny",
+            "base": base,
+            "arms": {"muP": {"multipliers": "fixed"}, "vectors": {"multipliers": "vector"}},
+            "nuisance": {"optim.lr": {"log2": [-8, -5]}},
+            "seeds": [0],
+            "budget": {"steps": 12, "batch_size": 4},
+        }
+        return {**study, **changes}
+
+    return make
+
+
+@pytest.fixture
+def spec(study_dict: MakeStudy) -> StudySpec:
+    return StudySpec.from_dict(study_dict())
+
+
+def outcomes(folder: Path) -> dict[str, tuple[Any, ...]]:
+    """All that training decides, by the record's name."""
+    records = {path.name: RunRecord.read(path) for path in find_records(folder)}
+    return {
+        name: (one.status, one.steps, one.initial_loss, one.final_loss, one.train_curve, one.val_curve)
+        for name, one in records.items()
+    }
+
+
+def states(storage: str | Path) -> Counter[str]:
+    """How many trials are in which state."""
+    opened = open_storage(storage)
+    studies = [opened.get_all_trials(study._study_id) for study in opened.get_all_studies()]
+    return Counter(trial.state.name for trials in studies for trial in trials)
+
+
+def stop_in_the_third(spec: StudySpec, out: Path, monkeypatch: pytest.MonkeyPatch, step: int = 6) -> Path:
+    """Sweep until the third cell has done so many steps, and return the work folder of that cell."""
+    jobs: list[Job] = []
+
+    def stop_there(job: Job, post: Any) -> Any:
+        jobs.append(job)
+        steps = iter(range(1, 100))
+        return run_job(job, post, lambda: len(jobs) == 3 and next(steps) == step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(here, "run_job", stop_there)
+        with pytest.raises(Interrupted):
+            sweep(spec, out, workers=0)
+    assert [path.stem for path in (jobs[2].work / "checkpoints").iterdir()] == [f"step={step}"]
+    return jobs[2].work
+
+
+# Damage
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _flip_a_weight(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _mark_a_weight_as_a_folder(path: Path) -> None:
+    """Flip the one bit in the directory at the end of the archive for which torch reads a tensor of random memory."""
+    content = bytearray(path.read_bytes())
+    part = content.rindex(b"PK\x01\x02", 0, content.index(b"data/1", content.index(b"PK\x01\x02")))
+    content[part + 38] ^= 16
+    path.write_bytes(content)
+
+
+def _encrypt(path: Path) -> None:
+    """Flip the bit for which Python's zip reader asks for a password."""
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [_flip_a_weight, _mark_a_weight_as_a_folder, _encrypt])
+def test_a_damaged_checkpoint_is_set_aside_and_its_cell_run_again(
+    spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None]
+) -> None:
+    work = stop_in_the_third(spec, tmp_path / "out", monkeypatch)
+    damage(work / "checkpoints" / "step=6.ckpt")
+    seen: list[list[str]] = []
+    real = StudyFolder.finished
+
+    def look(self: StudyFolder, cell: str) -> RunRecord | None:
+        seen.append([path.name for path in work.glob("checkpoints/*.damaged")])
+        return real(self, cell)
+
+    monkeypatch.setattr(StudyFolder, "finished", look)
+    with pytest.warns(UserWarning, match=r"step=6\.ckpt: damaged, set aside"):
+        result = sweep(spec, tmp_path / "out", workers=0)
+
+    assert (result.ran, result.failures) == (2, {})
+    sweep(spec, tmp_path / "whole", workers=0)
+    assert outcomes(tmp_path / "out") == outcomes(tmp_path / "whole")
+
+
+def test_a_torn_checkpoint_is_passed_over(spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = stop_in_the_third(spec, tmp_path / "out", monkeypatch)
+    shutil.copy(work / "checkpoints" / "step=6.ckpt", work / "checkpoints" / "step=8.ckpt")
+    _truncate(work / "checkpoints" / "step=8.ckpt")
+
+    with pytest.warns(UserWarning, match=r"step=8\.ckpt: damaged, set aside"):
+        assert sweep(spec, tmp_path / "out", workers=0).ran == 2
+
+    sweep(spec, tmp_path / "whole", workers=0)
+    assert outcomes(tmp_path / "out") == outcomes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("content", ["", '{"schema_version": 1, "status": "comp', "\x00" * 50])
+def test_a_damaged_record_is_set_aside_and_its_cell_run_again(spec: StudySpec, tmp_path: Path, content: str) -> None:
+    sweep(spec, tmp_path / "out", workers=0)
+    before = outcomes(tmp_path / "out")
+    victim = find_records(tmp_path / "out")[1]
+    victim.write_text(content)
+
+    assert sweep(spec, tmp_path / "out", workers=0).ran == 1
+
+    assert victim.with_name(f"{victim.name}.damaged").read_text() == content
+    assert outcomes(tmp_path / "out") == before
+
+
+def test_an_empty_attempt_is_one_that_died(spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = stop_in_the_third(spec, tmp_path / "out", monkeypatch)
+    (attempt,) = (tmp_path / "out" / "attempts").iterdir()
+    attempt.write_text("")
+
+    assert sweep(spec, tmp_path / "out", workers=0).ran == 2
+
+    assert not list((tmp_path / "out" / "attempts").iterdir())
+    assert not work.exists()
+    sweep(spec, tmp_path / "whole", workers=0)
+    assert outcomes(tmp_path / "out") == outcomes(tmp_path / "whole")
+
+
+def test_a_torn_end_of_the_journal_is_cut_off(spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_in_the_third(spec, tmp_path / "out", monkeypatch)
+    journal = tmp_path / "out" / "optuna.journal"
+    journal.write_bytes(journal.read_bytes()[:-20])
+
+    assert sweep(spec, tmp_path / "out", workers=0).ran == 2
+
+    assert [json.loads(line) for line in journal.read_text().splitlines()]
+    assert states(journal)["COMPLETE"] == 4
+    assert states(journal).keys() == {"COMPLETE", "FAIL"}
+
+
+@pytest.mark.parametrize("line", [0, 4, -1])
+def test_a_journal_with_a_bad_line_is_set_aside(
+    spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: int
+) -> None:
+    stop_in_the_third(spec, tmp_path / "out", monkeypatch)
+    journal = tmp_path / "out" / "optuna.journal"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    lines[line] = lines[line].replace(b":", b";", 1)
+    journal.write_bytes(b"".join(lines))
+
+    assert sweep(spec, tmp_path / "out", workers=0).ran == 2
+
+    assert journal.with_name("optuna.journal.damaged").read_bytes() == b"".join(lines)
+    assert states(journal) == {"COMPLETE": 4}
+
+
+# Deaths at the worst moment
+
+
+def test_what_a_worker_leaves_that_dies_right_after_its_record(spec: StudySpec, tmp_path: Path) -> None:
+    sweep(spec, tmp_path / "out", workers=0)
+    folder = StudyFolder(tmp_path / "out")
+    victim = find_records(tmp_path / "out")[2].stem
+    folder.work(victim).mkdir()
+    (folder.work(victim) / "config.json").write_text("{}")
+    (tmp_path / "out" / "attempts" / f"{victim}.1.json").write_text(json.dumps({"machine": machine(), "pid": 1}))
+    folder.journal.unlink()  # its trial was not told, either
+
+    assert sweep(spec, tmp_path / "out", workers=0).ran == 0
+    assert not list((tmp_path / "out" / "attempts").iterdir())
+    assert not list((tmp_path / "out" / "cells").iterdir())
+
+
+def test_a_worker_that_dies_with_its_record_written_has_not_failed(
+    spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finish_and_die(job: Job, post: Any) -> Failed:
+        run_job(job, post)
+        (job.attempts / f"{job.id}.1.json").touch()
+        return Failed("its worker process died (killed by SIGKILL)", died=True)
+
+    monkeypatch.setattr(here, "run_job", finish_and_die)
+    result = sweep(spec, tmp_path / "out", workers=0, retries=0)
+
+    assert (result.ran, result.failures) == (4, {})
+    assert not list((tmp_path / "out" / "attempts").iterdir())
+
+
+def test_workers_that_die_as_they_start_end_the_sweep(
+    spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died = Failed("its worker process died (exit code 1)", died=True)
+    monkeypatch.setattr(here, "run_job", lambda job, post: died)
+
+    with pytest.raises(UserError, match=r"died before it began a cell: its worker process died \(exit code 1\)"):
+        sweep(spec, tmp_path / "out", workers=0)
+
+    monkeypatch.undo()
+    assert sweep(spec, tmp_path / "out", workers=0).ran == 4
+
+
+def test_a_cell_between_two_trials_when_its_sweep_was_killed_is_run_by_another(
+    spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = StudyFolder(tmp_path / "out")
+    with folder.locked():
+        identity = folder.claim(spec, check_cells(spec))
+    closed: list[str] = []
+
+    def close_one_elsewhere(job: Job, post: Any) -> Any:
+        if not closed:
+            ticket = CellQueue(spec, folder, open_storage(folder.journal), identity, "killed", retries=3).next()
+            assert ticket is not None
+            ticket.search.study.tell(ticket.trial.number, state=optuna.trial.TrialState.FAIL)
+            closed.append(ticket.cell.id)
+        return run_job(job, post)
+
+    monkeypatch.setattr(here, "run_job", close_one_elsewhere)
+    assert sweep(spec, tmp_path / "out", workers=0).ran == 4
+
+    assert closed[0] in {path.stem for path in find_records(tmp_path / "out")}
+
+
+def test_an_overtaken_cell_is_left_to_its_new_holder_until_that_dies(
+    spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[leases.Lease] = []
+    ends: list[Any] = []
+
+    def overtake(message: Any) -> bool:
+        """Another machine has taken this process for dead; it writes its lease, and is never heard of again."""
+        lease = held[0]
+        if not ends and not lease.lost:
+            assert lease.successor is not None
+            lease.successor.write_text(json.dumps({"machine": "elsewhere/12345678", "pid": 1}))
+            deadline = time.monotonic() + 10
+            while not lease.lost and time.monotonic() < deadline:
+                time.sleep(0.01)
+        return False
+
+    def hold(job: Job, post: Any) -> Any:
+        ends.append(run_job(job, post if ends else overtake))
+        return ends[-1]
+
+    class Held(leases.Lease):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            held.append(self)
+
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.3)
+    monkeypatch.setattr(sweeping, "_TEND_SECONDS", 0.1)
+    monkeypatch.setattr("lit_mult.study.attempts.Lease", Held)
+    monkeypatch.setattr(here, "run_job", hold)
+    result = sweep(spec, tmp_path / "out", workers=0)
+
+    assert isinstance(ends[0], Taken)
+    assert (result.ran, result.failures) == (4, {})
+    assert states(tmp_path / "out" / "optuna.journal") == {"COMPLETE": 4}
+    sweep(spec, tmp_path / "whole", workers=0)
+    assert outcomes(tmp_path / "out") == outcomes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("number", "end"), [(signal.SIGTERM, Interrupted), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_in_the_last_validation_is_a_stop_on_request(
+    tiny: Callable[..., Any], tmp_path: Path, number: signal.Signals, end: type[BaseException]
+) -> None:
+    """Where Lightning alone listens, which makes an exit of the process of either."""
+
+    class Kill(Callback):
+        def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+            if trainer.state.fn == TrainerFn.VALIDATING:
+                os.kill(os.getpid(), number)
+
+    config = tiny({"train.eval_every": 5, "data.val_windows": 64})
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(end):
+            run.run(config, tmp_path / "out", callbacks=[Kill()])
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+    again = run.run(config, tmp_path / "out")
+    assert again.val_curve == run.run(config, tmp_path / "whole").val_curve
+
+
+# A full disk
+
+# Runs in a mount namespace of its own: a study on a small file system that becomes full at one moment after the other,
+# and is emptied again after each. Forks, as the imports take longest.
+_FULL_DISK = r"""
+import importlib, json, os, shutil, subprocess, sys, zipfile
+from pathlib import Path
+import lit_mult.cli, lit_mult.training.run
+from lit_mult.record import RunRecord, find_records
+
+study, disk, kept = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+out, journal, ballast = disk / "out", disk / "out" / "optuna.journal", disk / "ballast"
+os.environ["LIT_MULT_CACHE"] = str(disk / "cache")
+lit_mult.cli._print_report = lambda folder: None
+
+def fill_before(module, name, moment=lambda: True):
+    owner = importlib.import_module(module)
+    *path, name = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    real = getattr(owner, name)
+    def wrapped(*arguments, **options):
+        if not ballast.exists() and moment():
+            with ballast.open("wb", buffering=0) as file:
+                try:
+                    while True:
+                        file.write(bytes(4096))
+                except OSError:
+                    pass
+        return real(*arguments, **options)
+    setattr(owner, name, wrapped)
+
+MOMENTS = {
+    "cache": ("lit_mult.data.cache", "_build"),
+    "plan": ("lit_mult.study.folder", "StudyFolder.claim"),
+    "sweep": ("lit_mult.study.folder", "StudyFolder.join"),
+    "attempt": ("lit_mult.study.attempts", "Attempts.begin"),
+    "config": ("lit_mult.training.folder", "RunFolder.claim"),
+    "checkpoint": ("lit_mult.training.checkpoints", "save_checkpoint"),
+    "record": ("lit_mult.record", "RunRecord.write"),
+    # Near the end of a block, so that a line is written in part.
+    "journal": (
+        "optuna.storages.journal", "JournalFileBackend.append_logs", lambda: journal.stat().st_size % 4096 > 3800
+    ),
+}
+
+def sweep(moment, log):
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(log, os.O_CREAT | os.O_WRONLY), 2)
+        if moment:
+            fill_before(*moment)
+        code = 70
+        try:
+            code = lit_mult.cli.main(["sweep", study, "--out", str(out), "--workers", "0"])
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], check=True)
+for name, moment in {**MOMENTS, "room": None}.items():
+    seen = {
+        "code": sweep(moment, kept / name),
+        "filled": ballast.exists(),
+        "checkpoints": [zipfile.is_zipfile(path) for path in out.glob("cells/*/checkpoints/step*")],
+        "records": [RunRecord.read(path).status for path in find_records(out)],
+        "torn_journal": journal.exists() and not journal.read_bytes().endswith(b"\n"),
+        "left": [str(path) for folder in ("cells", "attempts", "sweeps") for path in (out / folder).glob("*")],
+        "damaged": [str(path) for path in out.rglob("*.damaged")],
+    }
+    (kept / f"{name}.seen").write_text(json.dumps(seen))
+    ballast.unlink(missing_ok=True)
+shutil.copytree(out / "records", kept / "records")
+"""
+
+
+def test_a_full_disk_is_one_line_and_nothing_lost(study_dict: MakeStudy, tmp_path: Path) -> None:
+    disk, kept = tmp_path / "disk", tmp_path / "kept"
+    disk.mkdir()
+    kept.mkdir()
+    try:
+        mount = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", str(disk)]
+        subprocess.run(mount, capture_output=True, text=True, check=True)
+    except FileNotFoundError:
+        pytest.skip("a small file system needs unshare, of Linux")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"a small file system cannot be mounted here: {error.stderr.strip()}")
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump(study_dict()))
+
+    command = ["unshare", "-rm", sys.executable, "-c", _FULL_DISK, str(study), str(disk), str(kept)]
+    subprocess.run(command, check=True, timeout=200)
+
+    seen = {path.stem: json.loads(path.read_text()) for path in kept.glob("*.seen")}
+    for moment in ("cache", "plan", "sweep", "attempt", "config", "checkpoint", "record", "journal"):
+        said = (kept / moment).read_text()
+        lines = [line for line in said.splitlines() if "elapsed" not in line]
+        assert seen[moment]["filled"], moment
+        assert (seen[moment]["code"], len(lines)) == (2, 1), said
+        assert lines[0].startswith("lit-mult sweep: ")
+        assert "no space left" in lines[0].lower()
+        assert str(disk) in lines[0]
+        assert all(seen[moment]["checkpoints"]), moment
+        assert seen[moment]["damaged"] == []
+    assert seen["journal"]["torn_journal"]
+    assert seen["room"]["code"] == 0, (kept / "room").read_text()
+    assert (seen["room"]["left"], seen["room"]["damaged"]) == ([], [])
+    sweep(StudySpec.from_dict(study_dict()), tmp_path / "whole", workers=0)
+    assert outcomes(kept) == outcomes(tmp_path / "whole")
+
+
+# The killer
+
+
+class Study:
+    """A sweep on the command line that is started again and again, with what it says on stderr."""
+
+    def __init__(self, study: Path, folder: Path, options: list[str]) -> None:
+        self.folder = folder
+        command = [sys.executable, "-m", "lit_mult", "sweep", str(study), "--out", str(folder / "out")]
+        self.command = [*command, "--workers", "2", "--retries", "20", *options]
+        self.codes: list[int] = []
+        self.resumed: set[tuple[str, int]] = set()
+        """Attempts that were seen to begin from a checkpoint: cell and step."""
+        self._stderr: IO[bytes] = (folder / "stderr").open("ab")
+        self.start()
+
+    def start(self) -> None:
+        # A shell may have started the tests in the background, where SIGINT is ignored, and children inherit that.
+        heard: dict[str, Any] = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+        null = subprocess.DEVNULL
+        self.process = subprocess.Popen(self.command, stdout=null, stderr=self._stderr, cwd=self.folder, **heard)
+
+    @property
+    def said(self) -> str:
+        return (self.folder / "stderr").read_text(errors="replace")
+
+    def records(self) -> int:
+        return len(list((self.folder / "out" / "records").glob("*.json")))
+
+    def ended(self) -> bool:
+        """Whether the command has ended; notes what it left, and which attempts go on from a checkpoint."""
+        for path in (self.folder / "out" / "attempts").glob("[!.]*.json"):
+            if step := leases.read_lease(path).get("from_step"):
+                self.resumed.add((path.name, step))
+        return self.process.poll() is not None
+
+    def workers(self) -> list[int]:
+        """Processes below the command that run multiprocessing's spawned main."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                fields = (path / "stat").read_text().rpartition(")")[2].split()
+                command = (path / "cmdline").read_text()
+            except OSError:
+                continue
+            if int(fields[1]) == self.process.pid and fields[0] != "Z" and "spawn_main" in command:
+                found.append(int(path.name))
+        return found
+
+    def hears_sigint(self) -> bool:
+        """Whether Python has come to the command; before, its own start-up would print a traceback."""
+        try:
+            return "pydantic_core" in Path(f"/proc/{self.process.pid}/maps").read_text()
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._stderr.close()
+
+
+# Who is hit by what, in a random order: 24 blows, most of them deadly.
+_BLOWS = [
+    *[("command", signal.SIGKILL)] * 5,
+    *[("command", signal.SIGTERM)] * 4,
+    *[("command", signal.SIGINT)] * 4,
+    *[("worker", signal.SIGKILL)] * 7,
+    *[("worker", signal.SIGTERM)] * 3,
+    *[("worker", signal.SIGINT)] * 1,
+]
+
+
+def _survive(study: Study, chance: random.Random, seconds: float) -> None:
+    """Let a study be hit by all the blows, at random times, starting it again whenever it has ended."""
+    blows = _BLOWS.copy()
+    chance.shuffle(blows)
+    deadline = time.monotonic() + seconds
+
+    def wait(limit: float, records: int) -> bool:
+        """Wait for the first of so many seconds, so many records in all, and the end of the command."""
+        until = time.monotonic() + limit
+        while not study.ended():
+            if time.monotonic() >= until or study.records() >= records:
+                return True
+            assert time.monotonic() < deadline, f"{len(blows)} blows left, {study.records()} records: {study.said}"
+            time.sleep(0.02)
+        return False
+
+    while True:
+        # Soon after the blow before, some time after, or in the midst of cells; and however fast the machine, before
+        # the study's end.
+        pause = chance.choice([chance.uniform(0, 0.5), chance.uniform(0, 10), seconds, seconds])
+        alive = wait(pause, study.records() + chance.choice([1, 2])) if blows else wait(seconds, sys.maxsize)
+        if not alive or not wait(chance.uniform(0, 0.5), sys.maxsize):
+            study.codes.append(study.process.returncode)
+            if study.process.returncode == 0:
+                break
+            study.start()
+            continue
+        whom, what = blows[-1]
+        victims = [study.process.pid] if whom == "command" else study.workers()
+        if not victims or (what == signal.SIGINT and whom == "command" and not study.hears_sigint()):
+            continue  # still starting
+        try:
+            os.kill(chance.choice(victims), what)
+        except ProcessLookupError:
+            continue
+        blows.pop()
+    assert not blows, f"the study ended with {len(blows)} blows left: make it longer"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="finds processes through /proc")
+@pytest.mark.parametrize("storage", ["journal", "sqlite"])
+@pytest.mark.parametrize("seed", [0])
+def test_a_study_survives_its_killer(study_dict: MakeStudy, tmp_path: Path, storage: str, seed: int) -> None:
+    # 72 cells of a second or so, with checkpoints that a stopped or killed one goes on from.
+    base = study_dict()["base"]
+    base["train"]["checkpoint_every"] = 20
+    nuisance = {"optim.lr": {"log2": [-10, -9, -8, -7, -6, -5, -4, -3, -2]}}
+    dictionary = study_dict(base=base, nuisance=nuisance, seeds=[0, 1, 2, 3], budget={"steps": 150, "batch_size": 4})
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(dictionary))
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    study = Study(path, tmp_path, ["--storage", url] if storage == "sqlite" else [])
+    try:
+        _survive(study, random.Random(seed), seconds=1500)
+    finally:
+        study.close()
+
+    assert set(study.codes) <= {0, 130, -signal.SIGKILL, -signal.SIGTERM}, study.said
+    assert "Traceback" not in study.said
+    assert "Exception ignored" not in study.said
+    assert study.resumed
+    out = tmp_path / "out"
+    sweep(StudySpec.from_dict(dictionary), tmp_path / "whole", workers=0)
+    assert outcomes(out) == outcomes(tmp_path / "whole")
+    assert len(outcomes(out)) == 72
+    assert not list(out.rglob("*.damaged"))
+    left = [path for folder in ("attempts", "sweeps", "cells") for path in (out / folder).iterdir()]
+    assert not [path for path in left if not path.name.startswith(".")]
+    found = states(url if storage == "sqlite" else out / "optuna.journal")
+    assert found.keys() <= {"COMPLETE", "FAIL"}
+    assert found["COMPLETE"] >= 72
