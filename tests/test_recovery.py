@@ -341,6 +341,84 @@ def test_a_signal_in_the_last_validation_is_a_stop_on_request(
     assert again.val_curve == run.run(config, tmp_path / "whole").val_curve
 
 
+# Kills a sweep before the first change of a file, before the second and so on, and sweeps to the end after each. Prints
+# the changes before which it did and, for each study, what can be told of it. Forks, as the imports take longest.
+_KILLED_AT_EVERY_CHANGE = r"""
+import json, os, sys
+from pathlib import Path
+import lit_mult.training.run
+from lit_mult.study import storage
+from lit_mult.study.files import load_study
+from lit_mult.study.sweep import sweep
+
+spec, folder = load_study(sys.argv[1]), Path(sys.argv[2])
+storage._LOCK_SECONDS = 1  # of a killed sweep
+left, killed = None, None
+
+def count(event, arguments):
+    global left
+    changes = event in ("os.link", "os.symlink", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
+    if event == "open" and isinstance(arguments[0], str) and arguments[0].startswith(str(folder)):
+        changes = bool(arguments[2] & (os.O_WRONLY | os.O_RDWR))
+    if left is not None and changes:
+        left -= 1
+        if left < 0:
+            os.write(killed, f"{event} {arguments[0]}".encode())
+            os._exit(9)
+
+def forked(out, changes=None):
+    global left
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(f"{out}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND), 2)
+        left = changes
+        code = 70
+        try:
+            sweep(spec, out, workers=0)
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+sys.addaudithook(count)
+points = []
+while not points or points[-1]["killed"]:
+    out = folder / str(len(points))
+    read, killed = os.pipe()
+    codes = [forked(out, len(points))]
+    os.close(killed)
+    if codes[0]:
+        codes.append(forked(out))
+    points.append({"killed": os.read(read, 1000).decode(), "codes": codes})
+print(json.dumps(points))
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_may_be_killed_before_any_change_of_a_file(study_dict: MakeStudy, tmp_path: Path) -> None:
+    study = study_dict(arms={"vectors": {"multipliers": "vector"}}, nuisance={}, budget={"steps": 10, "batch_size": 4})
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study))
+    (tmp_path / "outs").mkdir()
+
+    command = [sys.executable, "-W", "ignore", "-c", _KILLED_AT_EVERY_CHANGE, str(path), str(tmp_path / "outs")]
+    points = json.loads(subprocess.run(command, check=True, timeout=1500, stdout=subprocess.PIPE).stdout)
+
+    assert len(points) > 60
+    sweep(StudySpec.from_dict(study), tmp_path / "whole", workers=0)
+    for number, point in enumerate(points):
+        out = tmp_path / "outs" / str(number)
+        said = out.with_name(f"{number}.log").read_text()
+        assert point["codes"] == ([9, 0] if point["killed"] else [0]), (point, said)
+        assert "Traceback" not in said, (point, said)
+        assert outcomes(out) == outcomes(tmp_path / "whole"), point
+        assert not list(out.rglob("*.damaged")), point
+        left = [path for folder in ("attempts", "sweeps", "cells") for path in (out / folder).glob("[!.]*")]
+        assert not left, (point, left)
+        found = states(out / "optuna.journal")
+        assert (found.pop("COMPLETE"), found.keys() <= {"FAIL"}) == (1, True), point
+
+
 # A full disk
 
 # Runs in a mount namespace of its own: a study on a small file system that becomes full at one moment after the other,
