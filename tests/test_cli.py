@@ -168,8 +168,8 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     commands = re.findall(r"^lit-mult (.*?)(?:\s+#.*)?$", README, re.M)
     assert len(commands) >= 5
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(ROOT / "results", tmp_path / "results")
-    shutil.copytree(ROOT / "results" / "reference", tmp_path / "results" / "quick")
+    for study, place in (("mup_tuning", "mup_tuning"), ("lr_width", "lr_width"), ("reference", "quick")):
+        shutil.copytree(ROOT / "results" / study, tmp_path / "results" / place)
     (tmp_path / "run.yaml").write_text("model: {d_model: 32}")
     example = re.search(r"```yaml\n(name: mine.*?)```", README, re.S)
     assert example is not None
