@@ -1,0 +1,36 @@
+"""Multipliers folded into the weights: the trained model as a plain Llama, which costs nothing extra to run."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import nn
+
+from lit_mult.nn.llama import Attention, Llama
+from lit_mult.nn.multipliers import MultipliedMatrix
+
+
+@torch.no_grad()
+def merged(model: Llama) -> Llama:
+    """A copy for inference with W_eff (arXiv:2601.04890 eq. 2 and 3) in place of W, and no multipliers.
+
+    Products are formed in float64 and cast once. An attention scale other than 1 / sqrt(head_dim), the one a plain
+    Llama has, goes into the query matrix. A head tied to the embedding comes apart from it: the two share W, but not
+    their multipliers.
+    """
+    plain = copy.deepcopy(model).requires_grad_(False).eval()
+    for module in plain.modules():
+        if isinstance(module, Attention):
+            usual = 1 / math.sqrt(module.head_dim)
+            module.q_proj.constant *= module.scale / usual
+            module.scale = usual
+    # All are formed before any is put in place: a tied head reads the embedding's W.
+    matrices = [module for module in plain.modules() if isinstance(module, MultipliedMatrix)]
+    weights = [matrix.merged_weight() for matrix in matrices]
+    for matrix, weight in zip(matrices, weights, strict=True):
+        matrix.weight = nn.Parameter(weight, requires_grad=False)
+        matrix.scalar = matrix.row = matrix.column = None
+        matrix.constant = 1.0
+    return plain
