@@ -187,7 +187,8 @@ class DataConfig(_Section):
 
     corpus: str = "stdlib"
     """stdlib (the running Python's library), hf:NAME (a Hugging Face data set), or a file or folder of
-    .txt, .jsonl or .parquet (other endings are read as text)."""
+    .txt, .jsonl or .parquet (other endings are read as text). With +mini:SHARE behind it, that share of the text is
+    the training part of the embedded benchmark."""
     hf_config: str | None = None
     """Configuration name of a Hugging Face data set."""
     hf_split: str = "train"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from lit_mult.data.documents import (
     row_document,
 )
 from lit_mult.errors import ConfigError
+from lit_mult.mini import VERSION as MINI_VERSION
+from lit_mult.mini.training import documents as mini_documents
 
 __all__ = ["Corpus", "Document", "open_corpus", "spooled"]
 
@@ -33,6 +36,7 @@ _STDLIB_WITHOUT = {
     *("test", "tests", "idle_test", "idlelib", "turtledemo", "encodings"),
 }
 _STDLIB_WITHOUT_PREFIX = ("config-", "_sysconfigdata")
+_MIXED_IN = "+mini:"
 
 
 @dataclass(frozen=True)
@@ -65,15 +69,17 @@ class Corpus:
 
 
 def open_corpus(config: DataConfig) -> Corpus:
-    """The corpus that the settings name: stdlib, a file or folder, or a Hugging Face data set.
+    """The corpus that the settings name: stdlib, a file or folder, or a Hugging Face data set, or a mixture with one.
 
     Files are hashed here (their contents are the identity), and read later, by `Corpus.documents`. A document must
     fit in memory; a corpus need not.
 
     Raises:
         UserError: there is no such corpus.
-        ConfigError: a streamed data set without data.max_documents.
+        ConfigError: a streamed data set without data.max_documents, or a share that is none.
     """
+    if _MIXED_IN in config.corpus:
+        return _open_mixture(config)
     if config.corpus == "stdlib":
         return _open_stdlib(config)
     if config.corpus.startswith("hf:"):
@@ -106,6 +112,29 @@ def _open_stdlib(config: DataConfig) -> Corpus:
                 continue
 
     return Corpus("stdlib", f"stdlib:{hash_files(files)}", source, config.max_documents)
+
+
+def _open_mixture(config: DataConfig) -> Corpus:
+    """BASE+mini:SHARE: the base, then as much of the benchmark's training text as makes it that share of characters."""
+    name, _, share = config.corpus.rpartition(_MIXED_IN)
+    if not re.fullmatch(r"0?\.\d+", share) or float(share) == 0:
+        raise ConfigError("data.corpus", config.corpus, "SHARE of BASE+mini:SHARE must lie between 0 and 1, such as 0.5")
+    base = open_corpus(config.model_copy(update={"corpus": name}))
+
+    def source() -> Iterator[Document]:
+        characters = 0
+        for document in base.documents():
+            characters += len(document.text)
+            yield document
+        wanted = characters * float(share) / (1 - float(share))
+        for number, text in enumerate(mini_documents()):
+            if wanted <= 0:
+                return
+            wanted -= len(text)
+            yield Document(f"mini:{number}", text)
+
+    identity = f"{base.identity}+mini-{MINI_VERSION}:{float(share)}"
+    return Corpus(config.corpus, identity, source, remote=base.remote)
 
 
 def _open_path(config: DataConfig) -> Corpus:

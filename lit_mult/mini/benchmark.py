@@ -1,0 +1,99 @@
+"""The seven tasks of the benchmark: what each measures, its score at chance and at best, and its items."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lit_mult.mini import facts
+from lit_mult.mini.algebra import algebra
+from lit_mult.mini.arithmetic import arithmetic
+from lit_mult.mini.continuation import continuation
+from lit_mult.mini.draw import Draw
+from lit_mult.mini.induction import induction
+from lit_mult.mini.item import Family, Item, items
+from lit_mult.mini.symbolic import SYMBOLIC
+
+N_ITEMS = 500
+"""Items of a task (and, of subtasks, two fifths of it each)."""
+_N_SUBTASK = 200
+_N_SHOTS = 32  # examples that a prompt with shots draws from
+_LARGEST_SHARE = 0.04  # of the items that have the same answer, where the model writes it
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as the benchmark's page describes it."""
+
+    name: str
+    side: Literal["knowledge", "reasoning"]
+    metric: str
+    """lm-eval's name of the score: acc, acc_norm (by length of the choice) or exact_match."""
+    chance: float
+    """Score of guessing (of always giving the commonest answer, where the model writes it)."""
+    like: str
+    """Task of arXiv:2601.04890 table 2 in whose spirit it is."""
+    measures: str
+
+
+TASKS = (
+    Task("mini_continuation", "knowledge", "acc_norm", 1 / 4, "HellaSwag", "which line follows in held-out code"),
+    Task("mini_facts_common", "knowledge", "acc", 1 / 4, "ARC-C", "facts that training states often"),
+    Task("mini_facts_rare", "knowledge", "acc", 1 / 4, "MMLU", "facts that training states an eighth as often"),
+    Task("mini_induction", "reasoning", "acc", 1 / 4, "MMLU-PRO", "a rule to infer from three examples in the prompt"),
+    Task("mini_symbolic", "reasoning", "acc", 1 / 3, "BBH", "logic, tracking, brackets, ordering, counting"),
+    Task("mini_arithmetic", "reasoning", "exact_match", _LARGEST_SHARE, "GSM8K", "two or three steps in words, written"),
+    Task("mini_algebra", "reasoning", "exact_match", _LARGEST_SHARE, "MATH lvl5", "equations, values, like terms, written"),
+)
+
+
+def benchmark(held_out: Sequence[str], seen: Iterable[str]) -> Iterator[tuple[str, list[Item], list[Item]]]:
+    """(lm-eval task, items, examples for shots) of every task and subtask.
+
+    Args:
+        held_out: texts that training does not see, for `mini_continuation`.
+        seen: texts that it may see.
+    """
+    lines = continuation(held_out, seen, N_ITEMS + _N_SHOTS)
+    yield "mini_continuation", lines[:N_ITEMS], lines[N_ITEMS:]
+    for kind in ("common", "rare"):
+        yield f"mini_facts_{kind}", facts.questions(kind), facts.questions("quizzed")[:_N_SHOTS]
+    yield "mini_induction", *_drawn("induction", induction, N_ITEMS)
+    for subtask, family in SYMBOLIC.items():
+        yield f"mini_symbolic_{subtask}", *_drawn(subtask, family, _N_SUBTASK)
+    for name, writes in (("arithmetic", arithmetic), ("algebra", algebra)):
+        yield f"mini_{name}", *_drawn(name, writes, N_ITEMS)
+
+
+def _drawn(name: str, family: Family, n: int) -> tuple[list[Item], list[Item]]:
+    """n different held-out items with balanced answers, and examples from the side of training.
+
+    Balanced: of few possible answers each is right equally often (or once more), no answer that is written is right
+    in more than `_LARGEST_SHARE` of the items, and the right choice stands at every place equally often.
+    """
+    draw = Draw(f"benchmark {name}")
+    found, keys, counts = list[Item](), set[str](), Counter[str]()
+    for item in items(family, draw, held_out=True):
+        if len(found) == n:
+            break
+        # Labels are the same for every item (True and False, say); other choices are the item's own.
+        labels = tuple(sorted(item.choices))
+        at_most = n * _LARGEST_SHARE if not labels else -(-n // len(labels)) if labels in _LABELS else n
+        key = item.key or item.prompt
+        if key not in keys and counts[item.answer] < at_most:
+            keys.add(key)
+            counts[item.answer] += 1
+            found.append(item if labels in _LABELS or not labels else _with_answer_at(item, len(found)))
+    examples = items(family, draw, held_out=False)
+    return found, [next(examples) for _ in range(_N_SHOTS)]
+
+
+_LABELS = {("False", "True"), ("1", "2", "3", "4")}
+
+
+def _with_answer_at(item: Item, number: int) -> Item:
+    wrong = [choice for choice in item.choices if choice != item.answer]
+    at = number % len(item.choices)
+    return Item(item.prompt, item.answer, (*wrong[:at], item.answer, *wrong[at:]), item.solution, item.key)
