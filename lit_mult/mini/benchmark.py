@@ -21,6 +21,7 @@ N_ITEMS = 500
 _N_SUBTASK = 200
 _N_SHOTS = 32  # examples that a prompt with shots draws from
 _LARGEST_SHARE = 0.04  # of the items that have the same answer, where the model writes it
+_LABELS = (("True", "False"), ("1", "2", "3", "4"))  # choices in an order of their own
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,9 @@ def benchmark(held_out: Sequence[str], seen: Iterable[str]) -> Iterator[tuple[st
         seen: texts that it may see.
     """
     lines = continuation(held_out, seen, N_ITEMS + _N_SHOTS)
-    yield "mini_continuation", lines[:N_ITEMS], lines[N_ITEMS:]
+    yield "mini_continuation", _evenly_placed(lines[:N_ITEMS]), lines[N_ITEMS:]
     for kind in ("common", "rare"):
-        yield f"mini_facts_{kind}", facts.questions(kind), facts.questions("quizzed")[:_N_SHOTS]
+        yield f"mini_facts_{kind}", _evenly_placed(facts.questions(kind)), facts.questions("quizzed")[:_N_SHOTS]
     yield "mini_induction", *_drawn("induction", induction, N_ITEMS)
     for subtask, family in SYMBOLIC.items():
         yield f"mini_symbolic_{subtask}", *_drawn(subtask, family, _N_SUBTASK)
@@ -70,30 +71,27 @@ def benchmark(held_out: Sequence[str], seen: Iterable[str]) -> Iterator[tuple[st
 def _drawn(name: str, family: Family, n: int) -> tuple[list[Item], list[Item]]:
     """n different held-out items with balanced answers, and examples from the side of training.
 
-    Balanced: of few possible answers each is right equally often (or once more), no answer that is written is right
-    in more than `_LARGEST_SHARE` of the items, and the right choice stands at every place equally often.
+    Balanced: labels that are the same for every item are right equally often, no answer that is written is right in
+    more than `_LARGEST_SHARE` of the items, and other choices have the right one at every place equally often.
     """
     draw = Draw(f"benchmark {name}")
     found, keys, counts = list[Item](), set[str](), Counter[str]()
     for item in items(family, draw, held_out=True):
         if len(found) == n:
             break
-        # Labels are the same for every item (True and False, say); other choices are the item's own.
-        labels = tuple(sorted(item.choices))
-        at_most = n * _LARGEST_SHARE if not labels else -(-n // len(labels)) if labels in _LABELS else n
         key = item.key or item.prompt
+        labels = item.choices in _LABELS
+        at_most = n / len(item.choices) if labels else n if item.choices else n * _LARGEST_SHARE
         if key not in keys and counts[item.answer] < at_most:
             keys.add(key)
             counts[item.answer] += 1
-            found.append(item if labels in _LABELS or not labels else _with_answer_at(item, len(found)))
+            found.append(item)
     examples = items(family, draw, held_out=False)
-    return found, [next(examples) for _ in range(_N_SHOTS)]
+    return _evenly_placed(found), [next(examples) for _ in range(_N_SHOTS)]
 
 
-_LABELS = {("False", "True"), ("1", "2", "3", "4")}
-
-
-def _with_answer_at(item: Item, number: int) -> Item:
-    wrong = [choice for choice in item.choices if choice != item.answer]
-    at = number % len(item.choices)
-    return Item(item.prompt, item.answer, (*wrong[:at], item.answer, *wrong[at:]), item.solution, item.key)
+def _evenly_placed(found: list[Item]) -> list[Item]:
+    return [
+        item.with_answer_at(number % len(item.choices)) if item.choices and item.choices not in _LABELS else item
+        for number, item in enumerate(found)
+    ]

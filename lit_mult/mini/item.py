@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lit_mult.mini.draw import Draw
 
@@ -31,6 +31,11 @@ class Item:
         """Whether the item is for the benchmark; otherwise it is for training."""
         digest = hashlib.sha256((self.key or self.prompt).encode()).digest()
         return int.from_bytes(digest[:8], "big") < _HELD_OUT * 2**64
+
+    def with_answer_at(self, place: int) -> Item:
+        """The same item with its answer at a place of the choices."""
+        wrong = [choice for choice in self.choices if choice != self.answer]
+        return replace(self, choices=(*wrong[:place], self.answer, *wrong[place:]))
 
     @property
     def document(self) -> str:
