@@ -16,8 +16,13 @@ OptimizerName = Literal["adamw", "muon"]
 WidthRule = Literal["lr", "lr_wd", "multiplier"]
 Tier = Literal["NONE", "LR", "LRWD", "FULL"]
 
-# Settings that change what is shown or where files lie, never a loss: they stay out of the hash.
-_OUTSIDE_HASH = (("trainer", "progress_bar"), ("trainer", "tensorboard"), ("data", "cache_dir"))
+# Settings that change what is shown or kept or where files lie, never a loss: they stay out of the hash.
+_OUTSIDE_HASH = (
+    ("trainer", "progress_bar"),
+    ("trainer", "tensorboard"),
+    ("train", "keep_every"),
+    ("data", "cache_dir"),
+)
 
 
 # Mappings whose keys are the user's.
@@ -222,6 +227,8 @@ class TrainConfig(_Section):
     """Validate every so many steps; null: at the start and the end only."""
     checkpoint_every: int | None = Field(500, gt=0)
     """Write a checkpoint to resume from every so many steps; null: only when the run is stopped, and at its end."""
+    keep_every: int | None = Field(None, gt=0)
+    """Keep the weights every so many steps, for scores along training; null: none but the last checkpoint's."""
     log_every: int = Field(10, gt=0)
     """Steps averaged into one point of the training-loss curve; also the pace of TensorBoard."""
     divergence_factor: float = Field(2.0, gt=1)

@@ -1,4 +1,4 @@
-"""What a run leaves behind: one JSON file, written whole or not at all, never rewritten. Needs no torch."""
+"""What a run, and an evaluation of it, leave behind: JSON files, written whole, never rewritten. Needs no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -14,6 +14,7 @@ from lit_mult.errors import UserError
 
 SCHEMA_VERSION: Final = 1
 RECORD_NAME = "record.json"
+EVALUATIONS = "evaluations"
 
 
 class CellInfo(BaseModel):
@@ -37,12 +38,55 @@ class CellInfo(BaseModel):
     """Not of the planned grid: added because the optimum lay at an edge of it."""
 
 
-class RunRecord(BaseModel):
-    """One finished run, complete enough to be repeated and to be analysed without its checkpoints."""
+class _Written(BaseModel):
+    """A record on disk."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     schema_version: Literal[1] = SCHEMA_VERSION
+
+    def write(self, path: Path) -> None:
+        """Write the record; the file appears complete or not at all.
+
+        Raises:
+            UserError: a record is there already, or the place cannot be written.
+        """
+        scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with scratch.open("w") as file:
+                json.dump(self.model_dump(mode="json"), file, allow_nan=False, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(scratch, path)  # unlike a rename, refuses to replace a record
+        except FileExistsError:
+            raise UserError(f"{path}: a record is there already; records are never rewritten") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot write the record ({error.strerror})") from None
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read one record.
+
+        Raises:
+            UserError: the file is missing, damaged, or of another schema version.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise UserError(f"{path}: cannot read the record ({error.strerror})") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "file"
+            kind = "run record" if cls is RunRecord else "evaluation record"
+            raise UserError(f"{path}: not a version-{SCHEMA_VERSION} {kind} ({where}: {first['msg']})") from None
+
+
+class RunRecord(_Written):
+    """One finished run, complete enough to be repeated and to be analysed without its checkpoints."""
+
     status: Literal["completed", "diverged", "pruned"]
     """diverged: the loss became non-finite or rose far above its start; a data point, not a failure. pruned: ended
     early by the study's pruner, for want of promise."""
@@ -86,44 +130,67 @@ class RunRecord(BaseModel):
     val_curve: list[tuple[int, float]]
     """(step, validation loss), nats per token, from step 0."""
 
-    def write(self, path: Path) -> None:
-        """Write the record; the file appears complete or not at all.
 
-        Raises:
-            UserError: a record is there already, or the place cannot be written.
-        """
-        scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with scratch.open("w") as file:
-                json.dump(self.model_dump(mode="json"), file, allow_nan=False, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(scratch, path)  # unlike a rename, refuses to replace a record
-        except FileExistsError:
-            raise UserError(f"{path}: a record is there already; records are never rewritten") from None
-        except OSError as error:
-            raise UserError(f"{path}: cannot write the record ({error.strerror})") from None
-        finally:
-            scratch.unlink(missing_ok=True)
+class Score(BaseModel):
+    """The score of one task."""
 
-    @classmethod
-    def read(cls, path: Path) -> RunRecord:
-        """Read one record.
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-        Raises:
-            UserError: the file is missing, damaged, or of another schema version.
-        """
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise UserError(f"{path}: cannot read the record ({error.strerror})") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "file"
-            raise UserError(f"{path}: not a version-{SCHEMA_VERSION} run record ({where}: {first['msg']})") from None
+    task: str
+    metric: str
+    """lm-eval's name, as in acc_norm."""
+    value: float
+    """Between 0 and 1 for the metrics of accuracy."""
+    stderr: float | None
+    """lm-eval's standard error over items; None where it gives none."""
+    items: list[float]
+    """Score of each item, whose mean is the value; empty where the value is no mean over items."""
+    items_hash: str
+    """Of the items in their order: the scores of two models pair item by item where it is equal."""
+    side: Literal["knowledge", "reasoning"] | None = None
+    chance: float | None = None
+    """Score of guessing, where it is known."""
+
+
+class EvaluationRecord(_Written):
+    """Downstream scores of one checkpoint."""
+
+    suite: str
+    """mini, paper, or the names of tasks."""
+    config_hash: str
+    """Of the run."""
+    seed: int
+    cell: CellInfo | None = None
+    step: int
+    """Optimizer steps of the checkpoint."""
+    last: bool
+    """The checkpoint is the run's last."""
+    tokens: int
+    """Tokens trained on up to the checkpoint."""
+    corpus_hash: str
+    num_fewshot: int | None
+    """Examples in the prompt, where it was asked for; None: what each task says."""
+    limit: int | None
+    """Items of each task, where it was asked for; None: all."""
+    truncated: int
+    """Requests that were longer than the model's context and lost their beginning."""
+    git_commit: str | None
+    versions: dict[str, str]
+    device: str
+    started_at: str
+    """UTC, ISO 8601."""
+    wall_seconds: float
+    scores: list[Score]
+    """Of the tasks of the suite, in its order."""
+    results: dict[str, dict[str, Any]]
+    """All that lm-eval reports, subtasks and groups included."""
 
 
 def find_records(folder: Path) -> list[Path]:
     """Paths of all records below a folder (a run's or a study's), in a fixed order."""
     return sorted(path for path in folder.rglob("*.json") if path.name == RECORD_NAME or path.parent.name == "records")
+
+
+def find_evaluations(folder: Path) -> list[Path]:
+    """Paths of all evaluation records below a folder (a run's or a study's), in a fixed order."""
+    return sorted(path for path in folder.rglob("*.json") if EVALUATIONS in path.relative_to(folder).parts[:-1])

@@ -112,6 +112,21 @@ def test_a_killed_run_goes_on_from_its_periodic_checkpoint(tiny: Tiny, tmp_path:
     assert [path.name for path in RunFolder(tmp_path / "parts").checkpoints.iterdir()] == ["final.ckpt"]
 
 
+def test_weights_are_kept_on_the_way(tiny: Tiny, tmp_path: Path) -> None:
+    keeping = tiny({"train.keep_every": 4, "train.eval_every": 8})
+    assert keeping.hash == tiny({"train.eval_every": 8}).hash
+    run(keeping, tmp_path / "a")
+    run(tiny({"train.eval_every": 8}), tmp_path / "b")
+    folder = RunFolder(tmp_path / "a")
+    assert {path.name for path in folder.kept(4).parent.iterdir()} == {"step=4.ckpt", "step=8.ckpt"}  # 12 is the end
+    kept = torch.load(folder.kept(4), weights_only=True)
+    assert kept["global_step"] == 4
+    assert "optimizer_states" not in kept
+    assert RunFolder(tmp_path / "b").checkpoints.joinpath("kept").exists() is False
+    states = [torch.load(path, weights_only=True)["state_dict"] for path in (folder.kept(4), folder.final_checkpoint)]
+    assert not all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
 def test_a_finished_run_is_not_run_again(tiny: Tiny, tmp_path: Path) -> None:
     first = run(tiny(), tmp_path)
 

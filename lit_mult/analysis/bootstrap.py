@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -33,6 +34,24 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def crossed_interval(tables: Sequence[Floats], *, draws: int = 4000, seed: int = 0) -> tuple[float, float]:
+    """Interval of the plain mean over tables (seeds, items) of each one's mean; (NaN, NaN) for a single value.
+
+    Seeds are drawn with replacement, the same for every table, and so are the items of each table: the pigeonhole
+    bootstrap (arXiv:0712.1111). Along an axis of length one nothing is drawn, so with one seed the interval is over
+    items alone.
+    """
+    if all(table.size < 2 for table in tables):
+        return _NO_INTERVAL
+    seeds = _counts(tables[0].shape[0], draws, seed, 0)
+    drawn = [
+        ((seeds @ table) * _counts(table.shape[1], draws, seed, number)).sum(axis=1) / table.size
+        for number, table in enumerate(tables, start=1)
+    ]
+    low, high = np.quantile(np.mean(drawn, axis=0), _QUANTILES)
+    return float(low), float(high)
+
+
 def slope_interval(
     x: ArrayLike, y: ArrayLike, clusters: ArrayLike, *, draws: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:
@@ -57,6 +76,13 @@ def _cluster_sums(clusters: ArrayLike, *weights: Floats) -> Floats:
 def _slope(sums: Floats) -> Floats:
     n, x, y, xy, xx = sums
     return np.asarray((n * xy - x * y) / (n * xx - x * x))
+
+
+@lru_cache(maxsize=32)
+def _counts(size: int, draws: int, seed: int, stream: int) -> Floats:
+    """How often each of `size` things is drawn, (draws, size)."""
+    random = np.random.default_rng([seed, stream])
+    return random.multinomial(size, np.full(size, 1 / size), draws).astype(float)
 
 
 @lru_cache(maxsize=32)

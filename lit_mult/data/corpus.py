@@ -118,7 +118,7 @@ def _open_mixture(config: DataConfig) -> Corpus:
     """BASE+mini:SHARE: the base, then as much of the benchmark's training text as makes it that share of characters."""
     name, _, share = config.corpus.rpartition(_MIXED_IN)
     if not re.fullmatch(r"0?\.\d+", share) or float(share) == 0:
-        raise ConfigError("data.corpus", config.corpus, "SHARE of BASE+mini:SHARE must lie between 0 and 1, such as 0.5")
+        raise ConfigError("data.corpus", config.corpus, "SHARE of BASE+mini:SHARE must lie between 0 and 1, as 0.5")
     base = open_corpus(config.model_copy(update={"corpus": name}))
 
     def source() -> Iterator[Document]:

@@ -45,8 +45,22 @@ TASKS = (
     Task("mini_facts_rare", "knowledge", "acc", 1 / 4, "MMLU", "facts that training states an eighth as often"),
     Task("mini_induction", "reasoning", "acc", 1 / 4, "MMLU-PRO", "a rule to infer from three examples in the prompt"),
     Task("mini_symbolic", "reasoning", "acc", 1 / 3, "BBH", "logic, tracking, brackets, ordering, counting"),
-    Task("mini_arithmetic", "reasoning", "exact_match", _LARGEST_SHARE, "GSM8K", "two or three steps in words, written"),
-    Task("mini_algebra", "reasoning", "exact_match", _LARGEST_SHARE, "MATH lvl5", "equations, values, like terms, written"),
+    Task(
+        "mini_arithmetic",
+        "reasoning",
+        "exact_match",
+        _LARGEST_SHARE,
+        "GSM8K",
+        "sums of two or three steps, told in words",
+    ),
+    Task(
+        "mini_algebra",
+        "reasoning",
+        "exact_match",
+        _LARGEST_SHARE,
+        "MATH lvl5",
+        "equations, values, like terms",
+    ),
 )
 
 

@@ -1,8 +1,8 @@
 """Facts about invented places: training text states them in sentences, the benchmark asks for them.
 
-A fact of a *common* place is stated eight times as often as one of a *rare* place: the two levels of difficulty. Training
-text also has questions with answers, so that their form is known, but about other places only: what is asked for in
-the benchmark can be known from the sentences alone.
+A fact of a *common* place is stated eight times as often as one of a *rare* place: the two levels of difficulty.
+Training text also has questions with answers, so that their form is known, but about other places only: what is asked
+for in the benchmark can be known from the sentences alone.
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ ATTRIBUTES = {
     ),
     "animal": Attribute(
         tuple("bear wolf lion eagle horse bull fox deer owl crane tiger whale".split()),
-        ("The animal of {place} is the {value}.", "The flag of {place} shows the {value}.", "{place} honours the {value}."),
+        (
+            "The animal of {place} is the {value}.",
+            "The flag of {place} shows the {value}.",
+            "{place} honours the {value}.",
+        ),
         "Which animal stands for {place}?",
     ),
     "metal": Attribute(
@@ -47,12 +51,20 @@ ATTRIBUTES = {
     ),
     "trade": Attribute(
         tuple("potters weavers bakers smiths tailors sailors printers brewers miners tanners dyers masons".split()),
-        ("{place} is known for its {value}.", "Many people of {place} are {value}.", "The guild of {place} is of {value}."),
+        (
+            "{place} is known for its {value}.",
+            "Many people of {place} are {value}.",
+            "The guild of {place} is of {value}.",
+        ),
         "Whose guild is in {place}?",
     ),
     "feast": Attribute(
         tuple("January March April May June July August October November December Monday Friday".split()),
-        ("The feast of {place} is in {value}.", "{place} celebrates in {value}.", "People dance in {place} in {value}."),
+        (
+            "The feast of {place} is in {value}.",
+            "{place} celebrates in {value}.",
+            "People dance in {place} in {value}.",
+        ),
         "When is the feast of {place}?",
     ),
 }

@@ -21,7 +21,6 @@ _RULES: dict[str, Callable[[Sequence[str]], list[str]]] = {
     "rotate right": lambda s: [s[-1], *s[:-1]],
     "swap first two": lambda s: [s[1], s[0], *s[2:]],
     "swap last two": lambda s: [*s[:-2], s[-1], s[-2]],
-    "swap ends": lambda s: [s[-1], *s[1:-1], s[0]],
     "sort": lambda s: sorted(s),
     "first throughout": lambda s: [s[0]] * len(s),
     "last throughout": lambda s: [s[-1]] * len(s),
@@ -32,9 +31,9 @@ _RULES: dict[str, Callable[[Sequence[str]], list[str]]] = {
 
 
 def induction(draw: Draw) -> Item:
-    """Four letters to four letters; wrong answers are what other rules make of the same input."""
+    """Three letters to three letters; wrong answers are what other rules make of the same input."""
     name = draw.one(list(_RULES))
-    inputs = [draw.some(_LETTERS, 4) for _ in range(4)]
+    inputs = [draw.some(_LETTERS, 3) for _ in range(4)]
     shown = [f"{' '.join(letters)} -> {' '.join(_RULES[name](letters))}" for letters in inputs[:3]]
     fits = [rule for rule in _RULES.values() if all(rule(x) == _RULES[name](x) for x in inputs[:3])]
     answers = {tuple(rule(inputs[3])) for rule in fits}

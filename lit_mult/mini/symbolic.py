@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from lit_mult.mini.draw import Draw
 from lit_mult.mini.item import Family, Item
 from lit_mult.mini.words import NAMES, THINGS
@@ -23,11 +25,11 @@ def boolean(draw: Draw) -> Item:
 
 
 def tracking(draw: Draw) -> Item:
-    """Who holds what after one to three swaps among three people."""
+    """Who holds what after one or two swaps among three people."""
     people, colours = draw.some(NAMES, 3), draw.some(_COLOURS, 3)
     held = dict(zip(people, colours, strict=True))
     text = ", ".join(f"{name} has the {colour} ball" for name, colour in held.items())
-    for _ in range(draw.between(1, 3)):
+    for _ in range(draw.between(1, 2)):
         one, other = draw.some(people, 2)
         held[one], held[other] = held[other], held[one]
         text += f". {one} and {other} swap"
@@ -57,25 +59,21 @@ def brackets(draw: Draw) -> Item:
 
 
 def ordering(draw: Draw) -> Item:
-    """The extreme of three or four people who are compared pair by pair, in any order of the sentences."""
+    """The oldest or the youngest of three or four people who are compared pair by pair, the sentences in any order."""
     people = draw.some(NAMES, draw.between(3, 4))
-    facts = []
-    for older, younger in zip(people, people[1:], strict=False):
-        facts.append(draw.one((f"{older} is older than {younger}", f"{younger} is younger than {older}")))
+    facts = [f"{older} is older than {younger}" for older, younger in pairwise(people)]
     oldest = bool(draw.below(2))
-    prompt = f"{'. '.join(draw.shuffled(facts))}. The {'oldest' if oldest else 'youngest'} is"
+    prompt = f"Ages: {'. '.join(draw.shuffled(facts))}. The {'oldest' if oldest else 'youngest'} is"
     answer = people[0] if oldest else people[-1]
     others = draw.some([name for name in people if name != answer], 2)
     return Item(prompt, answer, tuple(draw.shuffled([answer, *others])))
 
 
 def counting(draw: Draw) -> Item:
-    """How often one of three things occurs in a list of five to eight."""
-    things = draw.some(THINGS, 3)
-    asked = things[0]
+    """How often one of two things occurs in a list of five to seven."""
+    asked, other = draw.some(THINGS, 2)
     count = draw.between(1, 4)
-    rest = [draw.one(things[1:]) for _ in range(draw.between(5, 8) - count)]
-    listed = draw.shuffled([asked] * count + rest)
+    listed = draw.shuffled([asked] * count + [other] * (draw.between(5, 7) - count))
     return Item(f"In the list {', '.join(listed)} the number of {asked} is", str(count), ("1", "2", "3", "4"))
 
 

@@ -16,8 +16,8 @@ from lit_mult.errors import Interrupted, UserError
 from lit_mult.training.folder import RunFolder
 
 
-def save_checkpoint(trainer: Trainer, path: Path) -> None:
-    """Write a checkpoint, whole or not at all.
+def save_checkpoint(trainer: Trainer, path: Path, *, weights_only: bool = False) -> None:
+    """Write a checkpoint (or what is needed to use the model, without the optimizer), whole or not at all.
 
     Raises:
         UserError: it cannot be written; the disk is full, say.
@@ -25,7 +25,7 @@ def save_checkpoint(trainer: Trainer, path: Path) -> None:
     # Lightning writes among the temporary files and moves: a copy, and one that may break off, between file systems.
     scratch = path.with_name(f".{path.name}")
     try:
-        trainer.save_checkpoint(scratch)
+        trainer.save_checkpoint(scratch, weights_only=weights_only)
         if trainer.is_global_zero:
             scratch.replace(path)
     except OSError as error:
@@ -86,6 +86,8 @@ class Checkpoints(Callback):
 
     def _end_of_step(self, trainer: Trainer) -> None:
         step = trainer.global_step
+        if self.config.keep_every and step % self.config.keep_every == 0 and step < self.config.steps:
+            save_checkpoint(trainer, self.folder.kept(step), weights_only=True)
         if step == self.config.steps or trainer.should_stop:  # the run ends here: at its last step, diverged or pruned
             return
         requested = self._requested or (self.should_stop is not None and self.should_stop())

@@ -35,6 +35,14 @@ class RunFolder:
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step={step}.ckpt"
 
+    def kept(self, step: int) -> Path:
+        """Weights at a step of a run that keeps them on the way (`train.keep_every`)."""
+        return self.checkpoints / "kept" / f"step={step}.ckpt"
+
+    def all_kept(self) -> dict[int, Path]:
+        """Optimizer steps -> weights kept on the way, in order."""
+        return {step: self.kept(step) for step in sorted(map(self.step, self.kept(0).parent.glob("step=*.ckpt")))}
+
     def finished(self, config: RunConfig, corpus_hash: str) -> RunRecord | None:
         """The record of this run, if it has finished; nothing is written.
 

@@ -1,0 +1,136 @@
+"""Suites of lm-eval tasks: the embedded benchmark, the paper's seven, and whatever the user names."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from lit_mult.config import DataConfig
+from lit_mult.data.cache import cache_dir
+from lit_mult.data.corpus import open_corpus
+from lit_mult.data.split import digest
+from lit_mult.errors import UserError
+from lit_mult.mini import VERSION
+from lit_mult.mini.benchmark import TASKS
+from lit_mult.mini.files import write_benchmark
+
+HELD_OUT = DataConfig().val_fraction
+"""Share of the standard library whose lines `mini_continuation` asks for: what a run validates on by default."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A task, or a group taken as one, with the score that stands for it."""
+
+    task: str
+    metrics: tuple[str, ...] = ("acc_norm", "acc", "exact_match")
+    """Names of the score as lm-eval has it; the first that the task gives counts."""
+    side: Literal["knowledge", "reasoning"] | None = None
+    chance: float | None = None
+    num_fewshot: int | None = None
+    """Examples in the prompt; None: what the task says."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is asked of lm-eval."""
+
+    name: str
+    columns: tuple[Column, ...]
+    include_path: str | None = None
+    """Folder of task files of the user's, or of ours."""
+    defaults: bool = True
+    """Use lm-eval's own tasks too (which takes seconds to index)."""
+    offline: bool = False
+    """Reach for no host: everything that is needed lies here."""
+    needs: str = ""
+    """What to tell the user when the tasks cannot be loaded."""
+    warnings: tuple[str, ...] = field(default=())
+
+
+# Shots are those of the Open LLM Leaderboards, versions 1 and 2; the paper does not state its own.
+PAPER = (
+    Column("hellaswag", ("acc_norm",), "knowledge", 1 / 4, 10),
+    Column("arc_challenge", ("acc_norm",), "knowledge", 1 / 4, 25),
+    Column("mmlu", ("acc",), "knowledge", 1 / 4, 5),
+    Column("leaderboard_mmlu_pro", ("acc",), "knowledge", 1 / 10, 5),
+    Column("leaderboard_bbh", ("acc_norm",), "reasoning", None, 3),
+    Column("gsm8k", ("exact_match,flexible-extract",), "reasoning", 0.0, 5),
+    Column("leaderboard_math_hard", ("exact_match",), "reasoning", 0.0, 4),
+)
+"""The tasks of arXiv:2601.04890 table 2, in its order."""
+
+_PAPER_NEEDS = (
+    "--tasks paper needs its data sets from huggingface.co: run it where that can be reached (HF_HUB_OFFLINE unset), or"
+    " once there to fill the cache; leaderboard_math_hard needs pip install 'lm-eval[math]' too"
+)
+
+
+def load_suite(names: str, include_path: str | None = None) -> Suite:
+    """The suite of a name, or of a comma-separated list of lm-eval tasks and groups.
+
+    Raises:
+        UserError: the benchmark cannot be written, or the folder of task files is none.
+    """
+    if names == "mini":
+        folder = mini_folder()
+        columns = tuple(Column(task.name, (task.metric,), task.side, task.chance) for task in TASKS)
+        return Suite("mini", columns, str(folder), defaults=False, offline=True)
+    if names == "paper":
+        return Suite("paper", PAPER, include_path, needs=_PAPER_NEEDS)
+    if include_path is not None and not Path(include_path).is_dir():
+        raise UserError(f"--include_path {include_path}: no such folder; give one with lm-eval task files")
+    listed = tuple(name.strip() for name in names.split(",") if name.strip())
+    if not listed or len(set(listed)) < len(listed):
+        raise UserError(f"--tasks {names}: give mini, paper, or names of lm-eval tasks separated by commas, each once")
+    return Suite(",".join(listed), tuple(map(Column, listed)), include_path)
+
+
+def mini_folder() -> Path:
+    """The embedded benchmark's folder in the cache, written if it is not there.
+
+    Its items of held-out text come from the running Python's standard library, so that they fit the corpus `stdlib`.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    corpus = open_corpus(DataConfig())
+    folder = cache_dir(DataConfig()) / f"mini-{VERSION}-{corpus.identity.rpartition(':')[2][:16]}"
+    if not folder.is_dir():
+        scratch = folder.with_name(f".{folder.name}-{os.getpid()}")
+        try:
+            scratch.mkdir(parents=True, exist_ok=True)
+            _write_mini(scratch, folder)
+            with contextlib.suppress(OSError):  # somebody else was first
+                scratch.rename(folder)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error.strerror}); set LIT_MULT_CACHE") from None
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def write_mini(folder: Path) -> str:
+    """Write the embedded benchmark into a folder, for `lm_eval --include_path`, and return its identity.
+
+    Raises:
+        UserError: the folder holds other files, or cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise UserError(f"{folder}: is not empty; name a new folder")
+        return _write_mini(folder, folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def _write_mini(folder: Path, place: Path) -> str:
+    texts = [document.text for document in open_corpus(DataConfig()).documents()]
+    held_out = [text for text in texts if digest(text) < HELD_OUT * 2**64]
+    seen = [text for text in texts if digest(text) >= HELD_OUT * 2**64]
+    return write_benchmark(folder, held_out, seen, place)
