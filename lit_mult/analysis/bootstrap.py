@@ -34,22 +34,24 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def crossed_interval(tables: Sequence[Floats], *, draws: int = 4000, seed: int = 0) -> tuple[float, float]:
-    """Interval of the plain mean over tables (seeds, items) of each one's mean; (NaN, NaN) for a single value.
+def crossed_bootstrap(
+    tables: Sequence[Floats], weights: Sequence[float], *, draws: int = 4000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Interval and standard error of a weighted sum over tables (seeds, items) of each one's mean.
 
     Seeds are drawn with replacement, the same for every table, and so are the items of each table: the pigeonhole
-    bootstrap (arXiv:0712.1111). Along an axis of length one nothing is drawn, so with one seed the interval is over
-    items alone.
+    bootstrap (arXiv:0712.1111). Along an axis of length one nothing is drawn, so with one seed both are over items
+    alone; for single values they are NaN.
     """
     if all(table.size < 2 for table in tables):
-        return _NO_INTERVAL
+        return (*_NO_INTERVAL, float("nan"))
     seeds = _counts(tables[0].shape[0], draws, seed, 0)
-    drawn = [
-        ((seeds @ table) * _counts(table.shape[1], draws, seed, number)).sum(axis=1) / table.size
-        for number, table in enumerate(tables, start=1)
-    ]
-    low, high = np.quantile(np.mean(drawn, axis=0), _QUANTILES)
-    return float(low), float(high)
+    drawn = np.zeros(draws)
+    for number, (table, weight) in enumerate(zip(tables, weights, strict=True), start=1):
+        items = _counts(table.shape[1], draws, seed, number)
+        drawn += weight * ((seeds @ table) * items).sum(axis=1) / table.size
+    low, high = np.quantile(drawn, _QUANTILES)
+    return float(low), float(high), float(drawn.std())
 
 
 def slope_interval(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pandas as pd
 
 from lit_mult.analysis import cost, plots, sensitivity, style, tables
 from lit_mult.analysis.bootstrap import ENOUGH_SEEDS
+from lit_mult.analysis.downstream import READING, downstream
 from lit_mult.analysis.frame import Study, load_records, read_study, rows
 from lit_mult.config import flatten
 from lit_mult.errors import UserError
@@ -55,7 +56,7 @@ class Report:
     paths: tuple[Path, ...]
     """The files written, report.md last."""
     text: str
-    """The summary table as plain text, for a terminal."""
+    """The summary table, and those of downstream scores, as plain text for a terminal."""
     warnings: tuple[str, ...]
     """What stands against the results, a line each."""
 
@@ -92,7 +93,9 @@ def write_report(folder: Path | str) -> Report:
         shown["bill"], statements = tables.bill_table(bill), list(cost.statements(bill, points, study))
         if ((bill["total_flops"] > bill["search_flops"]) & bill["best_loss"].notna()).any():  # a tuning to show
             figures["loss_vs_compute"] = plots.loss_vs_compute(bill)
-    warnings = tuple(_warnings(study, runs, points))
+    scores = downstream(folder, runs)
+    csvs, shown, figures = csvs | scores.csvs, shown | scores.shown, figures | scores.figures
+    warnings = (*_warnings(study, runs, points), *scores.warnings)
 
     files = {f"tables/{name}.csv": tables.to_csv(table).encode() for name, table in csvs.items()}
     files |= {f"tables/{name}.md": tables.to_markdown(table).encode() for name, table in shown.items()}
@@ -100,14 +103,18 @@ def write_report(folder: Path | str) -> Report:
         files |= {f"figures/{name}.{ending}": content for ending, content in style.save(figure).items()}
     lists = {
         "What the records show": list(verdicts(differences)) or ["one arm and one optimizer: nothing to compare"],
+        **({"Downstream": scores.statements} if scores.statements else {}),
         **({"Cost": statements} if statements else {}),
         "Warnings": list(warnings) or ["none"],
         "Provenance": list(_provenance(study, folder, runs)),
     }
-    files["report.md"] = _page(study.title if study else folder.resolve().name, lists, figures, shown).encode()
+    title = study.title if study else folder.resolve().name
+    captions = {name: (_CAPTIONS | scores.captions)[name] for name in figures}
+    files["report.md"] = _page(title, lists, captions, shown).encode()
     for name, content in files.items():
         _replace(folder / name, content)
-    return Report(tuple(folder / name for name in files), tables.to_text(shown["summary"]), warnings)
+    first = [shown["summary"], *(table for name, table in scores.shown.items() if not name.endswith("_power"))]
+    return Report(tuple(folder / name for name in files), "\n".join(map(tables.to_text, first)), warnings)
 
 
 def verdicts(differences: pd.DataFrame) -> Iterator[str]:
@@ -162,14 +169,19 @@ def _warnings(study: Study | None, runs: pd.DataFrame, points: pd.DataFrame) -> 
         yield "some runs were made outside git or from a tree with changes, so their code is not on record"
 
 
-def _page(title: str, points_of: dict[str, list[str]], figures: Iterable[str], shown: dict[str, pd.DataFrame]) -> str:
+def _page(title: str, points_of: dict[str, list[str]], captions: dict[str, str], shown: dict[str, pd.DataFrame]) -> str:
+    scored = [name for name in shown if name.startswith("scores_")]
     *first, last = (f"## {head}\n\n" + "".join(f"- {line}\n" for line in lines) for head, lines in points_of.items())
     return "\n".join(
         [f"# {title}\n", *first, "## Figures\n"]
-        + [f"![{name}](figures/{name}.png)\n\n{_CAPTIONS[name]}\n" for name in figures]
+        + [f"![{name}](figures/{name}.png)\n\n{caption}\n" for name, caption in captions.items()]
         + ["## Tables\n\nLosses and differences in nats per token; `tables/*.csv` have every digit.\n"]
-        + [f"### {name.capitalize()}\n\n{tables.to_markdown(table)}" for name, table in shown.items() if len(table)]
-        + ["## How to read it\n", _READING + _READING_COST * ("bill" in shown), last]
+        + [
+            f"### {name.capitalize().replace('_', ' ')}\n\n{tables.to_markdown(table)}"
+            for name, table in shown.items()
+            if len(table)
+        ]
+        + ["## How to read it\n", _READING + READING * bool(scored) + _READING_COST * ("bill" in shown), last]
     )
 
 

@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis.bootstrap import Floats, crossed_interval
+from lit_mult.analysis.bootstrap import Floats, crossed_bootstrap
 from lit_mult.analysis.frame import optimizer_name
 from lit_mult.errors import UserError
 from lit_mult.record import EvaluationRecord, find_evaluations
 
-AVERAGES = {"knowledge": "knowledge", "reasoning": "reasoning", "average": None}
-"""Name of a mean over tasks -> side of the tasks it takes; None: all."""
+KNOWLEDGE, REASONING, AVERAGE = "knowledge", "reasoning", "average"
+AVERAGES = (KNOWLEDGE, REASONING, AVERAGE)
+"""Plain means: over the tasks of a side, and over all."""
+CONTRAST = "reasoning - knowledge"
+"""How much more reasoning gains than knowledge: a difference between two means of differences."""
 DETECTED = 2.8
 """Standard errors of the smallest difference that shows in four cases of five at the 5 % level (1.96 + 0.84)."""
 _LINE = ["arm", "setting", "label", "optimizer", "variant", "multipliers", "reference", "d_model"]
@@ -57,35 +60,41 @@ def load_scores(folder: Path | str, runs: pd.DataFrame) -> pd.DataFrame:
             raise UserError(f"{path}: is of a run that has no record here; move it away")
         options = [f"{record.num_fewshot} shots"] if record.num_fewshot is not None else []
         options += [f"first {record.limit} items"] if record.limit is not None else []
-        of_run = {name: getattr(run, name) for name in [*_LINE, "seed", "lr"]}
+        of_run = {name: getattr(run, name) for name in [*_LINE, "seed", "lr", "nuisance", "final_loss"]}
         of_run |= {"place": run.Index, "suite": ", ".join([record.suite, *options])}
         of_run |= {name: getattr(record, name) for name in ("step", "tokens", "last", "truncated")}
         found += [of_run | score.model_dump() | {"items": np.array(score.items)} for score in record.scores]
-    columns = ["place", "suite", *_LINE, "seed", "lr", "step", "tokens", "last", "truncated", "task", "side", "metric"]
-    table = pd.DataFrame(found, columns=[*columns, "value", "stderr", "chance", "items", "items_hash"])
+    columns = ["place", "suite", *_LINE, "seed", "lr", "nuisance", "final_loss", "step", "tokens", "last", "truncated"]
+    columns += ["task", "side", "metric", "value", "stderr", "chance", "items", "items_hash"]
+    table = pd.DataFrame(found, columns=columns)
     return table.sort_values(["suite", "place", "step"], kind="stable", ignore_index=True)
+
+
+def at_best_rates(scores: pd.DataFrame) -> pd.DataFrame:
+    """Of each line and width only the runs at the learning rate (and other nuisance values) of lowest mean final loss.
+
+    The mean is over the seeds that were evaluated. The loss decides: nothing is chosen on the benchmark.
+    """
+    point, rate = ["suite", "arm", "setting", "d_model"], ["lr", "nuisance"]
+    losses = scores[scores["last"]].groupby([*point, *rate], as_index=False)["final_loss"].mean()
+    best = losses.loc[losses.groupby(point)["final_loss"].idxmin(), [*point, *rate]]
+    return scores.merge(best, on=[*point, *rate])
 
 
 def means(scores: pd.DataFrame) -> pd.DataFrame:
     """One row for each suite, line, width, step and task or mean over tasks: mean over seeds with its interval.
 
-    `value`, `low` and `high` (over seeds and items), `seeds`, `tasks` (how many were averaged), `items` (how many),
-    `chance`.
+    `value`, `low`, `high` and `stderr` (over seeds and items), `seeds`, `items` (how many), `chance`.
     """
     rows = []
     for key, group in scores.groupby(["suite", *_LINE, "step"], sort=False):
         named = dict(zip(["suite", *_LINE, "step"], key, strict=True))
         named |= {"tokens": int(group["tokens"].iloc[0]), "last": bool(group["last"].iloc[0])}
-        for name, side, part in _with_averages(group):
+        for name, side, part, weights in _with_averages(group):
             tables = [_table(task, "value") for _, task in part.groupby("task", sort=False)]
-            chances = part.drop_duplicates("task")["chance"]
-            rows.append(
-                named
-                | {"task": name, "side": side, "value": _mean(tables)}
-                | dict(zip(("low", "high"), crossed_interval(tables), strict=True))
-                | {"seeds": part["seed"].nunique(), "tasks": len(tables)}
-                | {"items": sum(table.shape[1] for table in tables), "chance": chances.mean(skipna=False)}
-            )
+            chances = part.drop_duplicates("task")["chance"].to_numpy(float)
+            rows.append(named | {"task": name, "side": side} | _estimate("value", tables, weights))
+            rows[-1]["chance"] = float(chances @ weights)
     return pd.DataFrame(rows)
 
 
@@ -121,7 +130,7 @@ def differences(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 _DIFFERENCES = ["between", "of", "against", "suite", "within", "d_model", "task", "side", "difference", "low", "high"]
-_DIFFERENCES += ["seeds", "tasks", "items", "seeds_variance", "items_variance"]
+_DIFFERENCES += ["stderr", "seeds", "items", "seeds_variance", "items_variance"]
 
 
 def power(compared: pd.DataFrame) -> pd.DataFrame:
@@ -141,21 +150,25 @@ def power(compared: pd.DataFrame) -> pd.DataFrame:
 
 
 def _differences(group: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    group = group.assign(difference=group["value"] - group["value_against"])
-    group["items"] = [
-        one - other if one.shape == other.shape else np.array([])
-        for one, other in zip(group["items"], group["items_against"], strict=True)
-    ]
-    for name, side, part in _with_averages(group):
+    sides = zip(group["items"], group["items_against"], strict=True)
+    items = [one - other if one.shape == other.shape else np.array([]) for one, other in sides]
+    group = group.assign(difference=group["value"] - group["value_against"], items=pd.Series(items, group.index))
+    for name, side, part, weights in _with_averages(group, contrast=True):
         tables = [_table(task, "difference") for _, task in part.groupby("task", sort=False)]
-        by_seed = np.mean([table.mean(axis=1) for table in tables], axis=0)
+        by_seed = weights @ np.array([table.mean(axis=1) for table in tables])
         yield (
-            {"task": name, "side": side, "difference": _mean(tables)}
-            | dict(zip(("low", "high"), crossed_interval(tables), strict=True))
-            | {"seeds": len(by_seed), "tasks": len(tables), "items": sum(table.shape[1] for table in tables)}
+            {"task": name, "side": side}
+            | _estimate("difference", tables, weights)
             | {"seeds_variance": float(by_seed.var(ddof=1)) if len(by_seed) > 1 else float("nan")}
-            | {"items_variance": sum(map(_items_variance, tables)) / len(tables) ** 2}
+            | {"items_variance": float(weights**2 @ np.array([_items_variance(table) for table in tables]))}
         )
+
+
+def _estimate(name: str, tables: Sequence[Floats], weights: Floats) -> dict[str, Any]:
+    low, high, stderr = crossed_bootstrap(tables, list(weights))
+    value = float(weights @ np.array([table.mean() for table in tables]))
+    sizes = {"seeds": tables[0].shape[0], "items": sum(table.shape[1] for table in tables)}
+    return {name: value, "low": low, "high": high, "stderr": stderr} | sizes
 
 
 def _items_variance(table: Floats) -> float:
@@ -171,17 +184,30 @@ def _items_variance(table: Floats) -> float:
     return float(max(0.0, of_items.var(ddof=1) - noise / seeds) / items)
 
 
-def _with_averages(group: pd.DataFrame) -> Iterator[tuple[str, str | None, pd.DataFrame]]:
-    """(name, side, rows) of each task, then of the means over tasks; only seeds that have all of a mean's tasks."""
-    tasks = list(group.groupby("task", sort=False))
-    for task, part in tasks:
-        yield str(task), part["side"].iloc[0], part
-    for name, side in AVERAGES.items():
-        part = group if side is None else group[group["side"] == side]
-        n = part["task"].nunique()
-        complete = part.groupby("seed")["task"].transform("nunique") == n
-        if n > 1 and complete.any() and (side is None or n < len(tasks)):
-            yield name, side, part[complete]
+def _with_averages(
+    group: pd.DataFrame, *, contrast: bool = False
+) -> Iterator[tuple[str, str | None, pd.DataFrame, Floats]]:
+    """(name, side, rows, weights of the tasks) of each task, then of the means over tasks.
+
+    Only seeds that have all of a mean's tasks count in it.
+    """
+    for task, part in group.groupby("task", sort=False):
+        yield str(task), part["side"].iloc[0], part, np.ones(1)
+    sides, tasks = (group.drop_duplicates("task")[name].to_numpy() for name in ("side", "task"))
+    if len(sides) < 2:
+        return
+    complete = group[group.groupby("seed")["task"].transform("nunique") == len(sides)]
+    if complete.empty:
+        return
+    weighed = {AVERAGE: np.ones(len(sides))}
+    if {KNOWLEDGE, REASONING} <= set(sides):
+        weighed = {side: (sides == side).astype(float) for side in (KNOWLEDGE, REASONING)} | weighed
+    weighed = {name: weights / weights.sum() for name, weights in weighed.items()}
+    if contrast and len(weighed) > 1:
+        weighed[CONTRAST] = weighed[REASONING] - weighed[KNOWLEDGE]
+    for name, weights in weighed.items():
+        of_mean = complete["task"].isin(tasks[weights != 0])
+        yield name, name if name in (KNOWLEDGE, REASONING) else None, complete[of_mean], weights[weights != 0]
 
 
 def _table(task: pd.DataFrame, value: str) -> Floats:
@@ -191,7 +217,3 @@ def _table(task: pd.DataFrame, value: str) -> Floats:
     if len(sizes) > 1 or sizes == {0} or task["items_hash"].nunique() > 1:
         return task[[value]].to_numpy(float)
     return np.stack(list(task["items"])).astype(float)
-
-
-def _mean(tables: Sequence[Floats]) -> float:
-    return float(np.mean([table.mean() for table in tables]))

@@ -121,6 +121,11 @@ def arm_styles(points: pd.DataFrame) -> Styles:
     return styles
 
 
+def comparison_colours(n: int) -> list[str]:
+    """Colours for n comparisons, other than those of the first arms."""
+    return [_COLOURS[(number + 2) % len(_COLOURS)] for number in range(n)]
+
+
 def add_legend(
     figure: Figure, points: pd.DataFrame, styles: Styles, marks: Iterable[tuple[str, dict[str, Any]]] = ()
 ) -> None:

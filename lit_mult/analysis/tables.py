@@ -110,6 +110,41 @@ def bill_table(bill: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(cells)
 
 
+def scores_table(means: pd.DataFrame) -> pd.DataFrame:
+    """`scores.means` of one suite for people: a row a line, a column a task, per cent with its standard error."""
+    widths = means["d_model"].nunique() > 1
+    cells = []
+    for (label, width), group in means.groupby(["label", "d_model"], sort=False):
+        first = next(rows(group))
+        name = f"{label}, d = {width}" if widths else str(label)
+        values = {row.task: _per_cent(row.value) + _per_cent_error(row.stderr) for row in rows(group)}
+        cells.append({"line": name, "seeds": str(first.seeds), **values})
+    chances = {row.task: _per_cent(row.chance) for row in rows(means.drop_duplicates("task"))}
+    return pd.DataFrame([*cells, {"line": "chance", "seeds": "", **chances}]).fillna("")
+
+
+def score_differences_table(differences: pd.DataFrame) -> pd.DataFrame:
+    """`scores.differences` of one suite for people: a row a task, a column a comparison, points with their interval."""
+    widths = differences["d_model"].nunique() > 1
+    cells = dict[str, dict[str, str]]()
+    for row in rows(differences):
+        within = ", ".join(filter(None, (row.within, f"d = {row.d_model}" if widths else "")))
+        name = f"{row.of} - {row.against}{f' ({within})' if within else ''}"
+        span = "" if math.isnan(row.low) else f" [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
+        cells.setdefault(row.task, {"task": row.task})[name] = f"{100 * row.difference:+.1f}{span}"
+    return pd.DataFrame(list(cells.values())).fillna("")
+
+
+def power_table(power: pd.DataFrame) -> pd.DataFrame:
+    """`scores.power` of one suite for people: points."""
+    cells = [
+        {"task": row.task}
+        | {f"{name.removeprefix('seeds_')} seeds": f"{100 * getattr(row, name):.1f}" for name in power.columns[3:]}
+        for row in rows(power)
+    ]
+    return pd.DataFrame(cells)
+
+
 def number(value: float) -> str:
     """Four decimals, or a dash for NaN."""
     return _NOTHING if math.isnan(value) else f"{value:.4f}"
@@ -125,6 +160,14 @@ def interval(low: float, high: float, seeds: int) -> str:
     if seeds == 0:
         return _NOTHING
     return NO_INTERVAL if math.isnan(low) else f"[{low:.4f}, {high:.4f}]"
+
+
+def _per_cent(share: float) -> str:
+    return _NOTHING if math.isnan(share) else f"{100 * share:.1f}"
+
+
+def _per_cent_error(share: float) -> str:
+    return "" if math.isnan(share) else f" ± {100 * share:.1f}"
 
 
 def scientific(value: float) -> str:

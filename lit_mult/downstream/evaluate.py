@@ -8,10 +8,10 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 
 from lit_mult.data.documents import one_line
 from lit_mult.downstream.runs import TrainedRun
-from lit_mult.downstream.suites import Column, Suite
+from lit_mult.downstream.suites import HELD_OUT, Column, Suite
 from lit_mult.errors import UserError
 from lit_mult.record import EvaluationRecord, Score
 from lit_mult.training import provenance
@@ -44,6 +44,42 @@ class Options:
     log_samples: bool = False
     """Keep every prompt and answer."""
     progress: bool = True
+
+
+def evaluate_all(
+    runs: Sequence[TrainedRun], suite: Suite, options: Options, *, along: bool, say: Callable[[str], None]
+) -> None:
+    """Evaluate the last checkpoint of every run and, `along`, those kept on the way; what is done stays done.
+
+    `say` gets a line before each, with the time that is left, and warnings.
+
+    Raises:
+        UserError: as `evaluate`; or a run has no checkpoint.
+    """
+    waiting = [
+        (run, step, checkpoint)
+        for run in runs
+        for step, checkpoint in run.checkpoints(along=along).items()
+        if not record_path(run, suite, step, options).is_file()
+    ]
+    start = time.perf_counter()
+    for number, (run, step, checkpoint) in enumerate(waiting):
+        left = (time.perf_counter() - start) / number * (len(waiting) - number) if number else None
+        eta = "" if left is None else f" · ETA {timedelta(seconds=round(left))}"
+        say(f"{number}/{len(waiting)} evaluated{eta} · {suite.name} on {run.name}, step {step}")
+        if suite.offline and (seen := _seen(run)):
+            say(f"warning: {seen}")
+        record = evaluate(run, suite, step, checkpoint, options)
+        if record.truncated:
+            say(f"warning: {record.truncated} requests are longer than the model's context and lose their beginning")
+
+
+def _seen(run: TrainedRun) -> str | None:
+    """Why a run may have seen lines that the embedded benchmark asks for."""
+    data = run.record.config["data"]
+    if not str(data["corpus"]).startswith("stdlib") or data["val_fraction"] >= HELD_OUT:
+        return None
+    return f"{run.name} validates on {data['val_fraction']:g} of stdlib; mini_continuation needs {HELD_OUT:g} unseen"
 
 
 def evaluate(run: TrainedRun, suite: Suite, step: int, checkpoint: Path, options: Options) -> EvaluationRecord:

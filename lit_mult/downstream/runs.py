@@ -68,11 +68,16 @@ def find_runs(path: Path, *, best: bool) -> list[TrainedRun]:
     return found
 
 
+def home(path: Path) -> Path:
+    """The folder whose report has the run in: a study's for one of its cells."""
+    return path.parent.parent if path.parent.name == "cells" and not (path / RECORD_NAME).is_file() else path
+
+
 def _run(path: Path) -> TrainedRun:
     record = path / RECORD_NAME
     evaluations = path / EVALUATIONS
-    if not record.is_file() and path.parent.name == "cells":
-        study = StudyFolder(path.parent.parent)
+    if home(path) != path:
+        study = StudyFolder(home(path))
         record, evaluations = study.record(path.name), study.path / EVALUATIONS / path.name
     if not record.is_file():
         raise UserError(f"{path}: holds no finished run; give the folder of a run, or of a study")

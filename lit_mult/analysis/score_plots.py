@@ -1,0 +1,131 @@
+"""Figures of downstream scores: a panel a task, against the tokens trained on, and differences between arms."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from lit_mult.analysis.frame import optimizer_name, rows
+from lit_mult.analysis.scores import AVERAGES
+from lit_mult.analysis.style import (
+    OPTIMIZER_LOOKS,
+    Styles,
+    add_legend,
+    arm_styles,
+    comparison_colours,
+    panel_grid,
+    styled,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_TINT = {"knowledge": "#0072B2", "reasoning": "#D55E00"}
+
+
+@styled
+def downstream(means: pd.DataFrame, differences: pd.DataFrame) -> Figure:
+    """Scores of each task and of the means over tasks (above), and differences between arms (below), with intervals.
+
+    `means` and `differences` are those of one suite and one width; of `means`, the last checkpoints.
+    """
+    tasks = list(means["task"].unique())
+    place = {task: number + 0.7 * (task in AVERAGES) for number, task in enumerate(tasks)}
+    compared = differences.drop_duplicates(["of", "against", "within"])
+    figure, axes = panel_grid(2 if len(compared) else 1, 1, 2.5)
+    figure.set_size_inches(7.0, 5.9 if len(compared) else 3.2)
+    styles, lines = arm_styles(means), list(means["label"].unique())
+    top = axes[0, 0]
+    for number, (_, line) in enumerate(means.groupby("label", sort=False)):
+        first = next(rows(line))
+        x = np.array([place[task] for task in line["task"]]) + _beside(number, len(lines))
+        look = _look(styles, first.arm, first.optimizer)
+        _points(top, x, line, "value", look)
+    for row in rows(means.drop_duplicates("task")):
+        if not np.isnan(row.chance):
+            top.hlines(row.chance, place[row.task] - 0.4, place[row.task] + 0.4, color="0.4", lw=0.9, ls=":")
+    top.set(ylabel="score", ylim=(0, 1))
+    if len(compared):
+        _difference_panel(axes[1, 0], differences, compared, place)
+    for ax in axes[:, 0]:
+        _name_tasks(ax, means, place)
+    marks: list[tuple[str, dict[str, Any]]] = [("chance", {"color": "0.4", "ls": ":"})]
+    optimizers = [name for name in OPTIMIZER_LOOKS if name in set(means["optimizer"])]
+    if len(optimizers) > 1:
+        marks += [(optimizer_name(name), {"color": "0.3", "marker": "o", **_face(name, "0.3")}) for name in optimizers]
+    add_legend(figure, means, {arm: style | {"ls": "none"} for arm, style in styles.items()}, marks)
+    return figure
+
+
+@styled
+def scores_along_training(means: pd.DataFrame) -> Figure:
+    """Means over tasks against the tokens trained on (arXiv:2601.04890 fig. 11): a panel a mean, a line an arm.
+
+    `means` are those of one suite and one width, of several checkpoints. A suite of one task shows that.
+    """
+    shown = [name for name in AVERAGES if name in set(means["task"])] or list(means["task"].unique())[:3]
+    figure, axes = panel_grid(1, len(shown), 2.3)
+    styles = arm_styles(means)
+    for name, ax in zip(shown, axes[0], strict=True):
+        for _, line in means[means["task"] == name].groupby("label", sort=False):
+            first = next(rows(line))
+            look, line = _look(styles, first.arm, first.optimizer), line.sort_values("tokens")
+            ax.plot(line["tokens"], line["value"], **look)
+            ax.fill_between(line["tokens"], line["low"], line["high"], color=look["color"], alpha=0.12, lw=0)
+        ax.set(title="mean over all tasks" if name == "average" else name, xlabel="training tokens")
+    axes[0, 0].set_ylabel("score")
+    optimizers = [name for name in OPTIMIZER_LOOKS if name in set(means["optimizer"])]
+    marks = [(optimizer_name(name), {"color": "0.3", "marker": "o", **OPTIMIZER_LOOKS[name]}) for name in optimizers]
+    add_legend(figure, means, styles, marks if len(optimizers) > 1 else [])
+    return figure
+
+
+def _difference_panel(ax: Axes, differences: pd.DataFrame, compared: pd.DataFrame, place: dict[str, float]) -> None:
+    colours = comparison_colours(len(compared))
+    for number, row in enumerate(rows(compared)):
+        line = differences[
+            (differences["of"] == row.of)
+            & (differences["against"] == row.against)
+            & (differences["within"] == row.within)
+        ]
+        x = np.array([place[task] for task in line["task"]]) + _beside(number, len(compared))
+        look: dict[str, Any] = {"color": colours[number], "marker": "osDvPh"[number % 6], "ls": "none", "ms": 4}
+        _points(ax, x, line, "difference", look)
+        ax.plot([], [], **look, label=f"{row.of} - {row.against}{f' ({row.within})' if row.within else ''}")
+    ax.axhline(0, color="0.3", lw=0.8)
+    ax.set_ylabel("difference of scores")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=min(len(compared), 4))
+
+
+def _points(ax: Axes, x: Any, line: pd.DataFrame, measure: str, look: dict[str, Any]) -> None:
+    y = line[measure].to_numpy(float)
+    ends = np.abs(line[["low", "high"]].to_numpy(float).T - y)
+    ax.errorbar(x, y, yerr=np.nan_to_num(ends), fmt="none", ecolor=look["color"], elinewidth=0.9, capsize=1.5)
+    ax.plot(x, y, **look | {"ls": "none"})
+
+
+def _name_tasks(ax: Axes, means: pd.DataFrame, place: dict[str, float]) -> None:
+    sides = means.drop_duplicates("task").set_index("task")["side"]
+    names = [task.removeprefix("mini_").replace("_", "\n") for task in place]
+    ax.set_xticks(list(place.values()), names)
+    ax.grid(visible=False, axis="x")
+    ax.set_xlim(min(place.values()) - 0.6, max(place.values()) + 0.6)
+    for task, at in place.items():
+        if (tint := _TINT.get(str(sides[task]))) is not None:
+            ax.axvspan(at - 0.5, at + 0.5, color=tint, alpha=0.06, lw=0)
+
+
+def _look(styles: Styles, arm: str, optimizer: str) -> dict[str, Any]:
+    style = styles[arm]
+    return style | {"ls": OPTIMIZER_LOOKS[optimizer]["ls"]} | _face(optimizer, style["color"])
+
+
+def _face(optimizer: str, colour: str) -> dict[str, Any]:
+    return {"mfc": OPTIMIZER_LOOKS[optimizer].get("mfc", colour)}
+
+
+def _beside(number: int, of: int) -> float:
+    return 0.16 * (number - (of - 1) / 2)
