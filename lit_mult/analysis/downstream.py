@@ -44,9 +44,10 @@ def downstream(folder: Path, runs: pd.DataFrame) -> Downstream:
         UserError: an evaluation is damaged.
     """
     found = Downstream()
-    table = scores.at_best_rates(scores.load_scores(folder, runs))
-    for suite, part in table.groupby("suite", sort=False):
-        _suite(found, str(suite), part)
+    table = scores.load_scores(folder, runs)
+    if len(table):
+        for suite, part in scores.at_best_rates(table).groupby("suite", sort=False):
+            _suite(found, str(suite), part)
     return found
 
 

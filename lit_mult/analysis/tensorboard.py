@@ -1,4 +1,4 @@
-"""A study for TensorBoard: loss curves, and factors with results as hyperparameters, written from the records."""
+"""A study for TensorBoard: curves, scores, and factors with results as hyperparameters, written from the records."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lit_mult.record import RunRecord, find_records
+from lit_mult.record import EvaluationRecord, RunRecord, find_evaluations, find_records
 
 FOLDER = "tensorboard"
 
 
 def write_events(folder: Path | str) -> Path:
-    """Write TensorBoard event files for all records in a folder, one run a cell, in place of those written before.
+    """Write TensorBoard event files for all records in a folder, one run a cell, in place of its earlier ones.
 
     Returns:
         The folder of the event files, for `tensorboard --logdir`.
@@ -23,14 +23,30 @@ def write_events(folder: Path | str) -> Path:
     """
     folder = Path(folder)
     records = {path.stem if path.parent.name == "records" else path.parent.name: path for path in find_records(folder)}
+    evaluations = [EvaluationRecord.read(path) for path in find_evaluations(folder)]
     out = folder / FOLDER
-    shutil.rmtree(out, ignore_errors=True)
     for name, path in records.items():
-        _write(out / name, RunRecord.read(path))
+        shutil.rmtree(out / name, ignore_errors=True)
+        record = RunRecord.read(path)
+        _write(out / name, record, [one for one in evaluations if one.config_hash == record.config_hash])
     return out
 
 
-def _write(out: Path, record: RunRecord) -> None:
+def add_scores(out: Path, evaluation: EvaluationRecord) -> None:
+    """Write the scores of an evaluation into a folder of event files, as downstream/SUITE/TASK by optimizer step."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    writer = EventFileWriter(str(out))
+    time = datetime.fromisoformat(evaluation.started_at).timestamp()
+    for score in evaluation.scores:
+        value = Summary.Value(tag=f"downstream/{evaluation.suite}/{score.task}", simple_value=score.value)
+        writer.add_event(Event(wall_time=time, step=evaluation.step, summary=Summary(value=[value])))
+    writer.close()
+
+
+def _write(out: Path, record: RunRecord, evaluations: list[EvaluationRecord]) -> None:
     # TensorBoard is half a second of import, for this one purpose.
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -53,6 +69,8 @@ def _write(out: Path, record: RunRecord) -> None:
         if value is not None:
             add(record.steps, Summary(value=[Summary.Value(tag=tag, simple_value=value)]))
     writer.close()
+    for evaluation in sorted(evaluations, key=lambda one: one.step):
+        add_scores(out, evaluation)
 
 
 def _hyperparameters(record: RunRecord) -> dict[str, bool | float | str]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from lit_mult.analysis.tensorboard import add_scores
 from lit_mult.data.documents import one_line
 from lit_mult.downstream.runs import TrainedRun
 from lit_mult.downstream.suites import HELD_OUT, Column, Suite
@@ -130,6 +131,8 @@ def evaluate(run: TrainedRun, suite: Suite, step: int, checkpoint: Path, options
     if options.log_samples:
         _write_samples(place.with_suffix(""), answer["samples"])
     record.write(place)
+    if (logs := run.folder.path / "tensorboard").is_dir():
+        add_scores(logs, record)
     return record
 
 
