@@ -201,6 +201,46 @@ def tasks(arguments: Sequence[str]) -> int:
     return 0
 
 
+def export(arguments: Sequence[str]) -> int:
+    """Write a trained model as a Hugging Face folder that transformers loads, multipliers folded in."""
+    parser = _parser("export", export)
+    parser.add_argument("run", type=str, help="folder of a run, or of a cell of a study (results/STUDY/cells/CELL)")
+    parser.add_argument("out", type=str, help="folder to make")
+    parser.add_argument("--dtype", type=Literal["float32", "bfloat16"], default="float32", help="type of the weights")
+    kept = "optimizer step of a checkpoint that was kept on the way (default: the end of the run)"
+    parser.add_argument("--checkpoint", type=int, default=None, help=kept)
+    namespace = parser.parse_args(list(arguments))
+
+    from lit_mult.hf.export import export as export_model
+    from lit_mult.training.folder import RunFolder
+    from lit_mult.training.trained import checkpoint_at, load_trained
+
+    run = Path(namespace.run)
+    trained = load_trained(run, None if namespace.checkpoint is None else checkpoint_at(run, namespace.checkpoint))
+    out, record = Path(namespace.out), RunFolder(run).find_record()
+    check = export_model(
+        trained.model, trained.config, trained.corpus, trained.step, out, dtype=namespace.dtype, record=record
+    )
+    same = f"the same likeliest token at {check.same_argmax:.2%} of {check.tokens:,}"
+    print(f"logits differ from the trained model's by at most {check.largest_difference:.1e}; {same}")
+    print(out)
+    return 0
+
+
+def import_(arguments: Sequence[str]) -> int:
+    """Write the part of a run config with which `fit` starts from a Hugging Face Llama."""
+    parser = _parser("import", import_)
+    parser.add_argument("folder", type=str, help="Hugging Face folder of a Llama: config.json and safetensors")
+    parser.add_argument("out", type=str, help="YAML file to write, for fit --config")
+    namespace = parser.parse_args(list(arguments))
+
+    from lit_mult.hf.pretrained import write_config_part
+
+    write_config_part(Path(namespace.folder), Path(namespace.out))
+    print(namespace.out)
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "fit": fit,
     "sweep": sweep,
@@ -210,6 +250,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "tasks": tasks,
     "preset": preset,
     "parameters": parameters,
+    "export": export,
+    "import": import_,
 }
 
 
@@ -294,4 +336,10 @@ def _run_config(namespace: dict[str, Any]) -> RunConfig:
     from lit_mult.parametrization.presets import inlined
 
     namespace.pop("config", None)
-    return inlined(RunConfig.from_dict(namespace))
+    config = inlined(RunConfig.from_dict(namespace))
+    if config.model.pretrained is None:
+        return config
+
+    from lit_mult.hf.pretrained import pinned
+
+    return pinned(config)

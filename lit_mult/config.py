@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -62,6 +63,9 @@ class ModelConfig(_Section):
     """Dropout probability on the output of each residual branch."""
     z_loss: float = Field(0.0, ge=0)
     """Weight of logsumexp(logits)^2 in the training loss; reported losses leave it out (paper: 1e-4)."""
+    pretrained: str | None = None
+    """FOLDER@HASH: a Hugging Face Llama whose effective matrices and norms the run starts from, and the hash of its
+    content, which the command line adds; `lit-mult import` writes the other fields to fit. null: a random start."""
 
     @property
     def n_heads(self) -> int:
@@ -330,12 +334,23 @@ class RunConfig(_Section):
         for part in ("forward", "lr", "weight_decay"):
             if not data["parametrization"][part]:  # as before these fields existed: hashes outlive their coming
                 del data["parametrization"][part]
+        if self.model.pretrained is None:
+            del data["model"]["pretrained"]
+        else:  # its content decides, wherever it lies
+            folder, pin = split_pin(self.model.pretrained)
+            data["model"]["pretrained"] = pin or folder
         return data
 
     @property
     def hash(self) -> str:
         """16 hex digits of the decisive settings: runs of equal hash on equal data are the same run."""
         return hashlib.sha256(json.dumps(self.decisive(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def split_pin(pretrained: str) -> tuple[str, str | None]:
+    """FOLDER and HASH of `model.pretrained`; None for a hash that is not there."""
+    found = re.fullmatch(r"(.+)@([0-9a-f]{16})", pretrained, re.DOTALL)
+    return (found[1], found[2]) if found else (pretrained, None)
 
 
 def set_dotted(data: dict[str, Any], path: str, value: Any) -> None:

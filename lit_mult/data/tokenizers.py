@@ -9,8 +9,8 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lit_mult.data.documents import one_line
 from lit_mult.errors import ConfigError
@@ -31,6 +31,7 @@ SEPARATORS = (
 )
 """Tokens that end a document; a Hugging Face tokenizer's separator is the first of these that it has."""
 _UNKNOWNS = ("<unk>", "[UNK]", "<|unk|>", "<UNK>")
+_NUL = "\x00"
 _BPE_SMALLEST = 256 + 1  # every byte, and the separator
 
 
@@ -62,6 +63,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; separators included, bytes that are not UTF-8 replaced."""
 
+    def save(self, path: Path) -> None:
+        """Write the tokenizer.json, from which `load_tokenizer` gives the tokenizer back."""
+
 
 class ByteTokenizer:
     """The UTF-8 bytes of a text: 256 ids, no other symbol.
@@ -83,6 +87,23 @@ class ByteTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(int(token) for token in ids).decode("utf-8", errors="replace")
+
+    def save(self, path: Path) -> None:
+        """Write the tokenizer.json: byte-level BPE without merges, id = byte."""
+        tokenizer = HFTokenizer(models.BPE(_byte_vocabulary(), []))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.add_special_tokens([AddedToken(_NUL, normalized=False, special=True)])
+        path.write_text(tokenizer.to_str(), encoding="utf-8")
+
+
+def _byte_vocabulary() -> dict[str, int]:
+    """The symbol that stands for each byte in byte-level BPE; NUL, which is a special token, stands for itself."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    symbols = {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+    del symbols[chr(256)]
+    return {_NUL: 0, **symbols}
 
 
 class HuggingFaceTokenizer:
@@ -135,12 +156,7 @@ class HuggingFaceTokenizer:
     @classmethod
     def from_file(cls, path: Path) -> Self:
         """The tokenizer of a tokenizer.json; a file that is none raises `ConfigError`."""
-        try:
-            tokenizer = HFTokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            said = f"cannot be read as a tokenizer.json ({one_line(error)})"
-            raise ConfigError("data.tokenizer", str(path), said) from None
-        return cls(tokenizer, str(path))
+        return cls(_read(path), str(path))
 
     def save(self, path: Path) -> None:
         """Write the tokenizer.json."""
@@ -155,6 +171,14 @@ class HuggingFaceTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         return str(self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=False))
+
+
+def _read(path: Path) -> HFTokenizer:
+    try:
+        return HFTokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        said = f"cannot be read as a tokenizer.json ({one_line(error)})"
+        raise ConfigError("data.tokenizer", str(path), said) from None
 
 
 def bpe_size(spec: str) -> int | None:
@@ -192,4 +216,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
     if not path.is_file():
         allowed = "no such tokenizer; give bytes, bpe:SIZE, hf:NAME, or the path of a tokenizer.json or its folder"
         raise ConfigError("data.tokenizer", spec, allowed)
-    return HuggingFaceTokenizer.from_file(path)
+    tokenizer = _read(path)
+    if tokenizer.get_vocab(with_added_tokens=True) == _byte_vocabulary():
+        return ByteTokenizer()  # as it was saved
+    return HuggingFaceTokenizer(tokenizer, str(path))

@@ -34,7 +34,7 @@ class TrainedRun:
         if not self.folder.final_checkpoint.is_file():
             how = "a study keeps them with keep_checkpoints: true" if self.record.cell else "train it anew"
             raise UserError(f"{self.folder.path}: has no checkpoint, so nothing to evaluate; {how}")
-        kept = self.folder.all_kept() if along else {}
+        kept = {step: self.folder.kept(step) for step in self.folder.kept_steps()} if along else {}
         return kept | {self.record.steps: self.folder.final_checkpoint}
 
 
@@ -74,11 +74,9 @@ def home(path: Path) -> Path:
 
 
 def _run(path: Path) -> TrainedRun:
-    record = path / RECORD_NAME
-    evaluations = path / EVALUATIONS
-    if home(path) != path:
-        study = StudyFolder(home(path))
-        record, evaluations = study.record(path.name), study.path / EVALUATIONS / path.name
-    if not record.is_file():
+    folder = RunFolder(path)
+    record = folder.find_record()
+    if record is None:
         raise UserError(f"{path}: holds no finished run; give the folder of a run, or of a study")
-    return TrainedRun(RunFolder(path), RunRecord.read(record), evaluations)
+    evaluations = home(path) / EVALUATIONS
+    return TrainedRun(folder, record, evaluations if home(path) == path else evaluations / path.name)

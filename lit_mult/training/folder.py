@@ -39,9 +39,21 @@ class RunFolder:
         """Weights at a step of a run that keeps them on the way (`train.keep_every`)."""
         return self.checkpoints / "kept" / f"step={step}.ckpt"
 
-    def all_kept(self) -> dict[int, Path]:
-        """Optimizer steps -> weights kept on the way, in order."""
-        return {step: self.kept(step) for step in sorted(map(self.step, self.kept(0).parent.glob("step=*.ckpt")))}
+    def kept_steps(self) -> list[int]:
+        """Optimizer steps at which checkpoints were kept, in order."""
+        return sorted(self.step(path) for path in self.kept(0).parent.glob("step=*.ckpt"))
+
+    def find_record(self) -> RunRecord | None:
+        """The record of the run, which for a cell lies with those of its study; None when the run has none.
+
+        Raises:
+            UserError: the record is damaged.
+        """
+        places = [self.record]
+        here = self.path.absolute()
+        if here.parent.name == "cells":
+            places.append(here.parents[1] / "records" / f"{here.name}.json")
+        return next((RunRecord.read(path) for path in places if path.is_file()), None)
 
     def finished(self, config: RunConfig, corpus_hash: str) -> RunRecord | None:
         """The record of this run, if it has finished; nothing is written.
@@ -52,7 +64,10 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path}: is a file; name a folder")
         if self._config.is_file():
-            held, held_corpus = self._held()
+            try:
+                held, held_corpus = self.held()
+            except UserError as error:
+                raise UserError(f"{error}; name a new folder") from None
             if held.hash != config.hash or held_corpus != corpus_hash:
                 changes = differences(
                     held.decisive() | {"corpus_hash": held_corpus}, config.decisive() | {"corpus_hash": corpus_hash}
@@ -64,12 +79,19 @@ class RunFolder:
             raise UserError(f"--out {self.path}: is not empty and holds no run; name a new folder")
         return None
 
-    def _held(self) -> tuple[RunConfig, str]:
+    def held(self) -> tuple[RunConfig, str]:
+        """The config of the run in this folder, and the hash of its corpus.
+
+        Raises:
+            UserError: the folder holds no run, or what says which is damaged.
+        """
+        if not self._config.is_file():
+            raise UserError(f"{self.path}: not the folder of a run, there is no {CONFIG_NAME} in it")
         try:
             held = json.loads(self._config.read_text())
             return RunConfig.from_dict(held["config"]), str(held["corpus_hash"])
         except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
-            raise UserError(f"{self._config}: damaged, not the config of a run ({error}); name a new folder") from None
+            raise UserError(f"{self._config}: damaged, not the config of a run ({error})") from None
 
     def claim(self, config: RunConfig, corpus_hash: str) -> None:
         """Make the folder this run's.

@@ -27,7 +27,11 @@ class LitLlama(LightningModule):
     """Trains the model of a `RunConfig`; batches are windows (B, T+1) of token ids."""
 
     def __init__(self, config: dict[str, Any], vocab_size: int) -> None:
-        """Take the config as plain values: they are what a checkpoint may hold and still load with weights_only."""
+        """Take the config as plain values: they are what a checkpoint may hold and still load with weights_only.
+
+        The model starts at random; it is `run` that puts the weights of `model.pretrained` in, so that a checkpoint
+        can be restored where that folder is not.
+        """
         super().__init__()
         self.save_hyperparameters()
         self.config = RunConfig.from_dict(config)

@@ -103,6 +103,11 @@ def run(
     torch.manual_seed(config.seed)  # dropout; initialization and data have generators of their own
     with _quiet_lightning():
         module = LitLlama(config.to_dict(), corpus.vocab_size)
+        if config.model.pretrained is not None:
+            from lit_mult.hf.pretrained import start_from_pretrained
+
+            # A run that goes on, too: a damaged checkpoint sends it back to its start.
+            start_from_pretrained(module.model, module.plan, config)
         own = [history, RngState(), *callbacks, Checkpoints(folder, config.train, should_stop)]
         trainer = _trainer(config, folder, own)
         started_at = datetime.now(UTC).isoformat(timespec="seconds")

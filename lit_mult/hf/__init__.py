@@ -1,0 +1,1 @@
+"""Hugging Face's Llama: our models written as one, and runs that start from one."""

@@ -1,0 +1,142 @@
+"""The model card: what an exported model is, and how well it was checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lit_mult.config import RunConfig, split_pin
+from lit_mult.hf.agreement import Agreement
+from lit_mult.record import RunRecord
+
+_CARD = """\
+---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+tags: [llama, learnable-multipliers, lit-mult]
+---
+
+# {title}
+
+A language model trained by lit_mult with {multipliers}.
+
+What multipliers it was trained with are folded into the weights, `W_eff[i,j] = constant * scalar * row[i] * W[i,j] *
+column[j]` ([arXiv:2601.04890](https://arxiv.org/abs/2601.04890) eq. 2 and 3): this is a plain Llama, and nothing but
+transformers is needed to run it.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("PATH")
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+```
+
+## The model
+
+| | |
+|---|---|
+{rows}
+
+## Checked against the trained model
+
+{checks}
+
+## License
+
+Apache-2.0, as lit_mult. The corpus has a license of its own.
+"""
+
+
+def model_card(
+    config: RunConfig,
+    corpus_hash: str,
+    step: int,
+    record: RunRecord | None,
+    dtype: str,
+    merged: Agreement,
+    written: Agreement,
+) -> str:
+    """The text of README.md.
+
+    Args:
+        config: the run.
+        corpus_hash: of its corpus.
+        step: optimizer steps the model has had.
+        record: of the run, where it has one.
+        dtype: of the weights: float32 or bfloat16.
+        merged: the trained model against its merged weights in float32.
+        written: the trained model against the folder's model as transformers loads it.
+    """
+    model = config.model
+    rows = {
+        "size": f"{model.n_layers} layers of width {model.d_model}, MLP {model.d_ff}",
+        "heads": f"{model.n_heads} of size {model.head_dim}, {model.n_kv_heads} for keys and values",
+        "rotary base, norm epsilon": f"{model.rope_theta:g}, {model.norm_eps:g}",
+        "embeddings": "trained with a tied head, written apart" if model.tie_embeddings else "not tied",
+        "weights": dtype,
+        "multipliers": _multipliers(config),
+        "parametrization": _parametrization(config),
+        "optimizer": f"{config.optimizer}, lr {config.optim.lr:g}, weight decay {config.optim.weight_decay:g}",
+        "schedule": config.schedule.name,
+        "started from": "a random draw" if model.pretrained is None else _base(model.pretrained),
+        "steps": f"{step:,} of {config.train.steps:,}",
+        "tokens": f"{step * config.train.batch_size * config.data.seq_len:,}, in windows of {config.data.seq_len}",
+        "corpus": f"{_bare(config.data.corpus)} (hash {corpus_hash}), tokenizer {_bare(config.data.tokenizer)}",
+        "validation loss": _loss(record, step),
+        "seed": str(config.seed),
+        "config hash": config.hash,
+        "git commit": "unknown" if record is None or record.git_commit is None else record.git_commit,
+    }
+    return _CARD.format(
+        title=f"Llama of {model.n_layers} layers, width {model.d_model}: {_multipliers(config)}, {config.optimizer}",
+        multipliers=_multipliers(config),
+        rows="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
+        checks=_checks(dtype, merged, written),
+    )
+
+
+def _checks(dtype: str, merged: Agreement, written: Agreement) -> str:
+    line = (
+        f"Logits over {merged.tokens:,} tokens of validation text, in float32: they differ from those of the trained "
+        f"model, multipliers and all, by at most {merged.largest_difference:.1e} (allowed: {merged.bound:.1e}; largest "
+        f"logit {merged.largest_logit:.3g}), and the likeliest token is the same at {merged.same_argmax:.2%} of them."
+    )
+    if dtype == "float32":
+        return line
+    return (
+        f"{line}\n\nThese weights, rounded to {dtype}, are what this folder holds, bit for bit. Computed in {dtype}, "
+        f"logits differ by at most {written.largest_difference:.1e}, and the likeliest token is the same at "
+        f"{written.same_argmax:.2%}."
+    )
+
+
+def _multipliers(config: RunConfig) -> str:
+    match config.multipliers:
+        case "none":
+            return "no multipliers"
+        case "fixed":
+            return "fixed multipliers"
+        case learned:
+            return f"learnable {learned} multipliers (placement {config.placement.table})"
+
+
+def _parametrization(config: RunConfig) -> str:
+    rule = config.parametrization
+    if rule.rule == "standard":
+        return f"standard, attention scale {rule.attention_scale}"
+    return f"mup ({rule.width_rule}, base width {rule.base_d_model}), attention scale {rule.attention_scale}"
+
+
+def _loss(record: RunRecord | None, step: int) -> str:
+    losses = {} if record is None else dict(record.val_curve)
+    return f"{losses[step]:.4f} nats per token" if step in losses else "not measured at this step"
+
+
+def _base(pretrained: str) -> str:
+    folder, pin = split_pin(pretrained)
+    return f"{_bare(folder)} (hash {pin})"
+
+
+def _bare(place: str) -> str:
+    """A name as it is, and of a path the last part: the rest is the trainer's machine, not the model."""
+    return place if place.startswith("hf:") else Path(place).name

@@ -1,0 +1,136 @@
+"""Runs that start from a Hugging Face Llama instead of a random draw."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from lit_mult.config import RunConfig, split_pin
+from lit_mult.errors import ConfigError
+from lit_mult.hf.architecture import first_difference, read_architecture
+from lit_mult.hf.weights import content_hash, hf_name, read_weights
+from lit_mult.nn.llama import Llama, RMSNorm
+from lit_mult.nn.multipliers import MultipliedMatrix
+from lit_mult.parametrization.plan import MatrixPlan, RunPlan
+
+_PLAIN_SCALE = "1/sqrt(head_dim)"
+
+
+def pinned(config: RunConfig) -> RunConfig:
+    """The config with the hash of its pretrained folder's content; unchanged where it has one or starts at random.
+
+    Raises:
+        ConfigError: the folder holds no model.
+    """
+    folder, pin = (None, None) if config.model.pretrained is None else split_pin(config.model.pretrained)
+    if folder is None or pin is not None:
+        return config
+    return config.with_overrides({"model.pretrained": f"{folder}@{content_hash(Path(folder).expanduser())}"})
+
+
+def config_part(folder: Path) -> dict[str, Any]:
+    """The part of a run config with which a run can start from a folder: nested plain values.
+
+    Widths are the folder's alone, so nothing is scaled against another: the rule is standard, and `base_d_model` only
+    has to be a possible width. The tokenizer is the folder's, where it brings one.
+
+    Raises:
+        ConfigError: the folder holds no model, or one that our Llama cannot be.
+    """
+    found = read_architecture(folder)
+    d_model = found.fields["d_model"]
+    parametrization = {"rule": "standard", "base_d_model": d_model, "attention_scale": _PLAIN_SCALE}
+    if found.fields["tie_embeddings"]:
+        parametrization["embedding_std"] = 1 / math.sqrt(d_model)  # at which a tied head is the embedding itself
+    data: dict[str, Any] = {"seq_len": min(RunConfig().data.seq_len, found.max_length)}
+    if (folder / "tokenizer.json").is_file():
+        data["tokenizer"] = str(folder)
+    model = {"pretrained": f"{folder}@{content_hash(folder)}", **found.fields}
+    return {"model": model, "parametrization": parametrization, "data": data}
+
+
+def write_config_part(folder: Path, out: Path) -> None:
+    """Write `config_part` as the YAML file that `lit-mult fit --config` takes.
+
+    Raises:
+        ConfigError: see `config_part`.
+        FileExistsError: the file is there already.
+    """
+    text = yaml.safe_dump(config_part(folder), sort_keys=False)
+    with out.open("x") as file:
+        file.write(text)
+
+
+@torch.no_grad()
+def start_from_pretrained(model: Llama, plan: RunPlan, config: RunConfig) -> None:
+    """Give an initialized model the effective matrices and the norms of `model.pretrained`.
+
+    Multipliers and constants stay: W = W_theirs / (constant * start of the multipliers), so that logits are theirs.
+
+    Raises:
+        ConfigError: the folder's content is not what the config pins, its model is not the config's, or it cannot be
+            read.
+        UserError: the export extra is not installed.
+    """
+    assert config.model.pretrained is not None
+    name, pin = split_pin(config.model.pretrained)
+    folder = Path(name).expanduser()
+    if (held := content_hash(folder)) != pin:
+        said = f"its content has changed, and is now {name}@{held}" if pin else f"needs its hash: {name}@{held}"
+        raise ConfigError("model.pretrained", config.model.pretrained, said)
+    _check(folder, plan, config)
+    weights = read_weights(folder)
+    for module_name, module in model.named_modules():
+        if module_name == "lm_head" and config.model.tie_embeddings:
+            weights.pop("lm_head.weight", None)  # what is tied may be written twice; the embedding counts
+        elif isinstance(module, MultipliedMatrix):
+            theirs = _take(weights, f"{module_name}.weight", module.weight, folder)
+            module.weight.copy_(theirs.double() / _scale(plan.matrices[module_name]))
+        elif isinstance(module, RMSNorm):
+            module.weight.copy_(_take(weights, f"{module_name}.weight", module.weight, folder))
+    # Buffers that old versions wrote, which follow from the config.
+    left = sorted(name for name in weights if not name.endswith("rotary_emb.inv_freq"))
+    if left:
+        raise ConfigError("model.pretrained", str(folder), f"has a weight that ours has not, {left[0]}")
+
+
+def _check(folder: Path, plan: RunPlan, config: RunConfig) -> None:
+    """Raises: ConfigError when a run of the config cannot have the folder's logits at its start."""
+    found = read_architecture(folder)
+    remedy = f"in {folder} (lit-mult import writes a config that fits)"
+    if name := first_difference(config.model, found.fields):
+        needed = found.fields[name]
+        raise ConfigError(f"model.{name}", getattr(config.model, name), f"must be {needed!r}, as {remedy}")
+    vocab_size = plan.matrices["embed_tokens"].shape[0]
+    if vocab_size != found.vocab_size:
+        allowed = f"has {vocab_size} ids and must have {found.vocab_size}, as {remedy}"
+        raise ConfigError("data.tokenizer", config.data.tokenizer, allowed)
+    if config.parametrization.attention_scale != _PLAIN_SCALE:
+        field, value = "parametrization.attention_scale", config.parametrization.attention_scale
+        raise ConfigError(field, value, f"must be {_PLAIN_SCALE}, as {remedy}")
+    # A tied head and the embedding share W: both effective matrices are the folder's only at one and the same scale.
+    embedding, head = _scale(plan.matrices["embed_tokens"]), _scale(plan.matrices["lm_head"])
+    if config.model.tie_embeddings and not math.isclose(embedding, head, rel_tol=1e-9):
+        std = config.parametrization.embedding_std
+        allowed = f"must be {std * head / embedding!r} for a head that is tied as {remedy}"
+        raise ConfigError("parametrization.embedding_std", std, allowed)
+
+
+def _scale(matrix: MatrixPlan) -> float:
+    """W_eff / W at the start."""
+    return matrix.constant * math.prod(matrix.start.values())
+
+
+def _take(weights: dict[str, Tensor], name: str, ours: Tensor, folder: Path) -> Tensor:
+    theirs = weights.pop(hf_name(name), None)
+    if theirs is None:
+        raise ConfigError("model.pretrained", str(folder), f"lacks the weight {hf_name(name)}")
+    if theirs.shape != ours.shape or not theirs.is_floating_point():
+        said = f"its {hf_name(name)} is {theirs.dtype} of shape {tuple(theirs.shape)}, not floats {tuple(ours.shape)}"
+        raise ConfigError("model.pretrained", str(folder), said)
+    return theirs
