@@ -60,8 +60,8 @@ class Tokenizer(Protocol):
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """`encode` of each text, in parallel where the tokenizer can."""
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; separators included, bytes that are not UTF-8 replaced."""
+    def decode(self, ids: Iterable[int], plain: bool = False) -> str:
+        """Text of ids, bytes that are not UTF-8 replaced; plain: without separators and other special tokens."""
 
     def save(self, path: Path) -> None:
         """Write the tokenizer.json, from which `load_tokenizer` gives the tokenizer back."""
@@ -85,8 +85,9 @@ class ByteTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         return [self.encode(text) for text in texts]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        return bytes(int(token) for token in ids).decode("utf-8", errors="replace")
+    def decode(self, ids: Iterable[int], plain: bool = False) -> str:
+        wanted = bytes(int(token) for token in ids if not (plain and token == self.separator_id))
+        return wanted.decode("utf-8", errors="replace")
 
     def save(self, path: Path) -> None:
         """Write the tokenizer.json: byte-level BPE without merges, id = byte."""
@@ -169,8 +170,8 @@ class HuggingFaceTokenizer:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        return str(self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=False))
+    def decode(self, ids: Iterable[int], plain: bool = False) -> str:
+        return str(self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=plain))
 
 
 def _read(path: Path) -> HFTokenizer:

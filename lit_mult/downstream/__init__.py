@@ -1,1 +1,1 @@
-"""What a trained model can do: benchmarks through lm-eval."""
+"""What a trained model can do: benchmarks through lm-eval, on live models."""

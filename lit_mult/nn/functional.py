@@ -46,7 +46,7 @@ class _RotateQKV(torch.autograd.Function):
     def forward(ctx: Any, qkv_BTNK: Tensor, rotation_TK: Tensor, heads: tuple[int, int]) -> tuple[Tensor, ...]:
         ctx.save_for_backward(rotation_TK)
         H, G = ctx.heads = heads
-        qk_BTNK = torch.view_as_real(_as_complex(qkv_BTNK[:, :, : H + G]) * rotation_TK[:, None]).flatten(-2)
+        qk_BTNK = torch.view_as_real(_as_complex(qkv_BTNK[:, :, : H + G]) * rotation_TK.unsqueeze(-2)).flatten(-2)
         qk_BTNK = qk_BTNK.to(qkv_BTNK.dtype)
         return qk_BTNK[:, :, :H], qk_BTNK[:, :, H:], qkv_BTNK[:, :, H + G :].clone()
 
@@ -55,7 +55,7 @@ class _RotateQKV(torch.autograd.Function):
     def backward(ctx: Any, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor, None, None]:
         (rotation_TK,) = ctx.saved_tensors
         H, G = ctx.heads
-        inverse_TK = rotation_TK.conj_physical()[:, None]
+        inverse_TK = rotation_TK.conj_physical().unsqueeze(-2)
         q, k = _as_complex(grad_q), _as_complex(grad_k)
         B, T, _, K = grad_q.shape
         grad = torch.empty(B, T, H + 2 * G, K, dtype=q.real.dtype, device=q.device)
@@ -107,7 +107,10 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def rotate_qkv(qkv_BTNK: Tensor, rotation_TK: Tensor, n_heads: int, n_kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Split a joint projection (B, T, H+2G, K), rotary pairs interleaved, into rotated queries and keys, and values."""
+    """Split a joint projection (B, T, H+2G, K), rotary pairs interleaved, into rotated queries and keys, and values.
+
+    Rotations are (T, K/2), or (B, T, K/2) where the rows stand at different positions.
+    """
     q_BTHK, k_BTGK, v_BTGK = _RotateQKV.apply(qkv_BTNK, rotation_TK, (n_heads, n_kv_heads))  # type: ignore[no-untyped-call]
     return q_BTHK, k_BTGK, v_BTGK
 

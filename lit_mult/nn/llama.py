@@ -1,6 +1,7 @@
 """A Llama-compatible decoder (RMSNorm, half-split rotary embedding, SwiGLU, grouped-query attention, no biases).
 
-Shapes in names: B batch, T time, D width, H query heads, G key/value heads, K head size, F hidden, V vocabulary.
+Shapes in names: B batch, T time, S cached and new tokens, D width, H query heads, G key/value heads, K head size,
+F hidden, V vocabulary.
 Module names are those of Hugging Face's `LlamaForCausalLM` without the `model.` prefix.
 """
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from lit_mult.config import ModelConfig
 from lit_mult.nn.functional import interleave_halves, rms_norm, rotary_table, rotate_qkv, swiglu
+from lit_mult.nn.kv_cache import KVCache, LayerCache
 from lit_mult.nn.multipliers import MultipliedEmbedding, MultipliedLinear
 from lit_mult.parametrization.plan import RunPlan
 from lit_mult.roles import Role
@@ -34,6 +36,8 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Causal grouped-query attention."""
 
+    joint_weight: Tensor | None
+
     def __init__(self, config: ModelConfig, plan: RunPlan, name: str) -> None:
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
@@ -42,19 +46,32 @@ class Attention(nn.Module):
         self.k_proj = MultipliedLinear(plan.matrices[f"{name}.k_proj"])
         self.v_proj = MultipliedLinear(plan.matrices[f"{name}.v_proj"])
         self.o_proj = MultipliedLinear(plan.matrices[f"{name}.o_proj"])
+        self.register_buffer("joint_weight", None, persistent=False)
 
-    def forward(self, x_BTD: Tensor, rotation_TK: Tensor) -> Tensor:
+    def form_joint_weight(self) -> Tensor:
+        """Effective query, key and value weights ((H+2G)*K, D), rotary pairs interleaved, for one product."""
+        q_weight = interleave_halves(self.q_proj.effective_weight(), self.head_dim)
+        k_weight = interleave_halves(self.k_proj.effective_weight(), self.head_dim)
+        return torch.cat([q_weight, k_weight, self.v_proj.effective_weight()])
+
+    def forward(self, x_BTD: Tensor, rotation_TK: Tensor, cache: LayerCache | None = None) -> Tensor:
         B, T, _ = x_BTD.shape
         H, G = self.n_heads, self.n_kv_heads
         # One product for the three: joining weights is cheap, reading and differentiating x three times is not.
-        q_weight = interleave_halves(self.q_proj.effective_weight(), self.head_dim)
-        k_weight = interleave_halves(self.k_proj.effective_weight(), self.head_dim)
-        qkv_weight = torch.cat([q_weight, k_weight, self.v_proj.effective_weight()])
+        qkv_weight = self.form_joint_weight() if self.joint_weight is None else self.joint_weight
         qkv_BTNK = F.linear(x_BTD, qkv_weight).view(B, T, H + 2 * G, self.head_dim)
-        heads_BTNK = rotate_qkv(qkv_BTNK, rotation_TK, H, G)
-        q_BHTK, k_BGTK, v_BGTK = (x_BTNK.transpose(1, 2) for x_BTNK in heads_BTNK)
+        q_BTHK, k_BSGK, v_BSGK = rotate_qkv(qkv_BTNK, rotation_TK, H, G)
+        mask_BHTS = None
+        if cache is not None:
+            k_BSGK, v_BSGK, mask_BHTS = cache.extend(k_BSGK, v_BSGK)
         y_BHTK = F.scaled_dot_product_attention(
-            q_BHTK, k_BGTK, v_BGTK, is_causal=True, scale=self.scale, enable_gqa=H != G
+            q_BTHK.transpose(1, 2),
+            k_BSGK.transpose(1, 2),
+            v_BSGK.transpose(1, 2),
+            attn_mask=mask_BHTS,
+            is_causal=k_BSGK.shape[1] == T,
+            scale=self.scale,
+            enable_gqa=H != G,
         )
         out_BTD: Tensor = self.o_proj(y_BHTK.transpose(1, 2).reshape(B, T, H * self.head_dim))
         return out_BTD
@@ -63,14 +80,21 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU (arXiv:2002.05202): down(silu(gate(x)) * up(x))."""
 
+    joint_weight: Tensor | None
+
     def __init__(self, plan: RunPlan, name: str) -> None:
         super().__init__()
         self.gate_proj = MultipliedLinear(plan.matrices[f"{name}.gate_proj"])
         self.up_proj = MultipliedLinear(plan.matrices[f"{name}.up_proj"])
         self.down_proj = MultipliedLinear(plan.matrices[f"{name}.down_proj"])
+        self.register_buffer("joint_weight", None, persistent=False)
+
+    def form_joint_weight(self) -> Tensor:
+        """Effective gate and up weights (2F, D), for one product."""
+        return torch.cat([self.gate_proj.effective_weight(), self.up_proj.effective_weight()])
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        gate_up_weight = torch.cat([self.gate_proj.effective_weight(), self.up_proj.effective_weight()])
+        gate_up_weight = self.form_joint_weight() if self.joint_weight is None else self.joint_weight
         out_BTD: Tensor = self.down_proj(swiglu(F.linear(x_BTD, gate_up_weight)))
         return out_BTD
 
@@ -86,8 +110,8 @@ class Block(nn.Module):
         self.mlp = MLP(plan, f"{name}.mlp")
         self.dropout = config.dropout
 
-    def forward(self, x_BTD: Tensor, rotation_TK: Tensor) -> Tensor:
-        x_BTD = x_BTD + self._drop(self.self_attn(self.input_layernorm(x_BTD), rotation_TK))
+    def forward(self, x_BTD: Tensor, rotation_TK: Tensor, cache: LayerCache | None = None) -> Tensor:
+        x_BTD = x_BTD + self._drop(self.self_attn(self.input_layernorm(x_BTD), rotation_TK, cache))
         return x_BTD + self._drop(self.mlp(self.post_attention_layernorm(x_BTD)))
 
     def _drop(self, x_BTD: Tensor) -> Tensor:
@@ -95,23 +119,63 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """Token ids (B, T) -> logits (B, T, V)."""
+    """Token ids (B, T) -> logits (B, T, V); with a cache the ids follow the tokens that it holds."""
 
     def __init__(self, config: ModelConfig, plan: RunPlan) -> None:
         """Allocate the model that `plan` describes, uninitialized (see `nn.init.initialize`)."""
         super().__init__()
-        self.head_dim, self.rope_theta = config.head_dim, config.rope_theta
+        self.n_kv_heads, self.head_dim, self.rope_theta = config.n_kv_heads, config.head_dim, config.rope_theta
         self.embed_tokens = MultipliedEmbedding(plan.matrices["embed_tokens"])
         self.layers = nn.ModuleList(Block(config, plan, f"layers.{layer}") for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         shared = self.embed_tokens.weight if config.tie_embeddings else None
         self.lm_head = MultipliedLinear(plan.matrices["lm_head"], shared)
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        x_BTD = self.embed_tokens(ids_BT)
-        # Anew in every forward: next to nothing, and a table that is kept goes stale (meta device, inference mode).
-        rotation_TK = rotary_table(ids_BT.shape[1], self.head_dim, self.rope_theta, x_BTD.device)
-        for block in self.layers:
-            x_BTD = block(x_BTD, rotation_TK)
-        logits_BTV: Tensor = self.lm_head(self.norm(x_BTD))
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and ids must be."""
+        return self.embed_tokens.weight.device
+
+    def forward(self, ids_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+        logits_BTV: Tensor = self.lm_head(self.hidden(ids_BT, cache))
         return logits_BTV
+
+    def hidden(self, ids_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+        """What `lm_head` reads (B, T, D); for inference where logits matter at some of the positions alone.
+
+        With a cache the tokens follow those that it holds, and are added to it.
+        """
+        x_BTD = self.embed_tokens(ids_BT)
+        if cache is None:
+            # Anew in every forward: next to nothing, and a table that is kept goes stale (meta device, inference mode).
+            rotation_TK = rotary_table(ids_BT.shape[1], self.head_dim, self.rope_theta, x_BTD.device)
+            for block in self.layers:
+                x_BTD = block(x_BTD, rotation_TK)
+        else:
+            rotation_TK = cache.extend(ids_BT.shape[1])
+            for block, layer in zip(self.layers, cache.layers, strict=True):
+                x_BTD = block(x_BTD, rotation_TK, layer)
+        out_BTD: Tensor = self.norm(x_BTD)
+        return out_BTD
+
+    def empty_cache(self, batch: int, slots: int) -> KVCache:
+        """A cache for `batch` rows of up to `slots` tokens each."""
+        return KVCache.empty(
+            len(self.layers),
+            batch,
+            slots,
+            self.n_kv_heads,
+            head_dim=self.head_dim,
+            rope_theta=self.rope_theta,
+            like=self.embed_tokens.weight,
+        )
+
+    @torch.no_grad()
+    def join_weights(self) -> None:
+        """Form the joint weights once, for a model whose parameters will not change any more.
+
+        A token that is generated alone waits for copies of weights as long as for the products with them.
+        """
+        for module in self.modules():
+            if isinstance(module, Attention | MLP):
+                module.joint_weight = module.form_joint_weight()

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import nn
 
-from lit_mult.nn.llama import Attention, Llama
+from lit_mult.nn.llama import MLP, Attention, Llama
 from lit_mult.nn.multipliers import MultipliedMatrix
 
 
@@ -22,6 +22,8 @@ def merged(model: Llama) -> Llama:
     """
     plain = copy.deepcopy(model).requires_grad_(False).eval()
     for module in plain.modules():
+        if isinstance(module, Attention | MLP):
+            module.joint_weight = None  # of the model that was copied
         if isinstance(module, Attention):
             usual = 1 / math.sqrt(module.head_dim)
             module.q_proj.constant *= module.scale / usual

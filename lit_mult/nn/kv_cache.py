@@ -1,0 +1,141 @@
+"""Keys and values of the tokens that a decoder has read, so that the next token costs one token.
+
+Shapes in names: B batch, T new tokens, S slots, G key/value heads, K head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from lit_mult.nn.functional import rotary_table
+
+
+class LayerCache:
+    """The part of a `KVCache` that belongs to one attention layer."""
+
+    def __init__(self, keys_BSGK: Tensor, values_BSGK: Tensor) -> None:
+        self.keys_BSGK, self.values_BSGK = keys_BSGK, values_BSGK
+        self.span: Span | None = None
+        """Where the tokens that are being read go; set by `KVCache.extend`."""
+
+    def extend(self, k_BTGK: Tensor, v_BTGK: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Take in the keys and values of T new tokens.
+
+        Returns keys and values (B, S', G, K) of what the new tokens may see, and the mask (1 or B, 1, T, S') of who
+        sees what; None where that is plain causal attention (T > 1) or every token sees all (T = 1).
+        """
+        span = self.span
+        assert span is not None, "KVCache.extend comes first"
+        for kept_BSGK, new_BTGK in ((self.keys_BSGK, k_BTGK), (self.values_BSGK, v_BTGK)):
+            if span.slots_N is None:
+                kept_BSGK[:, span.first : span.seen] = new_BTGK
+            else:
+                kept_BSGK.flatten(0, 1).index_copy_(0, span.slots_N, new_BTGK.flatten(0, 1).to(kept_BSGK.dtype))
+        if span.first == 0:
+            return k_BTGK, v_BTGK, None
+        return self.keys_BSGK[:, : span.seen], self.values_BSGK[:, : span.seen], span.mask_B1TS
+
+
+class Span:
+    """Where T new tokens of each row go and what they may see; the same in every layer."""
+
+    def __init__(self, cache: KVCache, length: int) -> None:
+        self.first, self.seen = cache.longest, cache.longest + length
+        device = cache.lengths_B.device
+        self.slots_N: Tensor | None = None
+        """Slots of all new tokens, counted through the batch (B*T,); None where every row takes first..seen-1."""
+        self.mask_B1TS: Tensor | None = None
+        if not cache.ragged:
+            self.rotation = cache.rotation_SK[self.first : self.seen]
+            """Rotations of the new tokens (T, K/2), or (B, T, K/2) where rows differ in length."""
+            position_BT = torch.arange(self.first, self.seen, device=device)[None]
+        else:
+            position_BT = cache.lengths_B[:, None] + torch.arange(length, device=device)
+            self.rotation = cache.rotation_SK[position_BT]
+            row_B1 = torch.arange(len(position_BT), device=device)[:, None]
+            self.slots_N = (row_B1 * cache.slots + position_BT).flatten()
+        if self.first and (cache.ragged or length > 1):
+            self.mask_B1TS = (torch.arange(self.seen, device=device) <= position_BT[..., None])[:, None]
+
+
+class KVCache:
+    """Room for `slots` tokens a row; row b has read lengths_B[b], which lie in its first slots.
+
+    Rows of different lengths are padded on the right, not on the left: causal attention alone then keeps padding
+    from being seen, so that reading prompts needs no mask of T x T. `truncate` forgets the padding, and later tokens
+    are written over it.
+
+        cache = model.empty_cache(batch=2, slots=100)
+        hidden_BTD = model.hidden(prompts_BT, cache)  # padded on the right
+        cache.truncate(lengths)
+        logits_BTV = model(next_B1, cache)  # one more token for each row, and so on
+    """
+
+    def __init__(self, layers: Sequence[LayerCache], rotation_SK: Tensor, lengths: Sequence[int]) -> None:
+        """Take what `empty` and `select` make."""
+        self.layers, self.rotation_SK = layers, rotation_SK
+        self.slots = len(rotation_SK)
+        self._set_lengths(lengths)
+
+    @classmethod
+    def empty(
+        cls,
+        n_layers: int,
+        batch: int,
+        slots: int,
+        n_kv_heads: int,
+        *,
+        head_dim: int,
+        rope_theta: float,
+        like: Tensor,
+    ) -> Self:
+        """A cache that has read nothing; device and dtype are those of `like`."""
+        # Zeros: what is masked is still multiplied by a weight of 0, and garbage may hold a NaN.
+        size = (batch, slots, n_kv_heads, head_dim)
+        layers = [LayerCache(like.new_zeros(size), like.new_zeros(size)) for _ in range(n_layers)]
+        return cls(layers, rotary_table(slots, head_dim, rope_theta, like.device), [0] * batch)
+
+    def _set_lengths(self, lengths: Sequence[int]) -> None:
+        self.lengths = list(lengths)
+        # Known on the host, so that no step has to wait for a device.
+        self.longest, self.ragged = max(lengths), len(set(lengths)) > 1
+        self.lengths_B = torch.tensor(self.lengths, device=self.rotation_SK.device)
+
+    def extend(self, length: int) -> Tensor:
+        """Make ready for `length` new tokens a row, and return their rotations (T, K/2) or (B, T, K/2).
+
+        Raises:
+            ValueError: there is no room for them.
+        """
+        if self.longest + length > self.slots:
+            raise ValueError(f"{self.longest} + {length} tokens do not fit into {self.slots} slots")
+        span = Span(self, length)
+        for layer in self.layers:
+            layer.span = span
+        self.longest += length
+        self.lengths_B = self.lengths_B + length
+        self.lengths = [kept + length for kept in self.lengths]
+        return span.rotation
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Forget all but the first lengths[b] tokens of each row.
+
+        Raises:
+            ValueError: a row has not read as many.
+        """
+        if any(wanted > kept for wanted, kept in zip(lengths, self.lengths, strict=True)):
+            raise ValueError(f"rows of {self.lengths} tokens cannot be truncated to {list(lengths)}")
+        self._set_lengths(lengths)
+
+    def select(self, rows: Sequence[int]) -> KVCache:
+        """A cache with copies of these rows, which may repeat, in this order."""
+        rows_N = torch.tensor(rows, device=self.lengths_B.device)
+        layers = [
+            LayerCache(layer.keys_BSGK.index_select(0, rows_N), layer.values_BSGK.index_select(0, rows_N))
+            for layer in self.layers
+        ]
+        return KVCache(layers, self.rotation_SK, [self.lengths[row] for row in rows])
