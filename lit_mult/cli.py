@@ -170,6 +170,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     shots = "examples in the prompt (default: what each task says)"
     parser.add_argument("--num_fewshot", type=NonNegativeInt, default=None, help=shots)
     parser.add_argument("--limit", type=PositiveInt, default=None, help="first items of each task only")
+    length = "tokens that the model sees at once (default: data.seq_len of the run)"
+    parser.add_argument("--max_length", type=PositiveInt, default=None, help=length)
     parser.add_argument(
         "--batch_size", type=PositiveInt, default=64, help="requests that go through the model together"
     )

@@ -172,6 +172,8 @@ class EvaluationRecord(_Written):
     """Examples in the prompt, where it was asked for; None: what each task says."""
     limit: int | None
     """Items of each task, where it was asked for; None: all."""
+    max_length: int
+    """Tokens that the model saw at once."""
     truncated: int
     """Requests that were longer than the model's context and lost their beginning."""
     git_commit: str | None

@@ -57,6 +57,7 @@ def write_evaluation(
             "corpus_hash": "abc",
             "num_fewshot": None,
             "limit": None,
+            "max_length": 128,
             "truncated": 0,
             "git_commit": None,
             "versions": {},

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ class Options:
     """Examples in the prompt, in place of what each task says."""
     limit: int | None = None
     """First items of each task only."""
+    max_length: int | None = None
+    """Tokens that the model sees at once; None: those it was trained with (data.seq_len)."""
     batch_size: int = BATCH_SIZE
     device: str | None = None
     """None: a GPU where there is one."""
@@ -101,7 +104,7 @@ def evaluate(run: TrainedRun, suite: Suite, step: int, checkpoint: Path, options
         model = LitMultLM(
             trained.model,
             trained.tokenizer,
-            max_length=config.data.seq_len,
+            max_length=options.max_length or config.data.seq_len,
             device=device,
             batch_size=options.batch_size,
             progress=options.progress,
@@ -119,6 +122,7 @@ def evaluate(run: TrainedRun, suite: Suite, step: int, checkpoint: Path, options
         corpus_hash=trained.corpus.hash,
         num_fewshot=options.num_fewshot,
         limit=options.limit,
+        max_length=model.max_length,
         truncated=model.truncated,
         git_commit=provenance.git_commit(),
         versions=provenance.versions() | {"lm_eval": version("lm_eval")},
@@ -138,7 +142,13 @@ def evaluate(run: TrainedRun, suite: Suite, step: int, checkpoint: Path, options
 
 def record_path(run: TrainedRun, suite: Suite, step: int, options: Options) -> Path:
     """Where the record of an evaluation goes: another suite, limit or number of shots is another file."""
-    asked = [suite.name, [repr(column) for column in suite.columns], options.num_fewshot, options.limit]
+    asked = [
+        suite.name,
+        [repr(column) for column in suite.columns],
+        options.num_fewshot,
+        options.limit,
+        options.max_length,
+    ]
     asked += [Path(suite.include_path).name if suite.include_path else None]
     digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
     name = suite.name if suite.name.isidentifier() else "tasks"
@@ -153,17 +163,19 @@ def _lm_eval(suite: Suite) -> Iterator[None]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         import datasets
-        import lm_eval  # noqa: F401
+        import lm_eval.api.task as lm_eval_task
     except ImportError as error:
         raise UserError(f"evaluate needs lm-eval: pip install 'lit-mult[eval]' ({one_line(error)})") from None
     logger = logging.getLogger("lm_eval")
-    level, bars = logger.level, datasets.is_progress_bar_enabled()
+    level, bars, bar = logger.level, datasets.is_progress_bar_enabled(), lm_eval_task.tqdm
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
+    lm_eval_task.tqdm = partial(bar, disable=True)  # a bar for each task's prompts, which are there at once
     try:
         yield
     finally:
         logger.setLevel(level)
+        lm_eval_task.tqdm = bar
         if bars:
             datasets.enable_progress_bars()
 
