@@ -29,7 +29,7 @@ class Agreement:
     def bound(self) -> float:
         """What rounding may do to float32 logits: 1e-4 at logits up to 10, and in proportion beyond.
 
-        Measured over random multipliers of every kind it does at most a tenth of that, while a multiplier that is left
+        Measured over random multipliers of every kind it does up to a tenth of that, while a multiplier that is left
         out moves logits by the order of the logits themselves.
         """
         return _TOLERANCE * max(1.0, self.largest_logit / _USUAL_LOGIT)

@@ -11,6 +11,7 @@ import yaml
 from torch import Tensor
 
 from lit_mult.config import RunConfig, split_pin
+from lit_mult.data.tokenizers import ByteTokenizer, load_tokenizer
 from lit_mult.errors import ConfigError
 from lit_mult.hf.architecture import first_difference, read_architecture
 from lit_mult.hf.weights import content_hash, hf_name, read_weights
@@ -40,7 +41,7 @@ def config_part(folder: Path) -> dict[str, Any]:
     has to be a possible width. The tokenizer is the folder's, where it brings one.
 
     Raises:
-        ConfigError: the folder holds no model, or one that our Llama cannot be.
+        ConfigError: the folder holds no model, or one that our Llama cannot be, or a tokenizer without a separator.
     """
     found = read_architecture(folder)
     d_model = found.fields["d_model"]
@@ -49,7 +50,8 @@ def config_part(folder: Path) -> dict[str, Any]:
         parametrization["embedding_std"] = 1 / math.sqrt(d_model)  # at which a tied head is the embedding itself
     data: dict[str, Any] = {"seq_len": min(RunConfig().data.seq_len, found.max_length)}
     if (folder / "tokenizer.json").is_file():
-        data["tokenizer"] = str(folder)
+        tokenizer = load_tokenizer(str(folder))
+        data["tokenizer"] = tokenizer.identity if isinstance(tokenizer, ByteTokenizer) else str(folder)
     model = {"pretrained": f"{folder}@{content_hash(folder)}", **found.fields}
     return {"model": model, "parametrization": parametrization, "data": data}
 
