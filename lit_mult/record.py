@@ -150,6 +150,8 @@ class Score(BaseModel):
     side: Literal["knowledge", "reasoning"] | None = None
     chance: float | None = None
     """Score of guessing, where it is known."""
+    num_fewshot: int | None = None
+    """Examples that were in the prompt."""
 
 
 class EvaluationRecord(_Written):

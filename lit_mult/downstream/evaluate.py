@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,9 @@ def evaluate_all(
         for step, checkpoint in run.checkpoints(along=along).items()
         if not record_path(run, suite, step, options).is_file()
     ]
+    if waiting:
+        with _lm_eval(suite):
+            _task_manager(suite)  # whether the tasks exist is said before anything is under way
     start = time.perf_counter()
     for number, (run, step, checkpoint) in enumerate(waiting):
         left = (time.perf_counter() - start) / number * (len(waiting) - number) if number else None
@@ -182,37 +185,55 @@ def _lm_eval(suite: Suite) -> Iterator[None]:
 
 def _simple_evaluate(model: Any, suite: Suite, options: Options) -> dict[str, Any]:
     from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=suite.include_path, include_defaults=suite.defaults)
-    known = set(manager.all_tasks)
-    if unknown := [column.task for column in suite.columns if column.task not in known]:
-        where = f"lm-eval or {suite.include_path}" if suite.include_path else "lm-eval"
-        raise UserError(
-            f"--tasks: {', '.join(unknown)}: no such task or group in {where}; `lm-eval ls tasks` lists them"
-        )
+    manager = _task_manager(suite)
     try:
         answer = simple_evaluate(
             model=model,
-            tasks=[_asked(column) for column in suite.columns],
+            tasks=[suite.name] if suite.as_group else suite.tasks,
             num_fewshot=options.num_fewshot,
             limit=options.limit,
-            bootstrap_iters=0 if suite.offline else 1000,  # standard errors of means need none
+            bootstrap_iters=1000,  # for standard errors of scores that are no means
             task_manager=manager,
             verbosity="ERROR",
         )
-    except (OSError, ValueError, ImportError) as error:  # of the hub, of the data set's files, of a task's requirements
-        if isinstance(error, UserError) or not (suite.needs or _is_of_the_hub(error)):
+    except UserError:
+        raise
+    except Exception as error:  # of the hub, of a data set's files, of what a task requires: lm-eval raises anything
+        if not (suite.needs or _is_of_the_hub(error)):
             raise
         raise UserError(f"{suite.needs or '--tasks: their data cannot be loaded'} ({one_line(error)})") from None
     assert answer is not None  # rank 0
     return dict(answer)
 
 
-def _asked(column: Column) -> str | dict[str, Any]:
-    if column.num_fewshot is None:
-        return column.task
-    return {"task": column.task, "num_fewshot": column.num_fewshot}
+@cache
+def _task_manager(suite: Suite) -> Any:
+    """lm-eval's index of tasks; that of its own takes seconds, and is left out where the suite can do without."""
+    from lm_eval.tasks import TaskManager
+
+    if suite.include_path:
+        manager = TaskManager(include_path=suite.include_path, include_defaults=False)
+        if _holds(manager, suite.tasks):
+            return manager
+    manager = TaskManager(include_path=suite.include_path)
+    if unknown := [task for task in suite.tasks if not _holds(manager, [task])]:
+        where = f"lm-eval or {suite.include_path}" if suite.include_path else "lm-eval"
+        raise UserError(
+            f"--tasks: {', '.join(unknown)}: no such task or group in {where}; `lm-eval ls tasks` lists them"
+        )
+    return manager
+
+
+def _holds(manager: Any, names: Sequence[str]) -> bool:
+    """Whether all of these tasks and groups are there, with the parts of groups."""
+    for name in names:
+        if name not in manager.task_index:
+            return False
+        parts = (manager.task_index[name].cfg or {}).get("task")
+        if isinstance(parts, list) and not _holds(manager, [part for part in parts if isinstance(part, str)]):
+            return False
+    return True
 
 
 def _is_of_the_hub(error: Exception) -> bool:
@@ -250,6 +271,7 @@ def _scores(column: Column, answer: Mapping[str, Any]) -> Iterator[Score]:
         items_hash=_items_hash(samples),
         side=column.side,
         chance=column.chance,
+        num_fewshot=answer["n-shot"].get(_leaves(column.task, answer)[0]),
     )
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import yaml
 
 from lit_mult.config import DataConfig
 from lit_mult.data.cache import cache_dir
@@ -33,6 +35,8 @@ class Column:
     chance: float | None = None
     num_fewshot: int | None = None
     """Examples in the prompt; None: what the task says."""
+    is_group: bool = False
+    """Whether the name is that of a group, which matters to lm-eval where the number of examples is set."""
 
 
 @dataclass(frozen=True)
@@ -43,30 +47,34 @@ class Suite:
     columns: tuple[Column, ...]
     include_path: str | None = None
     """Folder of task files of the user's, or of ours."""
-    defaults: bool = True
-    """Use lm-eval's own tasks too (which takes seconds to index)."""
     offline: bool = False
     """Reach for no host: everything that is needed lies here."""
+    as_group: bool = False
+    """Ask for the group of the suite's name, which says how many examples each task has in its prompt."""
     needs: str = ""
     """What to tell the user when the tasks cannot be loaded."""
-    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of its tasks and groups."""
+        return [column.task for column in self.columns]
 
 
 # Shots are those of the Open LLM Leaderboards, versions 1 and 2; the paper does not state its own.
 PAPER = (
     Column("hellaswag", ("acc_norm",), "knowledge", 1 / 4, 10),
     Column("arc_challenge", ("acc_norm",), "knowledge", 1 / 4, 25),
-    Column("mmlu", ("acc",), "knowledge", 1 / 4, 5),
+    Column("mmlu", ("acc",), "knowledge", 1 / 4, 5, is_group=True),
     Column("leaderboard_mmlu_pro", ("acc",), "knowledge", 1 / 10, 5),
-    Column("leaderboard_bbh", ("acc_norm",), "reasoning", None, 3),
+    Column("leaderboard_bbh", ("acc_norm",), "reasoning", None, 3, is_group=True),
     Column("gsm8k", ("exact_match,flexible-extract",), "reasoning", 0.0, 5),
-    Column("leaderboard_math_hard", ("exact_match",), "reasoning", 0.0, 4),
+    Column("leaderboard_math_hard", ("exact_match",), "reasoning", 0.0, 4, is_group=True),
 )
 """The tasks of arXiv:2601.04890 table 2, in its order."""
 
 _PAPER_NEEDS = (
-    "--tasks paper needs its data sets from huggingface.co: run it where that can be reached (HF_HUB_OFFLINE unset), or"
-    " once there to fill the cache; leaderboard_math_hard needs pip install 'lm-eval[math]' too"
+    "--tasks paper needs its data sets from huggingface.co (run it where that can be reached, HF_HUB_OFFLINE unset,"
+    " or once there to fill the cache) and pip install 'lit-mult[paper]'"
 )
 
 
@@ -79,9 +87,9 @@ def load_suite(names: str, include_path: str | None = None) -> Suite:
     if names == "mini":
         folder = mini_folder()
         columns = tuple(Column(task.name, (task.metric,), task.side, task.chance) for task in TASKS)
-        return Suite("mini", columns, str(folder), defaults=False, offline=True)
+        return Suite("mini", columns, str(folder), offline=True)
     if names == "paper":
-        return Suite("paper", PAPER, include_path, needs=_PAPER_NEEDS)
+        return Suite("paper", PAPER, str(mini_folder()), as_group=True, needs=_PAPER_NEEDS)
     if include_path is not None and not Path(include_path).is_dir():
         raise UserError(f"--include_path {include_path}: no such folder; give one with lm-eval task files")
     listed = tuple(name.strip() for name in names.split(",") if name.strip())
@@ -91,7 +99,7 @@ def load_suite(names: str, include_path: str | None = None) -> Suite:
 
 
 def mini_folder() -> Path:
-    """The embedded benchmark's folder in the cache, written if it is not there.
+    """The folder with the embedded benchmark and the group `paper` in the cache, written if it is not there.
 
     Its items of held-out text come from the running Python's standard library, so that they fit the corpus `stdlib`.
 
@@ -115,7 +123,10 @@ def mini_folder() -> Path:
 
 
 def write_mini(folder: Path) -> str:
-    """Write the embedded benchmark into a folder, for `lm_eval --include_path`, and return its identity.
+    """Write the embedded benchmark, and the paper's tasks as the group `paper`, for `lm_eval --include_path`.
+
+    Returns:
+        The benchmark's identity.
 
     Raises:
         UserError: the folder holds other files, or cannot be written.
@@ -130,6 +141,8 @@ def write_mini(folder: Path) -> str:
 
 
 def _write_mini(folder: Path, place: Path) -> str:
+    tasks = [{"group" if one.is_group else "task": one.task, "num_fewshot": one.num_fewshot} for one in PAPER]
+    (folder / "paper.yaml").write_text(yaml.safe_dump({"group": "paper", "task": tasks}, sort_keys=False))
     texts = [document.text for document in open_corpus(DataConfig()).documents()]
     held_out = [text for text in texts if digest(text) < HELD_OUT * 2**64]
     seen = [text for text in texts if digest(text) >= HELD_OUT * 2**64]
