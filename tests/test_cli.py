@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from test_evaluate import write_task
 
 from lit_mult.cli import main
 from lit_mult.study import sweep as sweep_module
@@ -174,6 +175,10 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     example = re.search(r"```yaml\n(name: mine.*?)```", README, re.S)
     assert example is not None
     (tmp_path / "mine.yaml").write_text(example[1])
+    (tmp_path / "my" / "tasks").mkdir(parents=True)
+    rows = [{"prompt": f"{n} plus 1 is", "choices": [str(n + 1), "none"], "target": 0} for n in range(6)]
+    (tmp_path / "my" / "tasks" / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_task(tmp_path / "my" / "tasks", "mine")
     swept: list[str] = []
 
     def no_sweep(spec: StudySpec, out: Path, workers: int | None, **options: Any) -> SweepResult:
@@ -189,6 +194,10 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
             case "fit":  # shorter, on a shorter text
                 shorter = ["--train.steps", "2", "--train.batch_size", "2", "--data.seq_len", "16"]
                 arguments += [*shorter, "--data.corpus", str(text_file)]
+            case "evaluate" if "paper" in arguments or "--best" in arguments:
+                continue  # needs a network, or an hour's checkpoints: see test_evaluate
+            case "evaluate":
+                arguments += ["--max_length", "512", "--limit", "2"]
         assert main(arguments) == 0, command
     assert {"mine", "lr_width", "mup_tuning"} <= set(swept)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from lit_mult.mini.draw import Draw
 from lit_mult.mini.item import Item
 
-_CONTEXT = 180  # characters before the line that is asked for: at least half, at most all of it
+_CONTEXT = 130  # characters before the line that is asked for: at least half, at most all of it
 _LINE = (20, 60)  # characters of that line
 
 
