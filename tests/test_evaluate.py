@@ -221,6 +221,7 @@ def test_tasks_of_ones_own_and_groups_without_a_score_of_their_own(trained: Trai
         (["--limit", "0"], "limit"),
         (["--best"], "holds no study"),
         (["--batch_size", "many"], "batch_size"),
+        (["--device", "toaster"], "--device toaster: no torch device"),
     ],
 )
 def test_bad_input_gets_one_line(

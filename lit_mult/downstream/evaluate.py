@@ -67,6 +67,7 @@ def evaluate_all(
         if not record_path(run, suite, step, options).is_file()
     ]
     if waiting:
+        _device(options.device)
         with _lm_eval(suite):
             _task_manager(suite)  # whether the tasks exist is said before anything is under way
     start = time.perf_counter()
@@ -100,7 +101,7 @@ def evaluate(run: TrainedRun, suite: Suite, step: int, checkpoint: Path, options
         return EvaluationRecord.read(place)
     trained = load_trained(run.folder.path, checkpoint)
     config = trained.config
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(options.device)
     with _lm_eval(suite):
         from lit_mult.downstream.adapter import LitMultLM
 
@@ -143,11 +144,18 @@ def evaluate(run: TrainedRun, suite: Suite, step: int, checkpoint: Path, options
     return record
 
 
+def _device(name: str | None) -> torch.device:
+    try:
+        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: no torch device ({one_line(error)})") from None
+
+
 def record_path(run: TrainedRun, suite: Suite, step: int, options: Options) -> Path:
     """Where the record of an evaluation goes: another suite, limit or number of shots is another file."""
     asked = [
         suite.name,
-        [repr(column) for column in suite.columns],
+        [(column.task, column.num_fewshot) for column in suite.columns],
         options.num_fewshot,
         options.limit,
         options.max_length,
