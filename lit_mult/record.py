@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -44,6 +44,7 @@ class _Written(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     schema_version: Literal[1] = SCHEMA_VERSION
+    _indent: ClassVar[int | None] = 1
 
     def write(self, path: Path) -> None:
         """Write the record; the file appears complete or not at all.
@@ -55,7 +56,7 @@ class _Written(BaseModel):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with scratch.open("w") as file:
-                json.dump(self.model_dump(mode="json"), file, allow_nan=False, indent=1)
+                json.dump(self.model_dump(mode="json"), file, allow_nan=False, indent=self._indent)
                 file.flush()
                 os.fsync(file.fileno())
             os.link(scratch, path)  # unlike a rename, refuses to replace a record
@@ -156,6 +157,8 @@ class Score(BaseModel):
 
 class EvaluationRecord(_Written):
     """Downstream scores of one checkpoint."""
+
+    _indent: ClassVar[int | None] = None  # thousands of items, of which each would have a line
 
     suite: str
     """mini, paper, or the names of tasks."""
