@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lit_mult.mini.benchmark import TASKS
 from lit_mult.parametrization.presets import load_preset
 from lit_mult.study.files import load_study
 from lit_mult.study.folder import StudyFolder
@@ -28,7 +29,7 @@ def read(study: str) -> Records:
     return [json.loads(path.read_text()) for path in sorted((RESULTS / study / "records").glob("*.json"))]
 
 
-@pytest.fixture(scope="module", params=["reference", "lr_width", "mup_tuning"])
+@pytest.fixture(scope="module", params=["reference", "lr_width", "mup_tuning", "downstream"])
 def study(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -95,3 +96,61 @@ def test_swept_arms_beat_the_untuned_standard_one() -> None:
     for (arm, *place), loss in best.items():
         if arm != "standard":
             assert loss < best["standard", *place], (arm, *place)
+
+
+def downstream_scores() -> dict[tuple[str, str, int, int], dict[str, list[float]]]:
+    """(arm, optimizer, seed, step) -> task -> score of each item."""
+    arms = {record["config_hash"]: record for record in read("downstream")}
+    found = {}
+    for path in sorted((RESULTS / "downstream" / "evaluations").rglob("*.json")):
+        evaluation = json.loads(path.read_text())
+        run = arms[evaluation["config_hash"]]
+        key = (run["cell"]["arm"], run["config"]["optimizer"], run["seed"], evaluation["step"])
+        assert len(evaluation["git_commit"]) == 40  # and not +dirty
+        assert evaluation["corpus_hash"] == run["corpus_hash"]
+        found[key] = {score["task"]: score["items"] for score in evaluation["scores"]}
+    return found
+
+
+def test_downstream_scores_and_differences_agree_with_a_recomputation_to_1e_9() -> None:
+    found = downstream_scores()
+    assert len(found) == 2 * 2 * 3 * 4  # arms x optimizers x seeds x checkpoints
+    tables = RESULTS / "downstream" / "tables"
+    tasks = list(next(iter(found.values())))
+    assert len(tasks) == 7
+
+    def score(arm: str, optimizer: str, seed: int, step: int, task: str) -> float:
+        if task == "average":
+            return sum(score(arm, optimizer, seed, step, one) for one in tasks) / len(tasks)
+        items = found[arm, optimizer, seed, step][task]
+        return sum(items) / len(items)
+
+    compared = 0
+    with (tables / "scores_mini.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["task"] in (*tasks, "average"):
+                place = (row["arm"], row["optimizer"])
+                values = [score(*place, seed, int(row["step"]), row["task"]) for seed in range(3)]
+                assert float(row["value"]) == pytest.approx(sum(values) / 3, abs=1e-9)
+                compared += 1
+    assert compared == 2 * 2 * 4 * 8
+    with (tables / "scores_mini_differences.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["between"] == "arm" and row["task"] in (*tasks, "average"):
+                optimizer = row["within"].lower()
+                of, against = (
+                    sum(score(row[side], optimizer, seed, 2000, row["task"]) for seed in range(3)) / 3
+                    for side in ("of", "against")
+                )
+                assert float(row["difference"]) == pytest.approx(of - against, abs=1e-9)
+                assert float(row["low"]) <= of - against <= float(row["high"])
+                compared += 1
+    assert compared == 2 * 2 * 4 * 8 + 2 * 8
+
+
+def test_trained_models_score_well_above_chance_on_what_the_mixture_teaches() -> None:
+    chance = {task.name: task.chance for task in TASKS}
+    for (_, _, _, step), tasks in downstream_scores().items():
+        if step == 2000:
+            for name in ("mini_facts_common", "mini_facts_rare", "mini_arithmetic", "mini_algebra", "mini_symbolic"):
+                assert sum(tasks[name]) / len(tasks[name]) > chance[name] + 0.1

@@ -40,8 +40,8 @@ def crossed_bootstrap(
     """Interval and standard error of a weighted sum over tables (seeds, items) of each one's mean.
 
     Seeds are drawn with replacement, the same for every table, and so are the items of each table: the pigeonhole
-    bootstrap (arXiv:0712.1111). Along an axis of length one nothing is drawn, so with one seed both are over items
-    alone; for single values they are NaN.
+    bootstrap (Owen 2007, Ann. Appl. Stat. 1(2)). Along an axis of length one nothing is drawn, so with one seed both
+    are over items alone; for single values they are NaN.
     """
     if all(table.size < 2 for table in tables):
         return (*_NO_INTERVAL, float("nan"))

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 PAPER_SUITE = "paper"
 READING = f"""\
 - Scores are per cent ± their standard error, differences are points with 95 % intervals; both allow for other seeds
-  and for other items of the kind at once (pigeonhole bootstrap, arXiv:0712.1111). Runs are paired by seed and item.
-  Power is the smallest difference that would show four times in five: {scores.DETECTED} standard errors.
+  and for other items of the kind at once (pigeonhole bootstrap, Owen 2007, Ann. Appl. Stat. 1(2)). Runs are paired by
+  seed and item. Power is the smallest difference that would show four times in five: {scores.DETECTED} standard errors.
 """
 
 

@@ -2,8 +2,8 @@
 
 Two models answer the same items, and every arm has the same seeds: differences are taken item by item and seed by seed.
 An interval has to allow for other items of the kind and for other seeds at once, so both are drawn anew (the pigeonhole
-bootstrap, arXiv:0712.1111, which errs on the wide side). Scores are between 0 and 1, means over tasks are plain means,
-as in arXiv:2601.04890 table 2.
+bootstrap, Owen 2007, Ann. Appl. Stat. 1(2), which errs on the wide side). Scores are between 0 and 1, means over tasks
+are plain means, as in arXiv:2601.04890 table 2.
 """
 
 from __future__ import annotations
