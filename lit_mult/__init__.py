@@ -11,6 +11,9 @@
     figure = lit_mult.loss_vs_lr(runs, points)                    # -> matplotlib Figure
     lit_mult.write_report("results/quick")                        # tables, figures, report.md
 
+    trained = lit_mult.load_trained("runs/a")                     # -> model, tokenizer and corpus of a finished run
+    scores = lit_mult.load_scores("results/downstream", lit_mult.load_records("results/downstream"))
+
 Names load what they need when they are first used: reading records needs no torch.
 """
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from lit_mult.analysis.frame import load_curves, load_records
     from lit_mult.analysis.plots import adam_vs_muon, loss_vs_lr, optimum_drift
     from lit_mult.analysis.report import write_report
+    from lit_mult.analysis.scores import load_scores
     from lit_mult.analysis.sensitivity import interpolated_optimum, lr_sensitivity, paired_differences
     from lit_mult.analysis.sensitivity import points as sensitivity_points
     from lit_mult.config import RunConfig
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from lit_mult.study.spec import StudySpec
     from lit_mult.study.sweep import sweep
     from lit_mult.training.run import run
+    from lit_mult.training.trained import load_trained
 
 _HOMES = {
     "ConfigError": "lit_mult.errors",
@@ -41,7 +46,9 @@ _HOMES = {
     "interpolated_optimum": "lit_mult.analysis.sensitivity",
     "load_curves": "lit_mult.analysis.frame",
     "load_records": "lit_mult.analysis.frame",
+    "load_scores": "lit_mult.analysis.scores",
     "load_study": "lit_mult.study.files",
+    "load_trained": "lit_mult.training.trained",
     "loss_vs_lr": "lit_mult.analysis.plots",
     "lr_sensitivity": "lit_mult.analysis.sensitivity",
     "optimum_drift": "lit_mult.analysis.plots",
@@ -62,7 +69,9 @@ __all__ = [
     "interpolated_optimum",
     "load_curves",
     "load_records",
+    "load_scores",
     "load_study",
+    "load_trained",
     "loss_vs_lr",
     "lr_sensitivity",
     "optimum_drift",

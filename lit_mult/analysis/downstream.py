@@ -56,7 +56,8 @@ def _suite(found: Downstream, suite: str, table: pd.DataFrame) -> None:
     means, compared = scores.means(table), scores.differences(table)
     last = means[means["last"]]
     power = scores.power(compared)
-    found.csvs |= {slug: means, f"{slug}_differences": compared, f"{slug}_power": power}
+    made = {slug: means, f"{slug}_differences": compared, f"{slug}_power": power}
+    found.csvs |= {name: table for name, table in made.items() if len(table)}
     found.shown[slug] = tables.scores_table(last)
     if suite == PAPER_SUITE:
         found.shown["scores_of_the_paper"] = paper_table()

@@ -113,8 +113,9 @@ def write_report(folder: Path | str) -> Report:
     files["report.md"] = _page(title, lists, captions, shown).encode()
     for name, content in files.items():
         _replace(folder / name, content)
-    first = [shown["summary"], *(table for name, table in scores.shown.items() if not name.endswith("_power"))]
-    return Report(tuple(folder / name for name in files), "\n".join(map(tables.to_text, first)), warnings)
+    first = [tables.to_text(shown["summary"])]
+    first += [f"{name.replace('_', ' ')} (per cent)\n{tables.to_text(table)}" for name, table in scores.shown.items()]
+    return Report(tuple(folder / name for name in files), "\n".join(first), warnings)
 
 
 def verdicts(differences: pd.DataFrame) -> Iterator[str]:
