@@ -13,6 +13,7 @@ import pytest
 from lit_mult.config import DataConfig
 from lit_mult.data.corpus import open_corpus
 from lit_mult.errors import ConfigError, UserError
+from lit_mult.mini.training import documents as mini_documents
 
 TEXTS = ["first\n", "zweite äöü\n", "third 三\n"]
 
@@ -207,3 +208,39 @@ def test_huggingface_failures_are_one_line(tmp_path: Path, streaming: bool) -> N
     (tmp_path / "set" / "a.jsonl").write_text('{"text": "a"}\n{"text": ')
     with pytest.raises(UserError, match=r"data\.corpus: hf:"):
         texts(f"hf:{tmp_path / 'set'}", streaming=streaming, max_documents=9)
+
+
+@pytest.mark.parametrize("share", ["0.5", ".8"])
+def test_a_mixture_has_the_base_first_and_then_its_share_of_the_benchmarks_training_text(
+    tmp_path: Path, share: str
+) -> None:
+    (tmp_path / "a.txt").write_text("alpha\n" * 2000)
+    (tmp_path / "b.txt").write_text("beta\n" * 2000)
+    mixture = open_corpus(DataConfig(corpus=f"{tmp_path}+mini:{share}"))
+    found = list(mixture.documents())
+    assert [document.name for document in found[:3]] == ["a.txt", "b.txt", "mini:0"]
+    characters = [len(document.text) for document in found]
+    assert sum(characters[2:]) / sum(characters) == pytest.approx(float(share), abs=0.005)
+    assert [document.text for document in mixture.documents()] == [document.text for document in found]
+    assert found[2].text == next(mini_documents())
+
+
+def test_mixtures_have_identities_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("alpha")
+    names = [str(tmp_path), f"{tmp_path}+mini:0.5", f"{tmp_path}+mini:0.25"]
+    assert len({open_corpus(DataConfig(corpus=name)).identity for name in names}) == 3
+    same = [f"{tmp_path}+mini:0.5", f"{tmp_path}+mini:.50"]
+    assert len({open_corpus(DataConfig(corpus=name)).identity for name in same}) == 1
+
+
+@pytest.mark.parametrize("share", ["0", "1", "1.5", "half", "", "-0.5", "0.0", "1e-1"])
+def test_a_share_outside_0_to_1_is_refused(share: str) -> None:
+    with pytest.raises(ConfigError, match="SHARE of BASE\\+mini:SHARE must lie between 0 and 1"):
+        open_corpus(DataConfig(corpus=f"stdlib+mini:{share}"))
+
+
+def test_the_base_of_a_mixture_may_be_cut(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(name * 500)
+    found = list(open_corpus(DataConfig(corpus=f"{tmp_path}+mini:0.5", max_documents=2)).documents())
+    assert [document.name for document in found[:3]] == ["a.txt", "b.txt", "mini:0"]
