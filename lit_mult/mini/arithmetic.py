@@ -11,7 +11,10 @@ _LESS = ("loses {n}", "gives away {n}", "sells {n}")
 
 
 def arithmetic(draw: Draw) -> Item:
-    """Two or three steps of addition, subtraction and doubling; no number on the way exceeds 50."""
+    """Two or three steps of addition, subtraction and doubling; no number on the way exceeds 50.
+
+    Names and things are mere wording: the same chain of sums is not on both sides.
+    """
     name, thing = draw.one(NAMES), draw.one(THINGS)
     total = draw.between(2, 20)
     story, steps = [f"{name} has {total} {thing}s"], []
@@ -33,5 +36,6 @@ def arithmetic(draw: Draw) -> Item:
             total -= n
         if total > 50:
             return arithmetic(draw)
-    solution = f"{'. '.join(steps)}. The answer is {total}."
-    return Item(f"{'. '.join(story)}. How many {thing}s are there?", str(total), solution=solution)
+    chain = ". ".join(steps)
+    prompt = f"{'. '.join(story)}. How many {thing}s are there?"
+    return Item(prompt, str(total), solution=f"{chain}. The answer is {total}.", key=chain)

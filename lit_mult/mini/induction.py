@@ -43,4 +43,4 @@ def induction(draw: Draw) -> Item:
     answer = " ".join(_RULES[name](inputs[3]))
     choices = [answer, *(" ".join(other) for other in draw.some(others, 3))]
     query = " ".join(inputs[3])
-    return Item(f"{' ; '.join(shown)} ; {query} ->", answer, tuple(draw.shuffled(choices)), key=f"{name}: {query}")
+    return Item(f"{' ; '.join(shown)} ; {query} ->", answer, tuple(draw.shuffled(choices)), key=f"{query} -> {answer}")

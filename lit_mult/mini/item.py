@@ -24,7 +24,7 @@ class Item:
     solution: str = ""
     """What a training document has after the prompt: the steps and the answer; empty: the answer alone."""
     key: str = ""
-    """What must not be on both sides; empty: the prompt."""
+    """What must not be on both sides: the content without what is mere wording; empty: the prompt."""
 
     @property
     def held_out(self) -> bool:

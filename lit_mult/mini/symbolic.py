@@ -66,7 +66,8 @@ def ordering(draw: Draw) -> Item:
     prompt = f"Ages: {'. '.join(draw.shuffled(facts))}. The {'oldest' if oldest else 'youngest'} is"
     answer = people[0] if oldest else people[-1]
     others = draw.some([name for name in people if name != answer], 2)
-    return Item(prompt, answer, tuple(draw.shuffled([answer, *others])))
+    key = f"{' > '.join(people)} {oldest}"  # the order of the sentences is mere wording
+    return Item(prompt, answer, tuple(draw.shuffled([answer, *others])), key=key)
 
 
 def counting(draw: Draw) -> Item:
@@ -74,7 +75,8 @@ def counting(draw: Draw) -> Item:
     asked, other = draw.some(THINGS, 2)
     count = draw.between(1, 4)
     listed = draw.shuffled([asked] * count + [other] * (draw.between(5, 7) - count))
-    return Item(f"In the list {', '.join(listed)} the number of {asked} is", str(count), ("1", "2", "3", "4"))
+    prompt = f"In the list {', '.join(listed)} the number of {asked} is"
+    return Item(prompt, str(count), ("1", "2", "3", "4"), key=f"{asked} {sorted(listed)}")
 
 
 SYMBOLIC: dict[str, Family] = {
