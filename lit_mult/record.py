@@ -140,6 +140,7 @@ class Score(BaseModel):
     task: str
     metric: str
     """lm-eval's name, as in acc_norm."""
+    higher_is_better: bool
     value: float
     """Between 0 and 1 for the metrics of accuracy."""
     stderr: float | None
@@ -162,6 +163,8 @@ class EvaluationRecord(_Written):
 
     suite: str
     """mini, paper, or the names of tasks."""
+    label: str
+    """The suite with the options that were given, such as "mini, 2 shots": scores of equal label compare."""
     config_hash: str
     """Of the run."""
     seed: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -34,26 +33,6 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def crossed_bootstrap(
-    tables: Sequence[Floats], weights: Sequence[float], *, draws: int = 4000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Interval and standard error of a weighted sum over tables (seeds, items) of each one's mean.
-
-    Seeds are drawn with replacement, the same for every table, and so are the items of each table: the pigeonhole
-    bootstrap (Owen 2007, Ann. Appl. Stat. 1(2)). Along an axis of length one nothing is drawn, so with one seed both
-    are over items alone; for single values they are NaN.
-    """
-    if all(table.size < 2 for table in tables):
-        return (*_NO_INTERVAL, float("nan"))
-    seeds = _counts(tables[0].shape[0], draws, seed, 0)
-    drawn = np.zeros(draws)
-    for number, (table, weight) in enumerate(zip(tables, weights, strict=True), start=1):
-        items = _counts(table.shape[1], draws, seed, number)
-        drawn += weight * ((seeds @ table) * items).sum(axis=1) / table.size
-    low, high = np.quantile(drawn, _QUANTILES)
-    return float(low), float(high), float(drawn.std())
-
-
 def slope_interval(
     x: ArrayLike, y: ArrayLike, clusters: ArrayLike, *, draws: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:
@@ -78,13 +57,6 @@ def _cluster_sums(clusters: ArrayLike, *weights: Floats) -> Floats:
 def _slope(sums: Floats) -> Floats:
     n, x, y, xy, xx = sums
     return np.asarray((n * xy - x * y) / (n * xx - x * x))
-
-
-@lru_cache(maxsize=32)
-def _counts(size: int, draws: int, seed: int, stream: int) -> Floats:
-    """How often each of `size` things is drawn, (draws, size)."""
-    random = np.random.default_rng([seed, stream])
-    return random.multinomial(size, np.full(size, 1 / size), draws).astype(float)
 
 
 @lru_cache(maxsize=32)

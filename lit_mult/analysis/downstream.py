@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from lit_mult.analysis import score_plots, scores, tables
-from lit_mult.analysis.bootstrap import ENOUGH_SEEDS
 from lit_mult.analysis.frame import rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAPER_SUITE = "paper"
-READING = f"""\
+READING = """\
 - Scores are per cent ± their standard error, differences are points with 95 % intervals; both allow for other seeds
-  and for other items of the kind at once (pigeonhole bootstrap, Owen 2007, Ann. Appl. Stat. 1(2)). Runs are paired by
-  seed and item. Power is the smallest difference that would show four times in five: {scores.DETECTED} standard errors.
+  and for other items of the kind at once (variance components, Student's t). Runs are paired by seed and item, every
+  arm is shown at its best learning rate, judged by the loss. Power is the smallest difference that would show four
+  times in five. They are not corrected for the number of comparisons.
 """
 
 
@@ -45,9 +45,12 @@ def downstream(folder: Path, runs: pd.DataFrame) -> Downstream:
     """
     found = Downstream()
     table = scores.load_scores(folder, runs)
-    if len(table):
-        for suite, part in scores.at_best_rates(table).groupby("suite", sort=False):
-            _suite(found, str(suite), part)
+    for suite, part in table[table["best"]].groupby("suite", sort=False):
+        _suite(found, str(suite), part)
+    if others := table.loc[~table["best"], "place"].nunique():
+        found.warnings.append(
+            f"scores of {others} runs are left out: they are not at the best learning rate of their arm"
+        )
     return found
 
 
@@ -59,22 +62,25 @@ def _suite(found: Downstream, suite: str, table: pd.DataFrame) -> None:
     made = {slug: means, f"{slug}_differences": compared, f"{slug}_power": power}
     found.csvs |= {name: table for name, table in made.items() if len(table)}
     found.shown[slug] = tables.scores_table(last)
-    if suite == PAPER_SUITE:
-        found.shown["scores_of_the_paper"] = paper_table()
+    if suite.split(",")[0] == PAPER_SUITE:
+        found.shown[slug] = pd.concat([found.shown[slug], paper_rows(list(last["task"].unique()))]).fillna("")
     if len(compared):
         found.shown[f"{slug}_differences"] = tables.score_differences_table(compared)
     if len(power):
         found.shown[f"{slug}_power"] = tables.power_table(power)
     widths = sorted(last["d_model"].unique())
     for width in widths:
-        here, name = last[last["d_model"] == width], f"{slug}_d{width}" if len(widths) > 1 else slug
-        between = compared[(compared["d_model"] == width) & (compared["task"] != scores.CONTRAST)]
+        here = last[(last["d_model"] == width) & last["share"]]
+        if here.empty:
+            continue
+        name = f"{slug}_d{width}" if len(widths) > 1 else slug
+        between = compared[(compared["d_model"] == width) & (compared["task"] != scores.CONTRAST) & compared["share"]]
         found.figures[name] = score_plots.downstream(here, between)
         found.captions[name] = (
             f"Scores on {suite} (d = {width}), and differences between arms and optimizers, with 95 % intervals over "
-            "seeds and items. Blue: knowledge, orange: reasoning."
+            "seeds and items. Blue: knowledge, orange: reasoning. Not shown: scores that are no share of right answers."
         )
-        on_the_way = means[means["d_model"] == width]
+        on_the_way = means[(means["d_model"] == width) & means["share"]]
         if on_the_way["step"].nunique() > 1:
             found.figures[f"{name}_along"] = score_plots.scores_along_training(on_the_way)
             found.captions[f"{name}_along"] = f"Scores on {suite} (d = {width}) along training."
@@ -84,7 +90,8 @@ def _suite(found: Downstream, suite: str, table: pd.DataFrame) -> None:
 
 def _statements(suite: str, compared: pd.DataFrame) -> Iterator[str]:
     """A sentence for each comparison of means over tasks; none is ranked without an interval over seeds."""
-    for row in rows(compared[compared["task"].isin([*scores.AVERAGES, scores.CONTRAST])]):
+    of_means = compared[compared["task"].isin([*scores.AVERAGES, scores.CONTRAST]) & compared["low"].notna()]
+    for row in rows(of_means):
         if row.low <= 0 <= row.high:
             verdict = "no difference shown"
         elif row.seeds < 2:
@@ -94,7 +101,6 @@ def _statements(suite: str, compared: pd.DataFrame) -> Iterator[str]:
             if row.task == scores.CONTRAST:
                 more = scores.REASONING if row.difference > 0 else scores.KNOWLEDGE
                 verdict = f"**{more} gains more from {row.of}**"
-            verdict += " (weak evidence: few seeds)" if row.seeds < ENOUGH_SEEDS else ""
         where = ", ".join(filter(None, (row.within, f"d = {row.d_model}", f"{row.seeds} seeds")))
         span = f"[{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
         name = f"{suite}, {row.task}, {row.of} - {row.against}"
@@ -109,10 +115,11 @@ def _warnings(suite: str, table: pd.DataFrame) -> Iterator[str]:
         yield f"{suite}: runs were asked different items of {', '.join(counts[counts > 1].index)}; those do not pair"
 
 
-def paper_table() -> pd.DataFrame:
-    """Table 2 of arXiv:2601.04890, per cent: a row an arm, a column a task, and their mean."""
+def paper_rows(tasks: list[str]) -> pd.DataFrame:
+    """Table 2 of arXiv:2601.04890 under the names of the suite's tasks, in its order, and their mean; per cent."""
+    columns = [task for task in tasks if task not in scores.AVERAGES]
     cells = [
-        {"line": arm, **{t: f"{v:.2f}" for t, v in zip(scores.PAPER_TASKS, values, strict=True)}}
+        {"line": f"arXiv:2601.04890: {arm}", **dict(zip(columns, (f"{value:.2f}" for value in values), strict=False))}
         | {scores.AVERAGE: f"{sum(values) / len(values):.2f}"}
         for arm, values in scores.PAPER.items()
     ]

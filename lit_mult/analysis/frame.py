@@ -131,6 +131,21 @@ def load_curves(runs: pd.DataFrame) -> pd.DataFrame:
     return named.merge(pd.concat(parts), on="path") if parts else named.assign(split="", step=0, loss=math.nan)
 
 
+def best_rates(runs: pd.DataFrame) -> pd.DataFrame:
+    """Of each arm, setting and width the runs at the rate (lr and other nuisance values) of lowest mean final loss.
+
+    The mean is over seeds, and a rate counts only with as many of them as any of the point has, and if none of them
+    diverged or was pruned: no rate is chosen for a lucky seed. Empty for a point without such a rate.
+    """
+    point, rate = ["arm", "setting", "d_model"], ["lr", "nuisance"]
+    groups = runs.assign(loss=runs["final_loss"].fillna(math.inf)).groupby([*point, *rate], as_index=False)
+    rates = pd.DataFrame(groups.agg(loss=("loss", "mean"), seeds=("seed", "nunique")))
+    most = rates.groupby(point)["seeds"].transform("max")
+    rates = rates[(rates["seeds"] == most) & (rates["loss"] < math.inf)]
+    best = rates.loc[rates.groupby(point)["loss"].idxmin(), [*point, *rate]]
+    return runs.reset_index().merge(best, on=[*point, *rate]).set_index("index").rename_axis(None).sort_index()
+
+
 def rows(frame: pd.DataFrame) -> Iterator[Any]:
     """The rows of a table, columns as attributes; typed loosely, as a column's type is known to its maker alone."""
     return iter(frame.itertuples())

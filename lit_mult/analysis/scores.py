@@ -1,22 +1,23 @@
 """Downstream scores: means over seeds, paired differences with intervals over seeds and items, and their power.
 
 Two models answer the same items, and every arm has the same seeds: differences are taken item by item and seed by seed.
-An interval has to allow for other items of the kind and for other seeds at once, so both are drawn anew (the pigeonhole
-bootstrap, Owen 2007, Ann. Appl. Stat. 1(2), which errs on the wide side). Scores are between 0 and 1, means over tasks
-are plain means, as in arXiv:2601.04890 table 2.
+Means over tasks are plain means of scores between 0 and 1, as in arXiv:2601.04890 table 2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis.bootstrap import Floats, crossed_bootstrap
-from lit_mult.analysis.frame import optimizer_name
+from lit_mult.analysis.bootstrap import Floats
+from lit_mult.analysis.crossed import Crossed, crossed
+from lit_mult.analysis.frame import best_rates, optimizer_name
 from lit_mult.errors import UserError
 from lit_mult.record import EvaluationRecord, find_evaluations
 
@@ -25,10 +26,8 @@ AVERAGES = (KNOWLEDGE, REASONING, AVERAGE)
 """Plain means: over the tasks of a side, and over all."""
 CONTRAST = "reasoning - knowledge"
 """How much more reasoning gains than knowledge: a difference between two means of differences."""
-DETECTED = 2.8
-"""Standard errors of the smallest difference that shows in four cases of five at the 5 % level (1.96 + 0.84)."""
 _LINE = ["arm", "setting", "label", "optimizer", "variant", "multipliers", "reference", "d_model"]
-SEEDS_PLANNED = (1, 3, 5, 10)
+SEEDS_PLANNED = (2, 3, 5, 10)
 
 # arXiv:2601.04890 table 2, per cent: 0.5B parameters (a hybrid of attention and Mamba2), 240 GT.
 PAPER_TASKS = ("HellaSwag", "ARC-C", "MMLU", "MMLU-PRO", "BBH", "GSM8K", "MATH lvl5")
@@ -43,110 +42,103 @@ PAPER = {
 def load_scores(folder: Path | str, runs: pd.DataFrame) -> pd.DataFrame:
     """One row for each task, checkpoint and run that was evaluated, in the order of `runs` and of the suite's tasks.
 
-    Columns: those that name a run in `load_records`; `suite` (with its options, where they are not the suite's own),
-    `step`, `tokens`, `last` (of the run's checkpoints), `task`, `side`, `metric`, `value`, `stderr`, `chance`, `items`
-    (array), `items_hash` and `truncated`. Empty where nothing was evaluated.
+    Columns: those that name a run in `load_records`; `best`, whether its learning rate is its arm's best
+    (`frame.best_rates`); `suite` (with the options that were given), `step`, `tokens`, `last` (of the run's
+    checkpoints), `truncated`; `task`, `side`, `metric`, `value`, `stderr`, `chance`, `items` (array), `items_hash`; and
+    `share`, whether the score is one of right answers, between 0 and 1. Of two evaluations of the same thing the newer
+    one counts. Empty where nothing was evaluated.
 
     Raises:
         UserError: an evaluation is damaged, or its run has no record.
     """
     folder = Path(folder)
     named = {(row.config_hash, row.cell if row.study else ""): row for row in runs.itertuples()}
-    found = []
+    best = set(best_rates(runs).index)
+    newest = dict[tuple[Any, ...], tuple[str, list[dict[str, Any]]]]()
     for path in find_evaluations(folder):
         record = EvaluationRecord.read(path)
         run: Any = named.get((record.config_hash, record.cell.cell if record.cell else ""))
         if run is None:
             raise UserError(f"{path}: is of a run that has no record here; move it away")
-        options = [f"{record.num_fewshot} shots"] if record.num_fewshot is not None else []
-        options += [f"first {record.limit} items"] if record.limit is not None else []
-        of_run = {name: getattr(run, name) for name in [*_LINE, "seed", "lr", "nuisance", "final_loss"]}
-        of_run |= {"place": run.Index, "suite": ", ".join([record.suite, *options])}
+        of_run = {name: getattr(run, name) for name in [*_LINE, "seed", "lr"]}
+        of_run |= {"place": run.Index, "best": run.Index in best, "suite": record.label}
         of_run |= {name: getattr(record, name) for name in ("step", "tokens", "last", "truncated")}
-        found += [of_run | score.model_dump() | {"items": np.array(score.items)} for score in record.scores]
-    columns = ["place", "suite", *_LINE, "seed", "lr", "nuisance", "final_loss", "step", "tokens", "last", "truncated"]
-    columns += ["task", "side", "metric", "value", "stderr", "chance", "items", "items_hash"]
-    table = pd.DataFrame(found, columns=columns)
+        rows = [of_run | score.model_dump() | {"items": np.array(score.items)} for score in record.scores]
+        key = (record.label, run.Index, record.step)
+        newest[key] = max(newest.get(key, ("", [])), (record.started_at, rows), key=lambda one: one[0])
+    columns = ["place", "best", "suite", *_LINE, "seed", "lr", "step", "tokens", "last", "truncated", "task", "side"]
+    columns += ["metric", "value", "stderr", "chance", "items", "items_hash", "higher_is_better"]
+    table = pd.DataFrame([row for _, rows in newest.values() for row in rows], columns=columns)
+    between = table["value"].astype(float).between(0, 1) & table["higher_is_better"].astype(bool)
+    table["share"] = between.groupby([table["suite"], table["task"]]).transform("all")
     return table.sort_values(["suite", "place", "step"], kind="stable", ignore_index=True)
-
-
-def at_best_rates(scores: pd.DataFrame) -> pd.DataFrame:
-    """Of each line and width only the runs at the learning rate (and other nuisance values) of lowest mean final loss.
-
-    The mean is over the seeds that were evaluated. The loss decides: nothing is chosen on the benchmark.
-    """
-    point, rate = ["suite", "arm", "setting", "d_model"], ["lr", "nuisance"]
-    losses = scores[scores["last"]].groupby([*point, *rate], as_index=False)["final_loss"].mean()
-    best = losses.loc[losses.groupby(point)["final_loss"].idxmin(), [*point, *rate]]
-    return scores.merge(best, on=[*point, *rate])
 
 
 def means(scores: pd.DataFrame) -> pd.DataFrame:
     """One row for each suite, line, width, step and task or mean over tasks: mean over seeds with its interval.
 
-    `value`, `low`, `high` and `stderr` (over seeds and items), `seeds`, `items` (how many), `chance`.
+    `value`, `low`, `high` and `stderr` (over seeds and items, see `crossed`), `seeds`, `items`, `chance`, `share`.
     """
     rows = []
     for key, group in scores.groupby(["suite", *_LINE, "step"], sort=False):
         named = dict(zip(["suite", *_LINE, "step"], key, strict=True))
         named |= {"tokens": int(group["tokens"].iloc[0]), "last": bool(group["last"].iloc[0])}
         for name, side, part, weights in _with_averages(group):
-            tables = [_table(task, "value") for _, task in part.groupby("task", sort=False)]
-            chances = part.drop_duplicates("task")["chance"].to_numpy(float)
-            rows.append(named | {"task": name, "side": side} | _estimate("value", tables, weights))
-            rows[-1]["chance"] = float(chances @ weights)
+            of_tasks = part.drop_duplicates("task")
+            rows.append(named | {"task": name, "side": side} | _estimate("value", _crossed(part, "value", weights)))
+            rows[-1] |= {"chance": float(of_tasks["chance"].to_numpy(float) @ weights)}
+            rows[-1] |= {"share": bool(of_tasks["share"].all())}
     return pd.DataFrame(rows)
 
 
 def differences(scores: pd.DataFrame) -> pd.DataFrame:
     """One row for each suite, comparison, width and task or mean over tasks, at the last checkpoint of each run.
 
-    Compared are arms under one setting, and optimizers within one arm. `difference` is the mean over seeds that both
-    sides have and over items, `low` and `high` its 95 % interval over both; `seeds_variance` is the variance of
-    the difference between seeds and `items_variance` the part of the variance of the mean that is due to the choice of
-    items: what `power` is made of.
+    Compared are arms under one setting, optimizers within one arm, and both at once: a later arm under AdamW with an
+    earlier one under Muon, which asks whether multipliers gain what Muon does (arXiv:2601.04890 table 2). `difference`
+    is the mean over the seeds that both sides have and over items, `low` and `high` its 95 % interval; `seeds_variance`
+    and `items_variance` are what it is made of (see `crossed`), and `seeds_2`, ... the smallest difference that as many
+    seeds would show four times in five.
     """
     last = scores[scores["last"] & ~scores["reference"]]
+    variant = np.where(last["variant"] == "", "", " · " + last["variant"])
     by_arm = last.assign(item=last["arm"], within=last["setting"])
-    line = last["arm"].where(last["variant"] == "", last["arm"] + " · " + last["variant"])
-    by_optimizer = last.assign(item=last["optimizer"].map(optimizer_name), within=line)
+    by_optimizer = last.assign(item=last["optimizer"].map(optimizer_name), within=last["arm"] + variant)
+    both = last.assign(item=last["arm"] + " · " + last["optimizer"].map(optimizer_name), within=last["variant"])
+    arms, optimizers = list(last["arm"].unique()), sorted(by_optimizer["item"].unique())
+    pairs = [("arm", by_arm, *pair) for pair in combinations(arms, 2)]
+    pairs += [("optimizer", by_optimizer, *pair) for pair in combinations(optimizers, 2)]
+    if {"AdamW", "Muon"} <= set(optimizers):
+        pairs += [("both", both, f"{one} · Muon", f"{other} · AdamW") for one, other in combinations(arms, 2)]
     rows = []
-    for between, table, names in (
-        ("arm", by_arm, list(last["arm"].unique())),
-        ("optimizer", by_optimizer, sorted(by_optimizer["item"].unique())),
-    ):
-        pairs = [(names[j], names[i]) for i in range(len(names)) for j in range(i + 1, len(names))]
-        for of, against in pairs:
-            both = table[table["item"] == of].merge(
-                table[table["item"] == against],
-                on=["suite", "within", "d_model", "seed", "task", "side", "items_hash"],
-                suffixes=("", "_against"),
-            )
-            for key, group in both.groupby(["suite", "within", "d_model"], sort=False):
-                named = {"between": between, "of": of, "against": against}
-                named |= dict(zip(("suite", "within", "d_model"), key, strict=True))
-                rows += [named | row for row in _differences(group)]
+    for between, table, against, of in pairs:
+        on = ["suite", "within", "d_model", "seed", "task", "items_hash", "share"]
+        paired = table[table["item"] == of].merge(table[table["item"] == against], on=on, suffixes=("", "_against"))
+        for key, group in paired.groupby(["suite", "within", "d_model"], sort=False):
+            named = {"between": between, "of": of, "against": against}
+            named |= dict(zip(("suite", "within", "d_model"), key, strict=True))
+            rows += [named | row for row in _differences(group)]
     return pd.DataFrame(rows, columns=_DIFFERENCES)
 
 
-_DIFFERENCES = ["between", "of", "against", "suite", "within", "d_model", "task", "side", "difference", "low", "high"]
-_DIFFERENCES += ["stderr", "seeds", "items", "seeds_variance", "items_variance"]
+_DIFFERENCES = ["between", "of", "against", "suite", "within", "d_model", "task", "side", "share", "difference", "low"]
+_DIFFERENCES += ["high", "stderr", "seeds", "items", "seeds_variance", "items_variance"]
+_DIFFERENCES += [f"seeds_{n}" for n in SEEDS_PLANNED]
 
 
 def power(compared: pd.DataFrame) -> pd.DataFrame:
     """The smallest difference that would show (4 times in 5, at the 5 % level), by suite, task and number of seeds.
 
-    From the variances between seeds and between items in `differences`, averaged over the comparisons: the squared
-    standard error of a difference over S seeds is seeds_variance / S + items_variance. With two or three seeds the
-    variance between them is itself known poorly; comparisons with one seed have none and are left out.
+    The root mean square over the comparisons in `differences`: with two or three seeds any one of them knows the
+    variance between seeds poorly. Comparisons with one seed have none and are left out.
     """
-    known = compared[compared["seeds_variance"].notna()]
+    known = compared[compared["seeds_variance"].notna() & compared["share"]]
+    names = [f"seeds_{n}" for n in SEEDS_PLANNED]
     rows = []
     for (suite, task), group in known.groupby(["suite", "task"], sort=False):
-        seeds, items = group["seeds_variance"].mean(), group["items_variance"].mean()
-        detectable = {f"seeds_{n}": DETECTED * float(np.sqrt(seeds / n + items)) for n in SEEDS_PLANNED}
-        rows.append({"suite": suite, "task": task, "comparisons": len(group), **detectable})
-    return pd.DataFrame(rows, columns=["suite", "task", "comparisons", *(f"seeds_{n}" for n in SEEDS_PLANNED)])
+        typical = np.sqrt((group[names] ** 2).mean())
+        rows.append({"suite": suite, "task": task, "comparisons": len(group), **typical.to_dict()})
+    return pd.DataFrame(rows, columns=["suite", "task", "comparisons", *names])
 
 
 def _differences(group: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -154,34 +146,25 @@ def _differences(group: pd.DataFrame) -> Iterator[dict[str, Any]]:
     items = [one - other if one.shape == other.shape else np.array([]) for one, other in sides]
     group = group.assign(difference=group["value"] - group["value_against"], items=pd.Series(items, group.index))
     for name, side, part, weights in _with_averages(group, contrast=True):
-        tables = [_table(task, "difference") for _, task in part.groupby("task", sort=False)]
-        by_seed = weights @ np.array([table.mean(axis=1) for table in tables])
+        found = _crossed(part, "difference", weights)
         yield (
-            {"task": name, "side": side}
-            | _estimate("difference", tables, weights)
-            | {"seeds_variance": float(by_seed.var(ddof=1)) if len(by_seed) > 1 else float("nan")}
-            | {"items_variance": float(weights**2 @ np.array([_items_variance(table) for table in tables]))}
+            {"task": name, "side": side, "share": bool(part["share"].all())}
+            | _estimate("difference", found)
+            | {"seeds_variance": found.seeds_variance, "items_variance": found.items_variance}
+            | {f"seeds_{n}": found.detectable(n) if found.seeds > 1 else math.nan for n in SEEDS_PLANNED}
         )
 
 
-def _estimate(name: str, tables: Sequence[Floats], weights: Floats) -> dict[str, Any]:
-    low, high, stderr = crossed_bootstrap(tables, list(weights))
-    value = float(weights @ np.array([table.mean() for table in tables]))
-    sizes = {"seeds": tables[0].shape[0], "items": sum(table.shape[1] for table in tables)}
-    return {name: value, "low": low, "high": high, "stderr": stderr} | sizes
-
-
-def _items_variance(table: Floats) -> float:
-    """Variance of the mean of a (seeds, items) table that is due to the items: an analysis of variance of two ways."""
-    seeds, items = table.shape
-    if items < 2:
-        return 0.0
-    of_items = table.mean(axis=0)
-    if seeds == 1:
-        return float(of_items.var(ddof=1) / items)
-    residual = table - of_items - table.mean(axis=1, keepdims=True) + table.mean()
-    noise = (residual**2).sum() / ((seeds - 1) * (items - 1))
-    return float(max(0.0, of_items.var(ddof=1) - noise / seeds) / items)
+def _estimate(name: str, found: Crossed) -> dict[str, Any]:
+    low, high = found.interval
+    return {
+        name: found.value,
+        "low": low,
+        "high": high,
+        "stderr": found.stderr,
+        "seeds": found.seeds,
+        "items": found.items,
+    }
 
 
 def _with_averages(
@@ -189,15 +172,14 @@ def _with_averages(
 ) -> Iterator[tuple[str, str | None, pd.DataFrame, Floats]]:
     """(name, side, rows, weights of the tasks) of each task, then of the means over tasks.
 
-    Only seeds that have all of a mean's tasks count in it.
+    Means are over shares of right answers alone, and over the seeds that have all of them.
     """
     for task, part in group.groupby("task", sort=False):
         yield str(task), part["side"].iloc[0], part, np.ones(1)
-    sides, tasks = (group.drop_duplicates("task")[name].to_numpy() for name in ("side", "task"))
-    if len(sides) < 2:
-        return
-    complete = group[group.groupby("seed")["task"].transform("nunique") == len(sides)]
-    if complete.empty:
+    shares = group[group["share"]]
+    sides, tasks = (shares.drop_duplicates("task")[name].to_numpy() for name in ("side", "task"))
+    complete = shares[shares.groupby("seed")["task"].transform("nunique") == len(sides)]
+    if len(sides) < 2 or complete.empty:
         return
     weighed = {AVERAGE: np.ones(len(sides))}
     if {KNOWLEDGE, REASONING} <= set(sides):
@@ -208,6 +190,10 @@ def _with_averages(
     for name, weights in weighed.items():
         of_mean = complete["task"].isin(tasks[weights != 0])
         yield name, name if name in (KNOWLEDGE, REASONING) else None, complete[of_mean], weights[weights != 0]
+
+
+def _crossed(part: pd.DataFrame, value: str, weights: Floats) -> Crossed:
+    return crossed([_table(task, value) for _, task in part.groupby("task", sort=False)], weights)
 
 
 def _table(task: pd.DataFrame, value: str) -> Floats:

@@ -111,27 +111,34 @@ def bill_table(bill: pd.DataFrame) -> pd.DataFrame:
 
 
 def scores_table(means: pd.DataFrame) -> pd.DataFrame:
-    """`scores.means` of one suite for people: a row a line, a column a task, per cent with its standard error."""
+    """`scores.means` of one suite for people: a row a line, a column a task.
+
+    Shares of right answers are per cent with their standard error, other scores stand as lm-eval has them.
+    """
     widths = means["d_model"].nunique() > 1
     cells = []
     for (label, width), group in means.groupby(["label", "d_model"], sort=False):
         first = next(rows(group))
         name = f"{label}, d = {width}" if widths else str(label)
-        values = {row.task: _per_cent(row.value) + _per_cent_error(row.stderr) for row in rows(group)}
+        values = {row.task: _score(row.value, row.stderr, row.share) for row in rows(group)}
         cells.append({"line": name, "seeds": str(first.seeds), **values})
     chances = {row.task: _per_cent(row.chance) for row in rows(means.drop_duplicates("task"))}
     return pd.DataFrame([*cells, {"line": "chance", "seeds": "", **chances}]).fillna("")
 
 
 def score_differences_table(differences: pd.DataFrame) -> pd.DataFrame:
-    """`scores.differences` of one suite for people: a row a task, a column a comparison, points with their interval."""
+    """`scores.differences` of one suite for people: a row a task, a column a comparison, points with their interval.
+
+    Of scores that are no shares of right answers the differences are in their own unit.
+    """
     widths = differences["d_model"].nunique() > 1
     cells = dict[str, dict[str, str]]()
     for row in rows(differences):
         within = ", ".join(filter(None, (row.within, f"d = {row.d_model}" if widths else "")))
         name = f"{row.of} - {row.against}{f' ({within})' if within else ''}"
-        span = "" if math.isnan(row.low) else f" [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
-        cells.setdefault(row.task, {"task": row.task})[name] = f"{100 * row.difference:+.1f}{span}"
+        unit, digits = (100, 1) if row.share else (1, 4)
+        span = "" if math.isnan(row.low) else f" [{unit * row.low:+.{digits}f}, {unit * row.high:+.{digits}f}]"
+        cells.setdefault(row.task, {"task": row.task})[name] = f"{unit * row.difference:+.{digits}f}{span}"
     return pd.DataFrame(list(cells.values())).fillna("")
 
 
@@ -166,8 +173,10 @@ def _per_cent(share: float) -> str:
     return _NOTHING if math.isnan(share) else f"{100 * share:.1f}"
 
 
-def _per_cent_error(share: float) -> str:
-    return "" if math.isnan(share) else f" ± {100 * share:.1f}"
+def _score(value: float, stderr: float, share: bool) -> str:
+    if not share:
+        return number(value)
+    return _per_cent(value) + ("" if math.isnan(stderr) else f" ± {100 * stderr:.1f}")
 
 
 def scientific(value: float) -> str:

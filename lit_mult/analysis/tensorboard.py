@@ -28,12 +28,16 @@ def write_events(folder: Path | str) -> Path:
     for name, path in records.items():
         shutil.rmtree(out / name, ignore_errors=True)
         record = RunRecord.read(path)
-        _write(out / name, record, [one for one in evaluations if one.config_hash == record.config_hash])
+        _write(
+            out / name,
+            record,
+            [one for one in evaluations if (one.config_hash, one.cell) == (record.config_hash, record.cell)],
+        )
     return out
 
 
 def add_scores(out: Path, evaluation: EvaluationRecord) -> None:
-    """Write the scores of an evaluation into a folder of event files, as downstream/SUITE/TASK by optimizer step."""
+    """Write the scores of an evaluation into a folder of event files, as downstream/LABEL/TASK by optimizer step."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -41,7 +45,7 @@ def add_scores(out: Path, evaluation: EvaluationRecord) -> None:
     writer = EventFileWriter(str(out))
     time = datetime.fromisoformat(evaluation.started_at).timestamp()
     for score in evaluation.scores:
-        value = Summary.Value(tag=f"downstream/{evaluation.suite}/{score.task}", simple_value=score.value)
+        value = Summary.Value(tag=f"downstream/{evaluation.label}/{score.task}", simple_value=score.value)
         writer.add_event(Event(wall_time=time, step=evaluation.step, summary=Summary(value=[value])))
     writer.close()
 

@@ -167,7 +167,7 @@ class LitMultLM(TemplateLM):  # type: ignore[misc] # lm-eval is not typed
                 raise UserError(f"a task asks for {name} = {value!r} in generation; only greedy decoding is there")
         if not 0 < max_tokens < self.max_length:
             said = f"{max_tokens} tokens, of {self.max_length} that the model may see"
-            raise UserError(f"a task asks to generate {said}; set max_gen_toks below max_length, so that prompts fit")
+            raise UserError(f"a task asks to generate {said}; give a larger --max_length, so that prompts fit")
         ids = self.tok_encode(context) or [self.prefix_token_id]
         self.truncated += len(ids) > self.max_length - max_tokens
         return Prompt(tuple(ids[max_tokens - self.max_length :]), tuple(filter(None, until)), max_tokens)

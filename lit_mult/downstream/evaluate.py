@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
-import os
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ import torch
 
 from lit_mult.analysis.tensorboard import add_scores
 from lit_mult.data.documents import one_line
+from lit_mult.downstream.harness import quiet_lm_eval, simple_evaluate, task_names
 from lit_mult.downstream.runs import TrainedRun
 from lit_mult.downstream.suites import HELD_OUT, Column, Suite
 from lit_mult.errors import UserError
@@ -34,7 +32,7 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class Options:
-    """How the tasks are run; part of what an evaluation is."""
+    """How the tasks are run; the first three are part of what an evaluation is."""
 
     num_fewshot: int | None = None
     """Examples in the prompt, in place of what each task says."""
@@ -48,6 +46,14 @@ class Options:
     log_samples: bool = False
     """Keep every prompt and answer."""
     progress: bool = True
+
+    def label(self, suite: Suite) -> str:
+        """The suite with the options that were given."""
+        parts = [suite.name]
+        parts += [f"{self.num_fewshot} shots"] if self.num_fewshot is not None else []
+        parts += [f"first {self.limit} items"] if self.limit is not None else []
+        parts += [f"context {self.max_length}"] if self.max_length is not None else []
+        return ", ".join(parts)
 
 
 def evaluate_all(
@@ -64,18 +70,21 @@ def evaluate_all(
         (run, step, checkpoint)
         for run in runs
         for step, checkpoint in run.checkpoints(along=along).items()
-        if not record_path(run, suite, step, options).is_file()
+        if not _is_done(record_path(run, suite, step, options), options)
     ]
-    if waiting:
-        _device(options.device)
-        with _lm_eval(suite):
-            _task_manager(suite)  # whether the tasks exist is said before anything is under way
+    for run, _, checkpoint in waiting:
+        if not checkpoint.is_file():
+            how = "a study keeps them with keep_checkpoints: true" if run.record.cell else "train it anew"
+            raise UserError(f"{run.folder.path}: has no checkpoint, so nothing to evaluate; {how}")
     start = time.perf_counter()
     for number, (run, step, checkpoint) in enumerate(waiting):
+        if number == 0:
+            _device(options.device)
+            task_names(suite)  # whether the tasks exist is said before anything is under way
         left = (time.perf_counter() - start) / number * (len(waiting) - number) if number else None
         eta = "" if left is None else f" · ETA {timedelta(seconds=round(left))}"
         say(f"{number}/{len(waiting)} evaluated{eta} · {suite.name} on {run.name}, step {step}")
-        if suite.offline and (seen := _seen(run)):
+        if suite.name == "mini" and (seen := _seen(run)):
             say(f"warning: {seen}")
         record = evaluate(run, suite, step, checkpoint, options)
         if record.truncated:
@@ -94,15 +103,16 @@ def evaluate(run: TrainedRun, suite: Suite, step: int, checkpoint: Path, options
     """Scores of a checkpoint; one that was evaluated so before is not evaluated again.
 
     Raises:
-        UserError: lm-eval or its data are missing, a task is unknown, or the checkpoint or the corpus does not fit.
+        UserError: lm-eval or its data are missing, a task is unknown or fails, or the checkpoint or the corpus does not
+            fit.
     """
     place = record_path(run, suite, step, options)
-    if place.is_file():
+    if _is_done(place, options):
         return EvaluationRecord.read(place)
+    device = _device(options.device)
     trained = load_trained(run.folder.path, checkpoint)
     config = trained.config
-    device = _device(options.device)
-    with _lm_eval(suite):
+    with quiet_lm_eval():
         from lit_mult.downstream.adapter import LitMultLM
 
         model = LitMultLM(
@@ -113,10 +123,12 @@ def evaluate(run: TrainedRun, suite: Suite, step: int, checkpoint: Path, options
             batch_size=options.batch_size,
             progress=options.progress,
         )
-        started_at, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-        answer = _simple_evaluate(model, suite, options)
+    started_at, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+    answer = simple_evaluate(model, suite, options.num_fewshot, options.limit)
+    columns = suite.columns if suite.as_group else [suite.column(name) for name in task_names(suite)]
     record = EvaluationRecord(
         suite=suite.name,
+        label=options.label(suite),
         config_hash=config.hash,
         seed=config.seed,
         cell=run.record.cell,
@@ -133,119 +145,47 @@ def evaluate(run: TrainedRun, suite: Suite, step: int, checkpoint: Path, options
         device=provenance.describe_device(device),
         started_at=started_at,
         wall_seconds=time.perf_counter() - start,
-        scores=[score for column in suite.columns for score in _scores(column, answer)],
+        scores=[score for column in columns for score in _scores(column, answer)],
         results=_plain(answer["results"]),
     )
-    if options.log_samples:
-        _write_samples(place.with_suffix(""), answer["samples"])
-    record.write(place)
-    if (logs := run.folder.path / "tensorboard").is_dir():
+    if (logs := run.folder.path / "tensorboard").is_dir() and not place.is_file():
         add_scores(logs, record)
+    if options.log_samples:
+        _write_samples(_samples(place), answer["samples"])
+    if place.is_file():  # written for samples only, or by somebody else in the meantime
+        return EvaluationRecord.read(place)
+    try:
+        record.write(place)
+    except UserError:
+        if not place.is_file():
+            raise
     return record
 
 
 def _device(name: str | None) -> torch.device:
+    """Raises: UserError when there is no such device on this machine."""
     try:
-        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise UserError(f"--device {name}: no torch device ({one_line(error)})") from None
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        raise UserError(f"--device {name}: cannot be used ({one_line(error)})") from None
+    return device
 
 
 def record_path(run: TrainedRun, suite: Suite, step: int, options: Options) -> Path:
-    """Where the record of an evaluation goes: another suite, limit or number of shots is another file."""
-    asked = [
-        suite.name,
-        [(column.task, column.num_fewshot) for column in suite.columns],
-        options.num_fewshot,
-        options.limit,
-        options.max_length,
-    ]
-    asked += [Path(suite.include_path).name if suite.include_path else None]
+    """Where the record of an evaluation goes: other tasks, or other options, are another file."""
+    asked = [options.label(suite), suite.identity, [(column.task, column.num_fewshot) for column in suite.columns]]
     digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
     name = suite.name if suite.name.isidentifier() else "tasks"
     return run.evaluations / f"{name}-{digest}-step={step}.json"
 
 
-@contextmanager
-def _lm_eval(suite: Suite) -> Iterator[None]:
-    """Make lm-eval quiet, offline where nothing is to be fetched, and its absence the user's to mend."""
-    if suite.offline:  # read when the libraries are imported; without it they look for newer files on their hub
-        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        import datasets
-        import lm_eval.api.task as lm_eval_task
-    except ImportError as error:
-        raise UserError(f"evaluate needs lm-eval: pip install 'lit-mult[eval]' ({one_line(error)})") from None
-    logger = logging.getLogger("lm_eval")
-    level, bars, bar = logger.level, datasets.is_progress_bar_enabled(), lm_eval_task.tqdm
-    logger.setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    lm_eval_task.tqdm = partial(bar, disable=True)  # a bar for each task's prompts, which are there at once
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        lm_eval_task.tqdm = bar
-        if bars:
-            datasets.enable_progress_bars()
+def _samples(place: Path) -> Path:
+    return place.with_suffix("")
 
 
-def _simple_evaluate(model: Any, suite: Suite, options: Options) -> dict[str, Any]:
-    from lm_eval import simple_evaluate
-
-    manager = _task_manager(suite)
-    try:
-        answer = simple_evaluate(
-            model=model,
-            tasks=[suite.name] if suite.as_group else suite.tasks,
-            num_fewshot=options.num_fewshot,
-            limit=options.limit,
-            bootstrap_iters=1000,  # for standard errors of scores that are no means
-            task_manager=manager,
-            verbosity="ERROR",
-        )
-    except UserError:
-        raise
-    except Exception as error:  # of the hub, of a data set's files, of what a task requires: lm-eval raises anything
-        if not (suite.needs or _is_of_the_hub(error)):
-            raise
-        raise UserError(f"{suite.needs or '--tasks: their data cannot be loaded'} ({one_line(error)})") from None
-    assert answer is not None  # rank 0
-    return dict(answer)
-
-
-@cache
-def _task_manager(suite: Suite) -> Any:
-    """lm-eval's index of tasks; that of its own takes seconds, and is left out where the suite can do without."""
-    from lm_eval.tasks import TaskManager
-
-    if suite.include_path:
-        manager = TaskManager(include_path=suite.include_path, include_defaults=False)
-        if _holds(manager, suite.tasks):
-            return manager
-    manager = TaskManager(include_path=suite.include_path)
-    if unknown := [task for task in suite.tasks if not _holds(manager, [task])]:
-        where = f"lm-eval or {suite.include_path}" if suite.include_path else "lm-eval"
-        raise UserError(
-            f"--tasks: {', '.join(unknown)}: no such task or group in {where}; `lm-eval ls tasks` lists them"
-        )
-    return manager
-
-
-def _holds(manager: Any, names: Sequence[str]) -> bool:
-    """Whether all of these tasks and groups are there, with the parts of groups."""
-    for name in names:
-        if name not in manager.task_index:
-            return False
-        parts = (manager.task_index[name].cfg or {}).get("task")
-        if isinstance(parts, list) and not _holds(manager, [part for part in parts if isinstance(part, str)]):
-            return False
-    return True
-
-
-def _is_of_the_hub(error: Exception) -> bool:
-    return any(kind.__module__.startswith(("huggingface_hub", "datasets", "httpx")) for kind in type(error).__mro__)
+def _is_done(place: Path, options: Options) -> bool:
+    return place.is_file() and (_samples(place).is_dir() or not options.log_samples)
 
 
 def _scores(column: Column, answer: Mapping[str, Any]) -> Iterator[Score]:
@@ -262,10 +202,12 @@ def _scores(column: Column, answer: Mapping[str, Any]) -> Iterator[Score]:
     if key is None:
         raise UserError(f"--tasks: {column.task}: lm-eval gives no score for it")
     metric, _, name = key.partition(",")
-    samples = [sample for leaf in _leaves(column.task, answer) for sample in answer["samples"][leaf]]
+    leaves = _leaves(column.task, answer)
+    samples = [sample for leaf in leaves for sample in answer["samples"][leaf]]
     samples = [sample for sample in samples if sample["filter"] == name and metric in sample]
     items = [sample[metric] for sample in samples]
     value = float(results[key])
+    # Not every score is a mean over items (perplexity), nor every group's one that weighs its items alike.
     numbers = all(isinstance(item, int | float) for item in items)
     if not numbers or not items or not math.isclose(sum(items) / len(items), value, abs_tol=1e-9):
         items = []
@@ -273,13 +215,14 @@ def _scores(column: Column, answer: Mapping[str, Any]) -> Iterator[Score]:
     yield Score(
         task=column.task,
         metric=metric,
+        higher_is_better=bool((answer["higher_is_better"].get(leaves[0]) or {}).get(metric, False)),
         value=value,
         stderr=float(stderr) if isinstance(stderr, int | float) else None,
         items=[float(item) for item in items],
         items_hash=_items_hash(samples),
         side=column.side,
         chance=column.chance,
-        num_fewshot=answer["n-shot"].get(_leaves(column.task, answer)[0]),
+        num_fewshot=answer["n-shot"].get(leaves[0]),
     )
 
 
@@ -300,7 +243,11 @@ def _plain(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]
 
 
 def _write_samples(folder: Path, samples: Mapping[str, list[dict[str, Any]]]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    """The folder appears whole, or stays as it is."""
+    scratch = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    scratch.mkdir(parents=True)
     for task, of_task in samples.items():
         lines = (json.dumps(sample, default=str, ensure_ascii=False) + "\n" for sample in of_task)
-        (folder / f"samples_{task}.jsonl").write_text("".join(lines), encoding="utf-8")
+        (scratch / f"samples_{task}.jsonl").write_text("".join(lines), encoding="utf-8")
+    if not folder.exists():
+        scratch.rename(folder)

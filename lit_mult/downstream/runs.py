@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lit_mult.analysis.frame import load_records, rows
+from lit_mult.analysis.frame import best_rates, load_records, rows
 from lit_mult.errors import UserError
 from lit_mult.record import EVALUATIONS, RECORD_NAME, RunRecord
 from lit_mult.study.folder import StudyFolder
@@ -26,14 +26,7 @@ class TrainedRun:
         return self.record.cell.cell if self.record.cell else self.folder.path.name
 
     def checkpoints(self, *, along: bool) -> dict[int, Path]:
-        """Optimizer steps -> checkpoint: the last one and, with `along`, those kept on the way.
-
-        Raises:
-            UserError: there is no checkpoint.
-        """
-        if not self.folder.final_checkpoint.is_file():
-            how = "a study keeps them with keep_checkpoints: true" if self.record.cell else "train it anew"
-            raise UserError(f"{self.folder.path}: has no checkpoint, so nothing to evaluate; {how}")
+        """Optimizer steps -> checkpoint: the last one, there or not, and with `along` those kept on the way."""
         kept = {step: self.folder.kept(step) for step in self.folder.kept_steps()} if along else {}
         return kept | {self.record.steps: self.folder.final_checkpoint}
 
@@ -41,11 +34,10 @@ class TrainedRun:
 def find_runs(path: Path, *, best: bool) -> list[TrainedRun]:
     """The run in a folder or, in the folder of a study, its completed runs.
 
-    With `best`, of a study only those at the learning rate (and other nuisance values) of each arm, setting and width
-    with the lowest mean final loss over seeds: every seed of it, so that no seed is chosen for its luck.
+    With `best`, of a study only every seed of the best rate of each arm, setting and width (`frame.best_rates`).
 
     Raises:
-        UserError: there is no finished run.
+        UserError: there is no completed run.
     """
     study = StudyFolder(path)
     if not study.plan.is_file():
@@ -53,14 +45,9 @@ def find_runs(path: Path, *, best: bool) -> list[TrainedRun]:
             raise UserError(f"--best: {path} holds no study; leave it out, or give a study's results folder")
         return [_run(path)]
     runs = load_records(path)
-    runs = runs[(runs["status"] == "completed") & runs["final_loss"].notna()]
+    runs = best_rates(runs) if best else runs[runs["status"] == "completed"]
     if runs.empty:
-        raise UserError(f"{path}: no run of the study has completed")
-    if best:
-        of_a_point = ["arm", "setting", "d_model"]
-        means = runs.groupby([*of_a_point, "lr", "nuisance"], as_index=False)["final_loss"].mean()
-        chosen = means.loc[means.groupby(of_a_point)["final_loss"].idxmin(), [*of_a_point, "lr", "nuisance"]]
-        runs = runs.merge(chosen, on=list(chosen.columns))
+        raise UserError(f"{path}: no {'rate with all its seeds' if best else 'run of the study'} has completed")
     found = []
     for row in rows(runs):
         evaluations = path / EVALUATIONS / row.cell
@@ -78,5 +65,7 @@ def _run(path: Path) -> TrainedRun:
     record = folder.find_record()
     if record is None:
         raise UserError(f"{path}: holds no finished run; give the folder of a run, or of a study")
+    if record.status != "completed":
+        raise UserError(f"{path}: the run was {record.status}, so it has no final model to evaluate")
     evaluations = home(path) / EVALUATIONS
     return TrainedRun(folder, record, evaluations if home(path) == path else evaluations / path.name)

@@ -14,6 +14,7 @@ import yaml
 from lit_mult.config import DataConfig
 from lit_mult.data.cache import cache_dir
 from lit_mult.data.corpus import open_corpus
+from lit_mult.data.documents import hash_files, list_files
 from lit_mult.data.split import digest
 from lit_mult.errors import UserError
 from lit_mult.mini import VERSION
@@ -45,20 +46,28 @@ class Suite:
 
     name: str
     columns: tuple[Column, ...]
-    include_path: str | None = None
-    """Folder of task files of the user's, or of ours."""
-    offline: bool = False
-    """Reach for no host: everything that is needed lies here."""
+    include_paths: tuple[str, ...]
+    """Folders of task files, besides lm-eval's own."""
+    identity: str
+    """Of the task files, as far as they are not lm-eval's: other items are another evaluation."""
     as_group: bool = False
     """Ask for the group of the suite's name, which says how many examples each task has in its prompt."""
     needs: str = ""
-    """What to tell the user when the tasks cannot be loaded."""
+    """What to tell the user when the data cannot be fetched."""
 
     @property
     def tasks(self) -> list[str]:
-        """Names of its tasks and groups."""
+        """Names of its tasks, groups and tags, and patterns of them."""
         return [column.task for column in self.columns]
 
+    def column(self, name: str) -> Column:
+        """The column of a task of the suite, or of one that a tag or pattern stands for."""
+        known = {column.task: column for column in (*MINI, *self.columns)}
+        return known[name] if name in known else Column(name)
+
+
+MINI = tuple(Column(task.name, (task.metric,), task.side, task.chance) for task in TASKS)
+"""The embedded benchmark."""
 
 # Shots are those of the Open LLM Leaderboards, versions 1 and 2; the paper does not state its own.
 PAPER = (
@@ -79,23 +88,32 @@ _PAPER_NEEDS = (
 
 
 def load_suite(names: str, include_path: str | None = None) -> Suite:
-    """The suite of a name, or of a comma-separated list of lm-eval tasks and groups.
+    """The suite of a name, or of a comma-separated list of lm-eval tasks, groups, tags and patterns.
 
     Raises:
-        UserError: the benchmark cannot be written, or the folder of task files is none.
+        UserError: the benchmark cannot be written, the folder of task files is none, or a name comes twice.
     """
-    if names == "mini":
-        folder = mini_folder()
-        columns = tuple(Column(task.name, (task.metric,), task.side, task.chance) for task in TASKS)
-        return Suite("mini", columns, str(folder), offline=True)
-    if names == "paper":
-        return Suite("paper", PAPER, str(mini_folder()), as_group=True, needs=_PAPER_NEEDS)
-    if include_path is not None and not Path(include_path).is_dir():
-        raise UserError(f"--include_path {include_path}: no such folder; give one with lm-eval task files")
+    ours = mini_folder()
+    if names in ("mini", "paper"):
+        if include_path is not None:
+            raise UserError(f"--include_path {include_path}: goes with tasks of your own, not with --tasks {names}")
+        if names == "mini":
+            return Suite("mini", MINI, (str(ours),), ours.name)
+        return Suite("paper", PAPER, (str(ours),), "", as_group=True, needs=_PAPER_NEEDS)
+    paths: tuple[str, ...] = (str(ours),)
+    identity = ""
+    if include_path is not None:
+        if not Path(include_path).is_dir():
+            raise UserError(f"--include_path {include_path}: no such folder; give one with lm-eval task files")
+        paths = (*paths, include_path)
+        identity = hash_files(list_files(Path(include_path), skip=lambda name: name.startswith((".", "__pycache__"))))
     listed = tuple(name.strip() for name in names.split(",") if name.strip())
     if not listed or len(set(listed)) < len(listed):
         raise UserError(f"--tasks {names}: give mini, paper, or names of lm-eval tasks separated by commas, each once")
-    return Suite(",".join(listed), tuple(map(Column, listed)), include_path)
+    known = {column.task: column for column in MINI}
+    identity += ours.name if any(name.startswith("mini") for name in listed) else ""
+    columns = tuple(known[name] if name in known else Column(name) for name in listed)
+    return Suite(",".join(listed), columns, paths, identity)
 
 
 def mini_folder() -> Path:
@@ -108,6 +126,8 @@ def mini_folder() -> Path:
     """
     corpus = open_corpus(DataConfig())
     folder = cache_dir(DataConfig()) / f"mini-{VERSION}-{corpus.identity.rpartition(':')[2][:16]}"
+    if folder.is_dir() and str(folder) not in (folder / f"{TASKS[-1].name}.yaml").read_text():
+        shutil.rmtree(folder)  # the cache was moved, and task files hold absolute paths
     if not folder.is_dir():
         scratch = folder.with_name(f".{folder.name}-{os.getpid()}")
         try:

@@ -6,7 +6,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from lit_mult.data.documents import one_line
@@ -23,9 +22,9 @@ def hf_name(name: str) -> str:
     return name if name.startswith("lm_head.") else f"model.{name}"
 
 
-def hf_weights(plain: Llama, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """The state dict for `LlamaForCausalLM` of a model without multipliers (`nn.merging.merged`)."""
-    return {hf_name(name): weight.to(dtype).contiguous() for name, weight in plain.state_dict().items()}
+def hf_weights(plain: Llama) -> dict[str, Tensor]:
+    """The state dict for `LlamaForCausalLM`, float32, of a model without multipliers (`nn.merging.merged`)."""
+    return {hf_name(name): weight.float().contiguous() for name, weight in plain.state_dict().items()}
 
 
 def write_weights(folder: Path, weights: dict[str, Tensor]) -> None:

@@ -82,13 +82,15 @@ def _read(path: Path, config: RunConfig) -> tuple[int, int, dict[str, Tensor]]:
 
 
 def checkpoint_at(folder: Path, step: int) -> Path:
-    """The checkpoint that a run kept at an optimizer step.
+    """The checkpoint that a run kept at an optimizer step, its last one included.
 
     Raises:
         UserError: it kept none there; the line says where it did.
     """
     run = RunFolder(folder)
     path = run.kept(step)
+    if step == run.held()[0].train.steps and run.final_checkpoint.is_file():
+        return run.final_checkpoint
     if not path.is_file():
         kept = ", ".join(map(str, run.kept_steps())) or "none"
         raise UserError(f"{folder}: no checkpoint of step {step} was kept; kept on the way: {kept}")
