@@ -7,18 +7,23 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
 from lit_mult import cli
-from lit_mult.config import RunConfig
+from lit_mult.config import DataConfig, RunConfig
+from lit_mult.data.corpus import open_corpus
+from lit_mult.data.documents import Document
+from lit_mult.data.split import digest, split_documents
 from lit_mult.downstream import evaluate as evaluation
 from lit_mult.downstream.evaluate import Options, evaluate, evaluate_all, record_path
 from lit_mult.downstream.runs import TrainedRun, find_runs
-from lit_mult.downstream.suites import PAPER, load_suite, mini_folder
+from lit_mult.downstream.suites import HELD_OUT, PAPER, load_suite, mini_folder
 from lit_mult.errors import UserError
 from lit_mult.mini.benchmark import TASKS
 from lit_mult.record import EvaluationRecord
@@ -89,7 +94,7 @@ def test_mini_scores_every_task_and_is_not_run_twice(trained: TrainedRun, monkey
     assert EvaluationRecord.read(place) == record
     assert not list(place.parent.glob("samples*"))
     events = list((trained.folder.path / "tensorboard").glob("events*"))
-    assert any(b"downstream/mini/mini_algebra" in path.read_bytes() for path in events)
+    assert any(b"downstream/mini, first 4 items/mini_algebra" in path.read_bytes() for path in events)
     monkeypatch.setattr(evaluation, "load_trained", None)
     assert evaluate(trained, suite, *last(trained), FEW) == record
     said: list[str] = []
@@ -212,16 +217,65 @@ def test_tasks_of_ones_own_and_groups_without_a_score_of_their_own(trained: Trai
     assert record.suite == "both"
 
 
+def test_other_items_or_samples_that_lack_are_another_evaluation(trained: TrainedRun, tmp_path: Path) -> None:
+    places = []
+    for folder, answer in (("a", 0), ("b", 1)):
+        tasks = tmp_path / folder / "tasks"
+        tasks.mkdir(parents=True)
+        row = {"prompt": "1 + 1 =", "choices": ["2.", "x"], "target": answer}
+        (tasks / "same.jsonl").write_text(json.dumps(row))
+        write_task(tasks, "same")
+        suite = load_suite("same", str(tasks))
+        record = evaluate(trained, suite, *last(trained), FEW)
+        places.append(record_path(trained, suite, record.step, FEW))
+    assert places[0] != places[1]
+    values = [EvaluationRecord.read(place).scores[0].value for place in places]
+    assert sum(values) == 1
+    keeping = replace(FEW, log_samples=True)
+    evaluate(trained, suite, *last(trained), keeping)
+    assert (places[1].with_suffix("") / "samples_same.jsonl").is_file()
+    assert EvaluationRecord.read(places[1]).scores[0].value == values[1]
+
+
+def test_tags_patterns_parts_with_options_and_single_tasks_of_the_benchmark(
+    trained: TrainedRun, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"{n} + {n} =", "choices": [f"{2 * n}.", "x"], "target": 0} for n in range(4)]
+    for name in ("one_a", "one_b"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_task(tmp_path, name, tag="tagged")
+    parts = [{"task": "one_a", "num_fewshot": 1}, "one_b"]
+    mean = [{"metric": "acc", "aggregation": "mean", "weight_by_size": True}]
+    group = {"group": "pair", "task": parts, "aggregate_metric_list": mean}
+    (tmp_path / "pair.yaml").write_text(yaml.safe_dump(group))
+    for names, expected in (
+        ("tagged", ["one_a", "one_b"]),
+        ("one_*", ["one_a", "one_b"]),
+        ("pair,mini_facts_rare", ["pair", "mini_facts_rare"]),
+    ):
+        record = evaluate(trained, load_suite(names, str(tmp_path)), *last(trained), FEW)
+        assert [score.task for score in record.scores] == expected
+    assert record.scores[1].side == "knowledge"
+    assert len(record.scores[0].items) == 8
+
+
+def test_a_task_that_cannot_be_run_is_the_users_to_mend(trained: TrainedRun, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text(json.dumps({"prompt": "1", "choices": ["a", "b"], "target": 0}))
+    write_task(tmp_path, "bad", doc_to_text="{{nothing.of.the.kind}}")
+    with pytest.raises(UserError, match="--tasks bad: lm-eval cannot run them"):
+        evaluate(trained, load_suite("bad", str(tmp_path)), *last(trained), FEW)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--tasks", "nothing_of_the_kind", "--include_path", "."], "nothing_of_the_kind: no such task or group"),
+        (["--tasks", "nothing_of_the_kind", "--include_path", "."], "nothing_of_the_kind: no such task, group or tag"),
         (["--tasks", "a,,a"], "give mini, paper, or names"),
         (["--tasks", "x", "--include_path", "/no/such"], "no such folder"),
         (["--limit", "0"], "limit"),
         (["--best"], "holds no study"),
         (["--batch_size", "many"], "batch_size"),
-        (["--device", "toaster"], "--device toaster: no torch device"),
+        (["--device", "toaster"], "--device toaster: cannot be used"),
     ],
 )
 def test_bad_input_gets_one_line(
@@ -245,7 +299,12 @@ def test_a_folder_without_a_run_or_a_checkpoint_is_named(trained: TrainedRun, tm
     trained.record.write(tmp_path / "record.json")
     (bare,) = find_runs(tmp_path, best=False)
     with pytest.raises(UserError, match="has no checkpoint"):
-        bare.checkpoints(along=False)
+        evaluate_all([bare], load_suite("mini"), FEW, along=False, say=lambda line: None)
+    diverged = trained.record.model_copy(update={"status": "diverged", "final_loss": None})
+    (tmp_path / "b").mkdir()
+    diverged.write(tmp_path / "b" / "record.json")
+    with pytest.raises(UserError, match="the run was diverged"):
+        find_runs(tmp_path / "b", best=False)
 
 
 def test_the_best_runs_of_a_study_are_all_seeds_of_the_best_rate(tiny_dict: Any, tmp_path: Path) -> None:
@@ -338,5 +397,29 @@ def test_the_benchmark_is_written_once_and_whole(monkeypatch: pytest.MonkeyPatch
     folder = mini_folder()
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
     assert str(folder) in (folder / "mini_algebra.yaml").read_text()
-    monkeypatch.setattr("lit_mult.downstream.suites.write_benchmark", None)
-    assert mini_folder() == folder
+    with monkeypatch.context() as patch:
+        patch.setattr("lit_mult.downstream.suites.write_benchmark", None)
+        assert mini_folder() == folder
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    folder.rename(moved / folder.name)
+    monkeypatch.setenv("LIT_MULT_CACHE", str(moved))
+    assert str(moved) in (mini_folder() / "mini_algebra.yaml").read_text()
+
+
+def test_lines_to_continue_are_those_that_a_mixture_validates_on() -> None:
+    documents = [document.text for document in open_corpus(DataConfig(corpus="stdlib+mini:0.02")).documents()]
+    split = split_documents((Document("", text) for text in documents), HELD_OUT)
+    held_out = {text for text in documents if digest(text) < HELD_OUT * 2**64}
+    assert all(split.parts(text) == [("val", text)] for text in held_out)
+    assert held_out & {document.text for document in open_corpus(DataConfig()).documents()}
+
+
+def test_a_run_that_validates_on_less_is_warned(trained: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {**trained.record.config["data"], "corpus": "stdlib", "val_fraction": 0.01}
+    record = trained.record.model_copy(update={"config": {**trained.record.config, "data": data}})
+    said: list[str] = []
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: SimpleNamespace(truncated=0))
+    run_ = replace(trained, record=record)
+    evaluate_all([run_], load_suite("mini"), replace(FEW, limit=1), along=False, say=said.append)
+    assert any("validates on 0.01 of stdlib" in line for line in said)
