@@ -12,7 +12,7 @@ quickstart: $(VENV)/.core
 
 ## Lint, types, architecture and tests.
 test: $(VENV)/.dev lint
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto
 
 ## The tests that take minutes.
 test-slow: $(VENV)/.dev
