@@ -26,7 +26,15 @@ def fit(arguments: Sequence[str]) -> int:
     parser = _parser("fit", fit)
     _add_run_config(parser)
     parser.add_argument("--out", type=str, required=True, help="folder of the run; an unfinished run in it goes on")
+    what = "comma-separated names, for train.diagnostics: norms,outputs"
+    parser.add_argument("--diagnostics", type=str, default=None, help=what)
+    parser.add_argument("--every", type=int, default=None, help="for train.diagnostics_every")
     namespace = parser.parse_args(list(arguments)).as_dict()
+    diagnostics, every = namespace.pop("diagnostics"), namespace.pop("every")
+    if diagnostics is not None:
+        namespace["train"]["diagnostics"] = diagnostics.split(",")
+    if every is not None:
+        namespace["train"]["diagnostics_every"] = every
     out, config = Path(namespace.pop("out")), _run_config(namespace)
 
     from lit_mult.training.folder import RunFolder
