@@ -50,6 +50,8 @@ def fit(arguments: Sequence[str]) -> int:
         quality = f"{record.final_loss:.4f} nats per token, {record.final_bits_per_byte:.4f} bits per byte"
         print(f"validation loss {record.initial_loss:.4f} -> {quality}; {size}")
     print(f"{'finished earlier: ' if finished_before else ''}{RunFolder(out).record}")
+    if config.train.diagnostics:
+        print(RunFolder(out).diagnostics)
     return 0
 
 

@@ -261,7 +261,6 @@ def test_symmetry_coordinates_of_the_full_placement() -> None:
         ({"multipliers": "none"}, set()),
         ({"placement.table": "minimal"}, {"log_row/column"}),
         ({"model.block_norms": "frozen"}, {"log_row/column", "log_query/key", "log_value/out", "log_up/down"}),
-        ({"multipliers": "none", "placement.overrides": {}}, set()),
         (
             {"multipliers": "scalar", "placement.overrides": {"lm_head": "scalar"}},
             {"log_query/key", "log_value/out", "log_up/down", "log_norm/head"}
@@ -355,8 +354,8 @@ def test_a_run_records_states_gradients_and_updates_of_the_right_steps(tiny: Tin
     assert set(frame["cell"]) == {"."}
     assert np.isfinite(frame["value"]).all()
     steps = {group: sorted(rows["step"].unique()) for group, rows in frame.groupby("group")}
-    of_states = dict.fromkeys(("norms", "rows", "outputs", "symmetry"), [0, 5, 10, 12])
-    assert steps == of_states | dict.fromkeys(("gradients", "updates", "noise"), [0, 5, 10])
+    of_states = {group: [0, 5, 10, 12] for group in ("norms", "rows", "outputs", "symmetry")}
+    assert steps == of_states | {group: [0, 5, 10] for group in ("gradients", "updates", "noise")}
 
     module = LitLlama(config.to_dict(), 256)
     parts = {name.rpartition(".")[::2]: name for name, _ in module.model.named_parameters()}
@@ -599,7 +598,7 @@ def test_what_is_recorded_cannot_change_on_the_way(tiny: Tiny, tmp_path: Path) -
 
 
 def test_folders_without_diagnostics_and_damaged_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no diagnostics here; ask for them with train.diagnostics"):
+    with pytest.raises(UserError, match="no diagnostics here; ask for them with"):
         lit_mult.load_diagnostics(tmp_path)
     (tmp_path / "diagnostics.parquet").write_bytes(b"PAR1 or so")
     with pytest.raises(UserError, match=r"diagnostics\.parquet: cannot be read"):
