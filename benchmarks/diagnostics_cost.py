@@ -3,8 +3,8 @@
     python benchmarks/diagnostics_cost.py [--widths 64 128 256] [--every 50] [--records 7] [--json cost.json]
 
 Every hook of the callback is timed. The cost of a recording over the time of `--every` steps of the same run, from
-which recordings are left out, is the share that diagnostics add at that pace; medians over recordings. Recordings are made
-more often than that, so that a slow machine is done soon: a step does not depend on the pace.
+which recordings are left out, is the share that diagnostics add at that pace; medians over recordings. Recordings are
+made more often than that, so that a slow machine is done soon: a step does not depend on the pace.
 
 - state: norms, rows, outputs, updates and symmetry, the five that are cheap
 - all: gradients and noise too, whose two extra half-batch passes cost about as much as a step
