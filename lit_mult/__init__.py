@@ -10,6 +10,7 @@
     points = lit_mult.sensitivity_points(runs)                    # best loss, optimum and sensitivity of every curve
     figure = lit_mult.loss_vs_lr(runs, points)                    # -> matplotlib Figure
     lit_mult.write_report("results/quick")                        # tables, figures, report.md
+    lit_mult.load_diagnostics("runs/a")                           # -> DataFrame, what train.diagnostics asked for
 
     trained = lit_mult.load_trained("runs/a")                     # -> model, tokenizer and corpus of a finished run
     scores = lit_mult.load_scores("results/downstream", lit_mult.load_records("results/downstream"))
@@ -21,6 +22,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lit_mult.analysis.diagnostics import load_diagnostics
     from lit_mult.analysis.frame import load_curves, load_records
     from lit_mult.analysis.plots import adam_vs_muon, loss_vs_lr, optimum_drift
     from lit_mult.analysis.report import write_report
@@ -45,6 +47,7 @@ _HOMES = {
     "adam_vs_muon": "lit_mult.analysis.plots",
     "interpolated_optimum": "lit_mult.analysis.sensitivity",
     "load_curves": "lit_mult.analysis.frame",
+    "load_diagnostics": "lit_mult.analysis.diagnostics",
     "load_records": "lit_mult.analysis.frame",
     "load_scores": "lit_mult.analysis.scores",
     "load_study": "lit_mult.study.files",
@@ -68,6 +71,7 @@ __all__ = [
     "adam_vs_muon",
     "interpolated_optimum",
     "load_curves",
+    "load_diagnostics",
     "load_records",
     "load_scores",
     "load_study",

@@ -26,7 +26,15 @@ def fit(arguments: Sequence[str]) -> int:
     parser = _parser("fit", fit)
     _add_run_config(parser)
     parser.add_argument("--out", type=str, required=True, help="folder of the run; an unfinished run in it goes on")
+    what = "comma-separated names, for train.diagnostics: norms,outputs"
+    parser.add_argument("--diagnostics", type=str, default=None, help=what)
+    parser.add_argument("--every", type=int, default=None, help="for train.diagnostics_every")
     namespace = parser.parse_args(list(arguments)).as_dict()
+    diagnostics, every = namespace.pop("diagnostics"), namespace.pop("every")
+    if diagnostics is not None:
+        namespace["train"]["diagnostics"] = diagnostics.split(",")
+    if every is not None:
+        namespace["train"]["diagnostics_every"] = every
     out, config = Path(namespace.pop("out")), _run_config(namespace)
 
     from lit_mult.training.folder import RunFolder
@@ -42,6 +50,8 @@ def fit(arguments: Sequence[str]) -> int:
         quality = f"{record.final_loss:.4f} nats per token, {record.final_bits_per_byte:.4f} bits per byte"
         print(f"validation loss {record.initial_loss:.4f} -> {quality}; {size}")
     print(f"{'finished earlier: ' if finished_before else ''}{RunFolder(out).record}")
+    if config.train.diagnostics:
+        print(RunFolder(out).diagnostics)
     return 0
 
 

@@ -16,12 +16,16 @@ MultiplierKind = Literal["none", "fixed", "scalar", "vector"]
 OptimizerName = Literal["adamw", "muon"]
 WidthRule = Literal["lr", "lr_wd", "multiplier"]
 Tier = Literal["NONE", "LR", "LRWD", "FULL"]
+NormKind = Literal["vector", "scalar", "frozen"]
+Diagnostic = Literal["norms", "rows", "outputs", "updates", "gradients", "symmetry", "noise"]
 
 # Settings that change what is shown or kept or where files lie, never a loss: they stay out of the hash.
 _OUTSIDE_HASH = (
     ("trainer", "progress_bar"),
     ("trainer", "tensorboard"),
     ("train", "keep_every"),
+    ("train", "diagnostics"),
+    ("train", "diagnostics_every"),
     ("data", "cache_dir"),
 )
 
@@ -57,6 +61,10 @@ class ModelConfig(_Section):
     """Base of the rotary frequencies."""
     norm_eps: float = Field(1e-5, gt=0)
     """Epsilon of RMSNorm."""
+    block_norms: Literal["learned", "frozen"] = "learned"
+    """RMSNorm weights of the blocks: learned, or fixed at 1."""
+    final_norm: NormKind = "vector"
+    """Weight of the last RMSNorm (paper fig. 1, VPN / SPN / FPN): one a channel, one learned scalar, or fixed at 1."""
     tie_embeddings: bool = False
     """Let the LM head use the embedding matrix (without the embedding's multipliers)."""
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -78,6 +86,10 @@ class ModelConfig(_Section):
     @property
     def d_ff(self) -> int:
         return round(self.d_model * self.mlp_ratio)
+
+    @property
+    def block_norm_kind(self) -> NormKind:
+        return "vector" if self.block_norms == "learned" else "frozen"
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -237,6 +249,11 @@ class TrainConfig(_Section):
     """Steps averaged into one point of the training-loss curve; also the pace of TensorBoard."""
     divergence_factor: float = Field(2.0, gt=1)
     """A training loss (mean of log_every steps) above this many initial losses ends the run as diverged."""
+    diagnostics: list[Diagnostic] = Field(default_factory=list)
+    """What to record on the way, in diagnostics.parquet: norms, rows (row and column norms), outputs, updates,
+    gradients, symmetry, noise (signal and noise of gradients; an extra backward pass)."""
+    diagnostics_every: int = Field(50, gt=0)
+    """Optimizer steps from one recording to the next; the first is at the start, the last at the end of the run."""
 
 
 class TrainerConfig(_Section):
@@ -299,6 +316,8 @@ class RunConfig(_Section):
         if self.train.batch_size % self.trainer.accumulate_grad_batches:
             allowed = f"must divide train.batch_size = {self.train.batch_size}"
             raise ConfigError("trainer.accumulate_grad_batches", self.trainer.accumulate_grad_batches, allowed)
+        if "noise" in self.train.diagnostics and self.train.batch_size % 2:
+            raise ConfigError("train.batch_size", self.train.batch_size, "must be even: the diagnostic noise halves it")
         return self
 
     @classmethod
@@ -334,6 +353,9 @@ class RunConfig(_Section):
         for part in ("forward", "lr", "weight_decay"):
             if not data["parametrization"][part]:  # as before these fields existed: hashes outlive their coming
                 del data["parametrization"][part]
+        for field in ("block_norms", "final_norm"):
+            if data["model"][field] == ModelConfig.model_fields[field].default:  # the same
+                del data["model"][field]
         if self.model.pretrained is None:
             del data["model"]["pretrained"]
         else:  # its content decides, wherever it lies

@@ -94,7 +94,9 @@ def start_from_pretrained(model: Llama, plan: RunPlan, config: RunConfig) -> Non
             theirs = _take(weights, f"{module_name}.weight", module.weight, folder)
             module.weight.copy_(theirs.double() / _scale(plan.matrices[module_name]))
         elif isinstance(module, RMSNorm):
-            module.weight.copy_(_take(weights, f"{module_name}.weight", module.weight, folder))
+            theirs = _take(weights, f"{module_name}.weight", module.weight_vector(), folder)
+            _check_norm(module_name, module, theirs, folder)
+            module.weight.copy_(theirs if module.weight.ndim else theirs[0])
     # Buffers that old versions wrote, which follow from the config.
     left = sorted(name for name in weights if not name.endswith("rotary_emb.inv_freq"))
     if left:
@@ -121,6 +123,15 @@ def _check(folder: Path, plan: RunPlan, config: RunConfig) -> None:
         std = config.parametrization.embedding_std
         allowed = f"must be {std * head / embedding!r} for a head that is tied as {remedy}"
         raise ConfigError("parametrization.embedding_std", std, allowed)
+
+
+def _check_norm(name: str, norm: RMSNorm, theirs: Tensor, folder: Path) -> None:
+    """Raises: ConfigError when the folder's norm weight (D,) is not of the kind that the config makes of this norm."""
+    field, usual = ("final_norm", "vector") if name == "norm" else ("block_norms", "learned")
+    if not norm.weight.requires_grad and not (theirs == 1).all():
+        raise ConfigError(f"model.{field}", "frozen", f"must be {usual}: {name} of {folder} is not 1 everywhere")
+    if norm.weight.ndim == 0 and not (theirs == theirs[0]).all():
+        raise ConfigError(f"model.{field}", "scalar", f"must be {usual}: {name} of {folder} differs between channels")
 
 
 def _scale(matrix: MatrixPlan) -> float:

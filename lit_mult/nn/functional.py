@@ -97,10 +97,10 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor | None, None]:
         unit, scale, weight = ctx.saved_tensors
         product = grad_out * unit
-        grad_weight = product.flatten(0, -2).sum(0)
+        grad_weight = product.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
         along = torch.mv(product.flatten(0, -2), weight).view_as(scale).div_(-unit.shape[-1])
         grad_x = (grad_out * weight).addcmul_(unit, along).mul_(scale)
         return grad_x, grad_weight, None

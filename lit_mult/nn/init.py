@@ -18,7 +18,7 @@ def initialize(model: nn.Module, plan: RunPlan, seed: int) -> None:
     |-----------------------------|-------------------------------------------------------------|
     | matrices                    | N(0, init_std^2), `parametrization.rules.init_std`          |
     | learnable multipliers       | `MatrixPlan.start`: 1, or the preset's forward multiplier   |
-    | RMSNorm weights             | 1                                                           |
+    | RMSNorm weights, frozen too | 1                                                           |
 
     Matrices are drawn on the CPU in the order of the forward pass and multipliers take nothing from the generator:
     arms that differ in their multipliers alone start from the same matrices, on every device.

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_mult.config import ModelConfig
+from lit_mult.config import ModelConfig, NormKind
 from lit_mult.nn.functional import interleave_halves, rms_norm, rotary_table, rotate_qkv, swiglu
 from lit_mult.nn.kv_cache import KVCache, LayerCache
 from lit_mult.nn.multipliers import MultipliedEmbedding, MultipliedLinear
@@ -24,13 +24,22 @@ class RMSNorm(nn.Module):
 
     role = Role.NORM
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, kind: NormKind) -> None:
+        """Allocate the weight, uninitialized (see `nn.init`).
+
+        Its shape is (size,), or () for the kind scalar; a frozen one has `requires_grad` False, so that no optimizer
+        has it, and stays in the state dict.
+        """
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(size))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(() if kind == "scalar" else size), requires_grad=kind != "frozen")
+        self.size, self.eps = size, eps
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return rms_norm(x_BTD, self.weight, self.eps)
+        return rms_norm(x_BTD, self.weight_vector(), self.eps)
+
+    def weight_vector(self) -> Tensor:
+        """The factor of every channel (size,), differentiable in the weight."""
+        return self.weight if self.weight.ndim else self.weight.expand(self.size)
 
 
 class Attention(nn.Module):
@@ -54,13 +63,19 @@ class Attention(nn.Module):
         k_weight = interleave_halves(self.k_proj.effective_weight(), self.head_dim)
         return torch.cat([q_weight, k_weight, self.v_proj.effective_weight()])
 
-    def forward(self, x_BTD: Tensor, rotation_TK: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def project(self, x_BTD: Tensor, rotation_TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries (B, T, H, K) and keys (B, T, G, K), rotary pairs interleaved, and values (B, T, G, K)."""
         B, T, _ = x_BTD.shape
         H, G = self.n_heads, self.n_kv_heads
         # One product for the three: joining weights is cheap, reading and differentiating x three times is not.
         qkv_weight = self.form_joint_weight() if self.joint_weight is None else self.joint_weight
         qkv_BTNK = F.linear(x_BTD, qkv_weight).view(B, T, H + 2 * G, self.head_dim)
-        q_BTHK, k_BSGK, v_BSGK = rotate_qkv(qkv_BTNK, rotation_TK, H, G)
+        return rotate_qkv(qkv_BTNK, rotation_TK, H, G)
+
+    def forward(self, x_BTD: Tensor, rotation_TK: Tensor, cache: LayerCache | None = None) -> Tensor:
+        B, T, _ = x_BTD.shape
+        H, G = self.n_heads, self.n_kv_heads
+        q_BTHK, k_BSGK, v_BSGK = self.project(x_BTD, rotation_TK)
         mask_BHTS = None
         if cache is not None:
             k_BSGK, v_BSGK, mask_BHTS = cache.extend(k_BSGK, v_BSGK)
@@ -104,9 +119,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, plan: RunPlan, name: str) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.d_model, config.norm_eps)
+        self.input_layernorm = RMSNorm(config.d_model, config.norm_eps, config.block_norm_kind)
         self.self_attn = Attention(config, plan, f"{name}.self_attn")
-        self.post_attention_layernorm = RMSNorm(config.d_model, config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.d_model, config.norm_eps, config.block_norm_kind)
         self.mlp = MLP(plan, f"{name}.mlp")
         self.dropout = config.dropout
 
@@ -127,7 +142,7 @@ class Llama(nn.Module):
         self.n_kv_heads, self.head_dim, self.rope_theta = config.n_kv_heads, config.head_dim, config.rope_theta
         self.embed_tokens = MultipliedEmbedding(plan.matrices["embed_tokens"])
         self.layers = nn.ModuleList(Block(config, plan, f"layers.{layer}") for layer in range(config.n_layers))
-        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.norm = RMSNorm(config.d_model, config.norm_eps, config.final_norm)
         shared = self.embed_tokens.weight if config.tie_embeddings else None
         self.lm_head = MultipliedLinear(plan.matrices["lm_head"], shared)
 

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import nn
 
-from lit_mult.nn.llama import MLP, Attention, Llama
+from lit_mult.nn.llama import MLP, Attention, Llama, RMSNorm
 from lit_mult.nn.multipliers import MultipliedMatrix
 
 
@@ -18,7 +18,7 @@ def merged(model: Llama) -> Llama:
 
     Products are formed in float64 and cast once. An attention scale other than 1 / sqrt(head_dim), the one a plain
     Llama has, goes into the query matrix. A head tied to the embedding comes apart from it: the two share W, but not
-    their multipliers.
+    their multipliers. The scalar of a norm becomes a constant vector.
     """
     plain = copy.deepcopy(model).requires_grad_(False).eval()
     for module in plain.modules():
@@ -28,6 +28,8 @@ def merged(model: Llama) -> Llama:
             usual = 1 / math.sqrt(module.head_dim)
             module.q_proj.constant *= module.scale / usual
             module.scale = usual
+        if isinstance(module, RMSNorm):
+            module.weight = nn.Parameter(module.weight_vector().clone(), requires_grad=False)
     # All are formed before any is put in place: a tied head reads the embedding's W.
     matrices = [module for module in plain.modules() if isinstance(module, MultipliedMatrix)]
     weights = [matrix.merged_weight() for matrix in matrices]

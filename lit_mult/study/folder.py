@@ -2,6 +2,7 @@
 
 study.json      the plan
 records/        one JSON file a finished cell: the truth, from which all else can be rebuilt
+diagnostics/    one parquet file a cell, where the study asks for them (train.diagnostics)
 cells/          run folders of unfinished cells, with their checkpoints
 attempts/       who is or was at work on which unfinished cell
 sweeps/         sweeps that are running on the folder, on this machine or another
@@ -22,6 +23,7 @@ from typing import Any
 
 from lit_mult.config import differences
 from lit_mult.errors import ConfigError, UserError
+from lit_mult.readings import DIAGNOSTICS
 from lit_mult.record import RunRecord
 from lit_mult.study.attempts import Attempts
 from lit_mult.study.lease import Lease, is_alive
@@ -49,6 +51,9 @@ class StudyFolder:
 
     def record(self, cell_id: str) -> Path:
         return self.path / "records" / f"{cell_id}.json"
+
+    def diagnostics(self, cell_id: str) -> Path:
+        return self.path / DIAGNOSTICS / f"{cell_id}.parquet"
 
     def work(self, cell_id: str) -> Path:
         return self.path / "cells" / cell_id

@@ -28,6 +28,7 @@ class Job:
     work: Path
     """Folder for the run while it is under way; removed at the end when nothing in it is to be kept."""
     record: Path
+    diagnostics: Path
     keep_checkpoint: bool
     prune: bool
     """Ask after every validation whether to go on."""
@@ -110,6 +111,7 @@ def run_job(job: Job, post: Callable[[Message], bool], stop: Callable[[], bool] 
             job.work,
             cell=CellInfo.model_validate(job.cell),
             record_path=job.record,
+            diagnostics_path=job.diagnostics,
             keep_checkpoint=job.keep_checkpoint,
             on_progress=progress,
             prune=(lambda curve: post(Evaluated(curve))) if job.prune else None,

@@ -208,6 +208,7 @@ class _Sweep:
             attempts=self.folder.attempts.folder,
             work=self.folder.work(cell.id),
             record=self.folder.record(cell.id),
+            diagnostics=self.folder.diagnostics(cell.id),
             keep_checkpoint=self.spec.keep_checkpoints,
             prune=self.spec.pruner is not None,
         )

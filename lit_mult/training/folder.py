@@ -1,4 +1,7 @@
-"""The folder of one run: config.json from the start, checkpoints/ on the way, record.json at the end."""
+"""The folder of one run: config.json from the start, checkpoints/ on the way, record.json at the end.
+
+A run that was asked for diagnostics leaves diagnostics.parquet beside the record.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 
 from lit_mult.config import RunConfig, differences
 from lit_mult.errors import ConfigError, UserError
+from lit_mult.readings import DIAGNOSTICS_NAME
 from lit_mult.record import RECORD_NAME, RunRecord
 
 CONFIG_NAME = "config.json"
@@ -23,6 +27,10 @@ class RunFolder:
     @property
     def record(self) -> Path:
         return self.path / RECORD_NAME
+
+    @property
+    def diagnostics(self) -> Path:
+        return self.path / DIAGNOSTICS_NAME
 
     @property
     def checkpoints(self) -> Path:

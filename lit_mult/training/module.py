@@ -57,12 +57,17 @@ class LitLlama(LightningModule):
         logits_BTV = self.model(window_BT1[:, :-1]).float()
         return logits_BTV, F.cross_entropy(logits_BTV.flatten(0, 1), window_BT1[:, 1:].flatten())
 
+    def training_loss(self, window_BT1: Tensor) -> tuple[Tensor, Tensor]:
+        """What training minimizes (), and its mean cross-entropy (), z-loss left out; nats per token."""
+        logits_BTV, cross_entropy = self._predict(window_BT1)
+        if not self.config.model.z_loss:
+            return cross_entropy, cross_entropy
+        # arXiv:2204.02311 sec. 5: keeps the softmax normalizer near 1.
+        return cross_entropy + self.config.model.z_loss * logits_BTV.logsumexp(-1).square().mean(), cross_entropy
+
     def training_step(self, window_BT1: Tensor, batch_index: int) -> Tensor:
-        logits_BTV, loss = self._predict(window_BT1)
-        self.last_train_loss = loss.detach()
-        if self.config.model.z_loss:
-            # arXiv:2204.02311 sec. 5: keeps the softmax normalizer near 1.
-            loss = loss + self.config.model.z_loss * logits_BTV.logsumexp(-1).square().mean()
+        loss, cross_entropy = self.training_loss(window_BT1)
+        self.last_train_loss = cross_entropy.detach()
         return loss
 
     def validation_step(self, window_BT1: Tensor, batch_index: int) -> None:

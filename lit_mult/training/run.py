@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_mult.config import RunConfig, flatten
+from lit_mult.data.batches import validation_windows
 from lit_mult.data.cache import TokenizedCorpus, prepare
 from lit_mult.data.module import TextDataModule
 from lit_mult.errors import ConfigError, Interrupted, UserError
@@ -27,9 +28,11 @@ from lit_mult.record import CellInfo, RunRecord
 from lit_mult.roles import Role
 from lit_mult.training import provenance
 from lit_mult.training.checkpoints import Checkpoints, RngState, save_checkpoint
+from lit_mult.training.diagnostics import PROBE_WINDOWS, Diagnostics
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.history import Curve, History
 from lit_mult.training.module import LitLlama
+from lit_mult.training.readings import require_pyarrow
 
 # Trainer arguments that follow from other fields of the config or carry the run's own machinery.
 _OWN_TRAINER_ARGUMENTS = {
@@ -64,6 +67,7 @@ def run(
     *,
     cell: CellInfo | None = None,
     record_path: Path | None = None,
+    diagnostics_path: Path | None = None,
     keep_checkpoint: bool = True,
     on_progress: Callable[[int, float], None] | None = None,
     prune: Callable[[Curve], bool] | None = None,
@@ -80,6 +84,7 @@ def run(
         out: folder of the run; new, or holding this same run.
         cell: place in a study, for the record.
         record_path: where to write the record; by default `out/record.json`.
+        diagnostics_path: where to write the readings of `train.diagnostics`; by default `out/diagnostics.parquet`.
         keep_checkpoint: leave `out/checkpoints/final.ckpt` behind.
         on_progress: called with (step, training loss) every `train.log_every` steps.
         prune: called after every validation on the way with the validation curve by optimizer step, [(step, loss)];
@@ -96,8 +101,12 @@ def run(
     data = TextDataModule(config, corpus)
     _check_trainer_arguments(config)
     finished = folder.finished(config, corpus.hash)
+    diagnostics_path = diagnostics_path or folder.diagnostics
     if finished is not None:
+        if config.train.diagnostics and not diagnostics_path.is_file():
+            raise UserError(f"--out {out}: the run in it has finished without train.diagnostics; name a new folder")
         return finished
+    watch = _diagnostics(config, corpus)
 
     history = History(config.train, on_progress, prune)
     torch.manual_seed(config.seed)  # dropout; initialization and data have generators of their own
@@ -108,10 +117,13 @@ def run(
 
             # A run that goes on, too: a damaged checkpoint sends it back to its start.
             start_from_pretrained(module.model, module.plan, config)
-        own = [history, RngState(), *callbacks, Checkpoints(folder, config.train, should_stop)]
+        watching = [] if watch is None else [watch]
+        own = [history, RngState(), *watching, *callbacks, Checkpoints(folder, config.train, should_stop)]
         trainer = _trainer(config, folder, own)
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
         data.check(trainer.world_size)
+        if watch is not None:
+            watch.check(trainer.world_size)
         if trainer.is_global_zero:
             folder.claim(config, corpus.hash)
             for path in folder.set_aside_damaged():
@@ -137,12 +149,28 @@ def run(
             metrics = {"final_loss": final, "best_loss": record.best_loss if record.best_loss is not None else math.nan}
             trainer.logger.log_hyperparams(flatten(config.to_dict()), metrics)
             trainer.logger.finalize("success")
+        if watch is not None:
+            watch.write(diagnostics_path)  # before the record, with which the run counts as finished
         record.write(record_path or folder.record)
         for checkpoint in folder.checkpoints.glob("step=*.ckpt"):
             checkpoint.unlink(missing_ok=True)
         if not keep_checkpoint:
             shutil.rmtree(folder.checkpoints, ignore_errors=True)
     return record
+
+
+def _diagnostics(config: RunConfig, corpus: TokenizedCorpus) -> Diagnostics | None:
+    """What records `train.diagnostics`; None where nothing is to be recorded.
+
+    Raises:
+        UserError: pyarrow is not installed.
+    """
+    if not config.train.diagnostics:
+        return None
+    require_pyarrow()
+    windows = min(PROBE_WINDOWS, config.train.batch_size // config.trainer.accumulate_grad_batches)
+    probe_BT1 = torch.from_numpy(validation_windows(corpus.val, config.data.seq_len, windows))
+    return Diagnostics(config.train, probe_BT1[:, :-1])
 
 
 def _check_trainer_arguments(config: RunConfig) -> None:

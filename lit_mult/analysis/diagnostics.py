@@ -1,0 +1,43 @@
+"""Diagnostics of runs as one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from lit_mult.errors import UserError
+from lit_mult.readings import COLUMNS, DIAGNOSTICS_NAME, find_diagnostics
+
+
+def load_diagnostics(folder: Path | str) -> pd.DataFrame:
+    """One row a reading: cell, step, group, quantity, name, layer, role, value.
+
+    `cell` is that of `load_records`, on which the two merge; `layer` is NA outside the blocks. See `readings` for what
+    belongs to a step.
+
+    Args:
+        folder: of a run, or results folder of a study.
+
+    Raises:
+        UserError: there are no diagnostics, a file is damaged, or pyarrow is not installed.
+    """
+    folder = Path(folder)
+    paths = find_diagnostics(folder)
+    if not paths:
+        raise UserError(f"{folder}: no diagnostics here; ask for them with train.diagnostics when the run is made")
+    return pd.concat([_read(path, folder) for path in paths], ignore_index=True)
+
+
+def _read(path: Path, folder: Path) -> pd.DataFrame:
+    try:
+        frame = pd.read_parquet(path, engine="pyarrow")
+    except ImportError:
+        raise UserError(f"{path}: reading parquet needs pyarrow: pip install 'lit-mult[data]'") from None
+    except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+    if tuple(frame.columns) != COLUMNS:
+        raise UserError(f"{path}: damaged, its columns are {', '.join(map(str, frame.columns))}")
+    whole = path.name == DIAGNOSTICS_NAME
+    frame.insert(0, "cell", path.relative_to(folder).parent.as_posix() if whole else path.stem)
+    return frame.astype({"layer": "Int64"})
