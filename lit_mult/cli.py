@@ -53,13 +53,11 @@ def parameters(arguments: Sequence[str]) -> int:
 
     import torch
 
-    from lit_mult.data.tokenizers import bpe_size, load_tokenizer
     from lit_mult.nn.llama import Llama
     from lit_mult.optim.groups import plan_parameters
     from lit_mult.parametrization.plan import plan_run
 
-    vocab_size = bpe_size(config.data.tokenizer) or load_tokenizer(config.data.tokenizer).vocab_size
-    plan = plan_run(config, vocab_size)
+    plan = plan_run(config, _vocab_size(config))
     with torch.device("meta"):
         rows = plan_parameters(Llama(config.model, plan), plan)
     table = [("parameter", "role", "shape", "multipliers", "optimizer", "lr", "weight decay", "init")]
@@ -67,10 +65,25 @@ def parameters(arguments: Sequence[str]) -> int:
         shape = "x".join(map(str, row.parameter.shape)) or "1"
         numbers = (f"{row.lr:.4g}", f"{row.weight_decay:.4g}", row.init)
         table.append((row.name, row.role.value, shape, row.multipliers, row.optimizer, *numbers))
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    _print_columns(table)
     return 0
+
+
+def lint_placement(arguments: Sequence[str]) -> int:
+    """List multipliers that can trade scale without changing the model; exit code 1 if decay does not hold it."""
+    parser = _parser("lint-placement", lint_placement)
+    _add_run_config(parser)
+    named = bool(arguments) and not arguments[0].startswith("-")
+    config = _run_config(parser.parse_args(["--config", *arguments] if named else list(arguments)).as_dict())
+
+    from lit_mult.parametrization.redundancy import drifts, redundancies, table
+
+    found = redundancies(config, _vocab_size(config))
+    if not found:
+        print("no redundant multipliers")
+        return 0
+    _print_columns(table(found))
+    return FAILED if drifts(found) else 0
 
 
 def sweep(arguments: Sequence[str]) -> int:
@@ -252,6 +265,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "tasks": tasks,
     "preset": preset,
     "parameters": parameters,
+    "lint-placement": lint_placement,
     "export": export,
     "import": import_,
 }
@@ -264,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name in ("-h", "--help"):
         print("usage: lit-mult COMMAND [options]\n\nStudy learnable multipliers in language-model pretraining.\n")
         for command, function in COMMANDS.items():
-            print(f"  {command:12}{function.__doc__}")
+            print(f"  {command:16}{function.__doc__}")
         print("\n`lit-mult COMMAND --help` lists the options of a command.")
         return 0
     if name == "--version":
@@ -331,6 +345,18 @@ def _add_retries(parser: ArgumentParser) -> None:
     from lit_mult.study.attempts import RETRIES
 
     parser.add_argument("--retries", type=int, default=RETRIES, help="deaths without progress that a cell is forgiven")
+
+
+def _print_columns(table: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _vocab_size(config: RunConfig) -> int:
+    from lit_mult.data.tokenizers import bpe_size, load_tokenizer
+
+    return bpe_size(config.data.tokenizer) or load_tokenizer(config.data.tokenizer).vocab_size
 
 
 def _run_config(namespace: dict[str, Any]) -> RunConfig:
