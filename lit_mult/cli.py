@@ -86,6 +86,45 @@ def lint_placement(arguments: Sequence[str]) -> int:
     return FAILED if drifts(found) else 0
 
 
+def brownian(arguments: Sequence[str]) -> int:
+    """Compare the parameters of a run with pure noise under its optimizer, schedule and decay: trapped or free."""
+    from jsonargparse.typing import PositiveFloat, PositiveInt
+
+    parser = _parser("brownian", brownian)
+    parser.add_argument("run", type=str, help="folder of a run, or of a cell of a study (results/STUDY/cells/CELL)")
+    size = "longest side of a matrix that stands for one of Muon's; larger is slower (default: 256)"
+    parser.add_argument("--max_dim", type=PositiveInt, default=None, help=size)
+    within = "share by which a trapped parameter may differ from noise (default: 0.1)"
+    parser.add_argument("--tolerance", type=PositiveFloat, default=None, help=within)
+    namespace = parser.parse_args(list(arguments))
+    folder = Path(namespace.run)
+
+    from dataclasses import asdict
+
+    import pandas as pd
+
+    from lit_mult.analysis.tables import to_csv
+    from lit_mult.optim.brownian import MAX_DIM
+    from lit_mult.training.trapped import TOLERANCE, compare
+
+    reference = compare(folder, namespace.max_dim or MAX_DIM, namespace.tolerance or TOLERANCE)
+    table: list[tuple[str, ...]] = [("parameter", "role", "norm", "noise", "balance", "moved / noise", "verdict")]
+    for row in reference.comparisons:
+        numbers = (f"{row.norm:.4g}", f"{row.noise_norm:.4g}", f"{row.balance:.4g}", f"{row.ratio:.3f}")
+        table.append((row.name, row.role, *numbers, row.verdict))
+    _print_columns(table)
+    motions = [
+        {"parameters": names, "step": step, "norm": norm}
+        for names, motion in reference.trajectories
+        for step, norm in zip(motion.steps, motion.norm, strict=True)
+    ]
+    for name, rows in (("brownian", [asdict(row) for row in reference.comparisons]), ("brownian_motion", motions)):
+        path = folder / f"{name}.csv"
+        path.write_text(to_csv(pd.DataFrame(rows)))
+        print(path)
+    return 0
+
+
 def sweep(arguments: Sequence[str]) -> int:
     """Run the cells of a study that have no record yet, then write its report."""
     parser = _parser("sweep", sweep)
@@ -266,6 +305,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "preset": preset,
     "parameters": parameters,
     "lint-placement": lint_placement,
+    "brownian": brownian,
     "export": export,
     "import": import_,
 }

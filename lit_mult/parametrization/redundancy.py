@@ -77,7 +77,7 @@ class Redundancy:
 
     @property
     def remedy(self) -> str:
-        """What holds it, and which multiplier to drop: the one with the fewest entries, then one that `minimal` lacks."""
+        """What holds it, and which multiplier to drop: the one with fewest entries, then one that `minimal` lacks."""
         droppable = [name for name in self.powers if not name.endswith(_NORM_SUFFIX)]
         size = {name: math.prod(self.sizes[factor] for factor in self.indices[name]) for name in droppable}
         matrix, _, axis = min(droppable, key=lambda name: (size[name], name not in self.spare)).rpartition(".")
@@ -153,7 +153,9 @@ def _pieces(config: RunConfig, roles: Mapping[str, Role]) -> Iterator[tuple[list
     yield ["lm_head"], "norm.weight"
 
 
-def _redundancy(solution: Solution, piece: Piece, sizes: Mapping[Factor, int], decay: float, spare: frozenset[str]) -> Redundancy:
+def _redundancy(
+    solution: Solution, piece: Piece, sizes: Mapping[Factor, int], decay: float, spare: frozenset[str]
+) -> Redundancy:
     return Redundancy(
         kind=Kind.CHANNELS if solution.channels else Kind.FACTOR,
         powers=solution.powers,
