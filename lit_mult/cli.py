@@ -125,6 +125,62 @@ def brownian(arguments: Sequence[str]) -> int:
     return 0
 
 
+def coord_check(arguments: Sequence[str]) -> int:
+    """Train a few steps at several widths and fit how sizes and updates depend on width; exit code 1 on a FAIL."""
+    from jsonargparse.typing import PositiveInt
+
+    parser = _parser("coord-check", coord_check)
+    _add_run_config(parser)
+    parser.add_argument(
+        "--widths", type=str, default="32,64,128,256,512", help="values of model.d_model, three or more"
+    )
+    parser.add_argument("--steps", type=PositiveInt, default=10, help="optimizer steps at each width")
+    parser.add_argument("--seeds", type=PositiveInt, default=3, help="number of seeds")
+    parser.add_argument("--out", type=str, default=None, help="folder for tables (CSV) and figure (PNG)")
+    namespace = parser.parse_args(list(arguments)).as_dict()
+    widths = _widths(namespace.pop("widths"))
+    steps, seeds, out = (namespace.pop(name) for name in ("steps", "seeds", "out"))
+    config = _run_config(namespace)
+
+    from dataclasses import asdict
+
+    import pandas as pd
+
+    from lit_mult.analysis.exponents import coordinate_check, exponents
+    from lit_mult.analysis.style import save
+    from lit_mult.analysis.tables import to_csv
+    from lit_mult.parametrization.expectations import expected_exponent
+    from lit_mult.training.coordinates import measure
+
+    measured = []
+    for row in measure(config, widths, range(config.seed, config.seed + seeds), steps):
+        low, high = expected_exponent(config, row.kind, row.coordinate, row.role)
+        measured.append(asdict(row) | {"low": low, "high": high})
+    values = pd.DataFrame(measured)
+    fits = exponents(values)
+    table: list[tuple[str, ...]] = [("kind", "coordinate", "exponent", "95 % interval", "expected", "verdict")]
+    for kind, coordinate, low, high, slope, slope_low, slope_high, verdict in fits.itertuples(index=False):
+        expected = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        interval = f"[{slope_low:.2f}, {slope_high:.2f}]" if seeds > 1 else "1 seed: no interval"
+        table.append((kind, coordinate, f"{slope:.2f}", interval, expected, verdict))
+    _print_columns(table)
+    if out is not None:
+        folder = Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "coordinates.csv").write_text(to_csv(values))
+        (folder / "exponents.csv").write_text(to_csv(fits))
+        (folder / "coordinates.png").write_bytes(save(coordinate_check(values, fits))["png"])
+        print(folder)
+    return FAILED if (fits["verdict"] == "FAIL").any() else 0
+
+
+def _widths(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts) or len({int(part) for part in parts}) < 3:
+        raise UserError(f"--widths {text}: must be three or more different whole numbers, joined by commas")
+    return sorted({int(part) for part in parts})
+
+
 def sweep(arguments: Sequence[str]) -> int:
     """Run the cells of a study that have no record yet, then write its report."""
     parser = _parser("sweep", sweep)
@@ -306,6 +362,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "parameters": parameters,
     "lint-placement": lint_placement,
     "brownian": brownian,
+    "coord-check": coord_check,
     "export": export,
     "import": import_,
 }
