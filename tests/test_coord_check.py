@@ -56,7 +56,7 @@ def test_learnable_multipliers_pass(check: Check, optimizer: str) -> None:
 
 
 def test_the_standard_parametrization_fails(check: Check) -> None:
-    code, verdicts = check("--parametrization.rule", "standard")
+    code, verdicts = check("--parametrization.rule", "standard", "--optim.lr", "0.001")
     assert code == 1
     assert {("change", "logits"), ("update", "layers.0.mlp.down_proj")} <= failed(verdicts)
 

@@ -36,7 +36,8 @@ def exponents(values: pd.DataFrame) -> pd.DataFrame:
     fitted = widths[-max(3, math.ceil(len(widths) / 2)) :]
     found = []
     larger = values[values["width"].isin(fitted)]
-    for (kind, coordinate, low, high), group in larger.groupby(["kind", "coordinate", "low", "high"], sort=False):
+    for (kind, coordinate), group in larger.groupby(["kind", "coordinate"], sort=False):
+        low, high = float(group["low"].iloc[0]), float(group["high"].iloc[0])
         usable = bool((np.isfinite(group["value"]) & (group["value"] > 0)).all())
         slope = (math.nan,) * 3
         if usable:

@@ -136,7 +136,7 @@ def simulate(
         for parameters in members.values():
             for parameter in parameters:
                 parameter.grad = torch.randn(parameter.shape, generator=generator)
-        factors.append(schedule.get_last_lr()[0] / schedule.base_lrs[0])
+        factors.append(float(schedule.get_last_lr()[0] / schedule.base_lrs[0]))
         optimizer.step()
         schedule.step()
 
