@@ -198,6 +198,10 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
                 continue  # needs a network, or an hour's checkpoints: see test_evaluate
             case "evaluate":
                 arguments += ["--max_length", "512", "--limit", "2"]
+            case "coord-check":  # on a shorter text; so few tokens say nothing about width
+                arguments += ["--train.batch_size", "2", "--data.seq_len", "16", "--data.corpus", str(text_file)]
+                assert main(arguments) in (0, 1), command
+                continue
         assert main(arguments) == 0, command
     assert {"mine", "lr_width", "mup_tuning"} <= set(swept)
 

@@ -1,7 +1,8 @@
 """Coordinate check (arXiv:2203.03466 app. D.1): how far activations move in a few steps must not depend on width.
 
 The quantity is the RMS of the change of an activation after three steps on one batch, and its exponent in the width:
-0 is what muP promises, under AdamW and under Muon. This is the measurement behind `rules.width_factor`.
+0 is what muP promises, under AdamW and under Muon. This is the measurement behind Muon's `rules.width_factor`; that the
+rules as a whole keep their promise is for `lit-mult coord-check` (test_coord_check.py).
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ SEEDS = (0, 1, 2)  # averages of the logarithm
 # Exponents are fitted on the widths from 128 on. Below that muP's own finite-size part is seen: the head starts at
 # 1/sqrt(m) of its size, so that logits change by a + b / sqrt(m), which falls towards a.
 FITTED = WIDTHS[2:]
-TOLERANCE = 0.2  # a wrong power of the width in one rule shifts its exponent by 0.5 or 1
 MUP = [("mup", "lr"), ("mup", "lr_wd"), ("mup", "multiplier")]
 
 Changes = dict[str, float]
@@ -103,26 +103,6 @@ def exponent(by_width: dict[int, Changes], name: str) -> float:
     """Slope of log2(change) against log2(width)."""
     x = [math.log2(width) for width in FITTED]
     return statistics.linear_regression(x, [math.log2(by_width[width][name]) for width in FITTED]).slope
-
-
-@pytest.mark.parametrize("name", ["logits", "residual stream"])
-@pytest.mark.parametrize(("rule", "width_rule"), MUP)
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_under_mup_changes_do_not_depend_on_width(optimizer: str, rule: str, width_rule: str, name: str) -> None:
-    assert abs(exponent(measured(optimizer, rule, width_rule), name)) < TOLERANCE
-
-
-@pytest.mark.parametrize("name", ["logits", "residual stream"])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_under_the_standard_parametrization_changes_grow_with_width(optimizer: str, name: str) -> None:
-    assert exponent(measured(optimizer, "standard", "lr"), name) > 0.4
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_learnable_multipliers_keep_the_change_independent_of_width(optimizer: str) -> None:
-    by_width = measured(optimizer, "mup", "lr", "vector")
-    for name in ("logits", "residual stream"):
-        assert abs(exponent(by_width, name)) < TOLERANCE
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

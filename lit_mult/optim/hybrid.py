@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from lit_mult.config import OptimConfig
-from lit_mult.optim.muon import Muon
+from lit_mult.optim.muon import NS_COEFFICIENTS, Muon
 
 # Devices on which torch ships a fused AdamW kernel.
 _FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
@@ -42,6 +42,7 @@ class HybridOptimizer(Optimizer):
                 Muon(
                     by_name["muon"],
                     momentum=config.muon_momentum,
+                    ns_coefficients=NS_COEFFICIENTS,
                     ns_steps=config.muon_ns_steps,
                     adjust_lr_fn="match_rms_adamw",
                 )

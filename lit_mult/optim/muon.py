@@ -9,6 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+RMS_OF_ADAM = 0.2
+"""Entries of an update, about: those of Adam's (arXiv:2502.16982 eq. 4)."""
+NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the quintic iteration, as `torch.optim.Muon` has them."""
+
 
 def orthogonalize(updates_NxAxB: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
     """Replace the singular values of N matrices by values near 1, in the matrices' dtype.
@@ -57,7 +62,7 @@ class Muon(torch.optim.Muon):
                     torch.stack(updates).to(dtype), group["ns_coefficients"], group["ns_steps"], group["eps"]
                 )
                 # 0.2 sqrt(max(A, B)) gives an orthogonal update the RMS that Adam's has (arXiv:2502.16982 eq. 4).
-                scale = group["lr"] * 0.2 * math.sqrt(max(shape))
+                scale = group["lr"] * RMS_OF_ADAM * math.sqrt(max(shape))
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 own_dtype = [update.to(gradients[0].dtype) for update in updates_NxAxB]
                 torch._foreach_add_(parameters, own_dtype, alpha=-scale)

@@ -1,0 +1,69 @@
+"""Exponents of a coordinate check: fits against width, verdicts and their figure."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from lit_mult.analysis.bootstrap import slope_interval
+from lit_mult.analysis.frame import rows
+from lit_mult.analysis.style import against_width, panel_grid, styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TOLERANCE = 0.25
+"""Half of the smallest error that a rule can make: a power of 1/2 (Muon without its factor)."""
+
+
+def exponents(values: pd.DataFrame) -> pd.DataFrame:
+    """Slope of log2(value) against log2(width) of every coordinate, over the larger half of the widths, at least three.
+
+    Below, muP's own finite-size part shows: the head starts at 1 / sqrt(m) of its size, so that logits change by
+    a + b / sqrt(m). The interval is a 95 % bootstrap over seeds.
+
+    Args:
+        values: columns width, seed, kind, coordinate, low, high (the expected exponents) and value.
+
+    Returns:
+        Columns kind, coordinate, low, high, exponent, exponent_low, exponent_high and verdict: PASS when the exponent
+        lies within `TOLERANCE` of what is expected; a value that is not positive and finite is a FAIL.
+    """
+    widths = sorted(values["width"].unique())
+    fitted = widths[-max(3, math.ceil(len(widths) / 2)) :]
+    found = []
+    larger = values[values["width"].isin(fitted)]
+    for (kind, coordinate), group in larger.groupby(["kind", "coordinate"], sort=False):
+        low, high = float(group["low"].iloc[0]), float(group["high"].iloc[0])
+        usable = bool((np.isfinite(group["value"]) & (group["value"] > 0)).all())
+        slope = (math.nan,) * 3
+        if usable:
+            slope = slope_interval(np.log2(group["width"]), np.log2(group["value"]), group["seed"])
+        passed = usable and low - TOLERANCE <= slope[0] <= high + TOLERANCE
+        found.append((kind, coordinate, low, high, *slope, "PASS" if passed else "FAIL"))
+    names = ["kind", "coordinate", "low", "high", "exponent", "exponent_low", "exponent_high", "verdict"]
+    return pd.DataFrame(found, columns=names)
+
+
+@styled
+def coordinate_check(values: pd.DataFrame, verdicts: pd.DataFrame) -> Figure:
+    """Each coordinate against width, relative to the smallest: a panel a kind, failing coordinates in red and named."""
+    kinds = list(dict.fromkeys(values["kind"]))
+    figure, axes = panel_grid(1, len(kinds), 2.6)
+    failed = {(row.kind, row.coordinate) for row in rows(verdicts) if row.verdict == "FAIL"}
+    for kind, ax in zip(kinds, axes[0], strict=True):
+        against_width(ax, values["width"])
+        for coordinate, group in values[values["kind"] == kind].groupby("coordinate", sort=False):
+            means = np.exp2(np.log2(group.set_index("width")["value"]).groupby(level=0).mean())
+            fails = (kind, coordinate) in failed
+            label = str(coordinate) if fails else None
+            ax.plot(means.index, means / means.iloc[0], color="#D55E00" if fails else "0.6", label=label, marker=".")
+        ax.set_yscale("log", base=2)
+        ax.set(title=kind, xlabel="width $d$")
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend()
+    axes[0, 0].set_ylabel("RMS over that at the smallest width")
+    return figure

@@ -1,0 +1,153 @@
+"""The coordinate check: right rules pass, and each of three planted faults fails where it should."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from lit_mult.analysis.exponents import exponents
+from lit_mult.cli import main
+from lit_mult.config import RunConfig
+from lit_mult.parametrization import plan, rules
+from lit_mult.roles import Role
+
+Check = Callable[..., tuple[int, dict[tuple[str, str], str]]]
+
+
+@pytest.fixture
+def check(text_file: Path, capsys: pytest.CaptureFixture[str]) -> Check:
+    """Exit code, and verdict by (kind, coordinate)."""
+
+    def run(*options: str) -> tuple[int, dict[tuple[str, str], str]]:
+        tiny = "--model.n_layers 1 --model.head_dim 8 --parametrization.base_d_model 8 --data.seq_len 16"
+        size = "--train.batch_size 4 --widths 16,32,64,128,256 --seeds 2 --steps 4 --optim.lr 0.01"
+        schedule = "--schedule.name constant --schedule.warmup_fraction 0"
+        code = main(["coord-check", *f"{tiny} {size} {schedule} --data.corpus {text_file}".split(), *options])
+        rows = [re.split(r"  +", line.strip()) for line in capsys.readouterr().out.splitlines()[1:]]
+        return code, {(row[0], row[1]): row[-1] for row in rows if row[-1] in ("PASS", "FAIL")}
+
+    return run
+
+
+def failed(verdicts: dict[tuple[str, str], str]) -> set[tuple[str, str]]:
+    return {key for key, verdict in verdicts.items() if verdict == "FAIL"}
+
+
+@pytest.mark.parametrize("width_rule", ["lr", "lr_wd", "multiplier"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_width_rule_passes(check: Check, optimizer: str, width_rule: str) -> None:
+    code, verdicts = check("--optimizer", optimizer, "--parametrization.width_rule", width_rule)
+
+    assert failed(verdicts) == set()
+    assert code == 0
+    assert {kind for kind, _ in verdicts} == {"start", "change", "update", "decay"}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_learnable_multipliers_pass(check: Check, optimizer: str) -> None:
+    code, verdicts = check("--optimizer", optimizer, "--multipliers", "vector")
+    assert (code, failed(verdicts)) == (0, set())
+
+
+def test_the_standard_parametrization_fails(check: Check) -> None:
+    code, verdicts = check("--parametrization.rule", "standard", "--optim.lr", "0.001")
+    assert code == 1
+    assert {("change", "logits"), ("update", "layers.0.mlp.down_proj")} <= failed(verdicts)
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, fault: Callable[[Role, rules.Scaling], rules.Scaling]) -> None:
+    right = rules.scaling
+    monkeypatch.setattr(plan, "scaling", lambda role, *rest: fault(role, right(role, *rest)))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_weight_decay_that_was_not_scaled_is_caught(
+    check: Check, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    plant(monkeypatch, lambda role, scaling: replace(scaling, weight_decay=1.0))
+    code, verdicts = check("--optimizer", optimizer, "--parametrization.width_rule", "lr_wd")
+
+    assert code == 1
+    assert {kind for kind, _ in failed(verdicts)} == {"decay"}
+    assert ("decay", "layers.0.mlp.down_proj") in failed(verdicts)
+    assert ("decay", "embed_tokens") not in failed(verdicts)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_multiplier_left_out_of_the_rule_is_caught(
+    check: Check, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    plant(monkeypatch, lambda role, scaling: replace(scaling, forward=1.0))
+    code, verdicts = check("--optimizer", optimizer, "--parametrization.width_rule", "multiplier")
+
+    assert code == 1
+    assert {("start", "layers.0.self_attn"), ("start", "layers.0.mlp")} <= failed(verdicts)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_group_with_the_wrong_rate_is_caught_where_it_is(
+    check: Check, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    plant(monkeypatch, lambda role, scaling: replace(scaling, lr=1.0) if role is Role.K_PROJ else scaling)
+    code, verdicts = check("--optimizer", optimizer, "--parametrization.width_rule", "lr_wd")
+
+    assert code == 1
+    assert ("update", "layers.0.self_attn.k_proj") in failed(verdicts)
+    assert not {("update", "layers.0.self_attn.q_proj"), ("update", "layers.0.mlp.down_proj")} & failed(verdicts)
+
+
+def test_the_exponent_is_fitted_on_the_larger_widths() -> None:
+    """value = width^-1 below 64 and constant from there on."""
+    rows = [
+        {"width": width, "seed": seed, "kind": "change", "coordinate": "x", "low": 0.0, "high": 0.0}
+        | {"value": max(64 / width, 1.0) * (1 + seed)}
+        for width in (16, 32, 64, 128, 256)
+        for seed in (0, 1)
+    ]
+    (row,) = exponents(pd.DataFrame(rows)).itertuples(index=False)
+    assert (row.exponent, row.verdict) == (pytest.approx(0, abs=1e-12), "PASS")
+
+    rows[-1]["value"] = float("nan")
+    assert exponents(pd.DataFrame(rows))["verdict"].tolist() == ["FAIL"]
+
+
+def test_tables_and_figure_are_written(check: Check, tmp_path: Path) -> None:
+    check("--out", str(tmp_path / "out"), "--steps", "1", "--widths", "16,32,64")
+
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "coordinates.csv",
+        "exponents.csv",
+        "coordinates.png",
+    }
+    assert (tmp_path / "out" / "coordinates.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--widths", "32,64"], "--widths 32,64: must be three or more"),
+        (["--widths", "32,wide,64"], "three or more different whole numbers"),
+        (["--widths", "32,64,100"], "model.d_model = 100: must be a multiple"),
+    ],
+)
+def test_bad_widths_are_one_line(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["coord-check", *options]) == 2
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert shown.count("\n") == 1
+
+
+def test_expectations_know_the_config() -> None:
+    from lit_mult.parametrization.expectations import expected_exponent
+
+    config: Any = RunConfig.from_dict({"optimizer": "muon"})
+    assert expected_exponent(config, "decay", "layers.0.mlp.up_proj", "up_proj") == (-0.5, -0.5)
+    assert expected_exponent(config, "decay", "lm_head", "lm_head") == (-1.0, -1.0)
+    independent = config.with_overrides({"optim.weight_decay_mode": "independent"})
+    assert expected_exponent(independent, "decay", "lm_head", "lm_head") == (0.0, 0.0)
