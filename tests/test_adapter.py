@@ -189,7 +189,7 @@ def test_continuations_are_those_of_hflm(ours: Callable[..., LitMultLM], theirs:
         ({"do_sample": True, "temperature": 0.7}, "asks for sampling"),
         ({"temperature": 0.7}, "asks for sampling"),
         ({"num_beams": 4}, "num_beams = 4"),
-        ({"max_gen_toks": MAX_LENGTH}, "set max_gen_toks below max_length"),
+        ({"max_gen_toks": MAX_LENGTH}, "give a larger --max_length"),
     ],
 )
 def test_what_greedy_decoding_cannot_do_is_refused(

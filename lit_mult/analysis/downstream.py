@@ -45,6 +45,8 @@ def downstream(folder: Path, runs: pd.DataFrame) -> Downstream:
     """
     found = Downstream()
     table = scores.load_scores(folder, runs)
+    if table.empty:
+        return found
     for suite, part in table[table["best"]].groupby("suite", sort=False):
         _suite(found, str(suite), part)
     if others := table.loc[~table["best"], "place"].nunique():
