@@ -47,7 +47,7 @@ def downstream(means: pd.DataFrame, differences: pd.DataFrame) -> Figure:
     for row in rows(means.drop_duplicates("task")):
         if not np.isnan(row.chance):
             top.hlines(row.chance, place[row.task] - 0.4, place[row.task] + 0.4, color="0.4", lw=0.9, ls=":")
-    top.set(ylabel="score", ylim=(0, 1))
+    top.set(ylabel="score", ylim=(0, 1.03))
     if len(compared):
         _difference_panel(axes[1, 0], differences, compared, place)
     for ax in axes[:, 0]:
@@ -56,7 +56,10 @@ def downstream(means: pd.DataFrame, differences: pd.DataFrame) -> Figure:
     optimizers = [name for name in OPTIMIZER_LOOKS if name in set(means["optimizer"])]
     if len(optimizers) > 1:
         marks += [(optimizer_name(name), {"color": "0.3", "marker": "o", **_face(name, "0.3")}) for name in optimizers]
-    add_legend(figure, means, {arm: style | {"ls": "none"} for arm, style in styles.items()}, marks)
+    points_only = {arm: style | {"ls": "none"} for arm, style in styles.items()}
+    add_legend(figure, means, points_only, marks, loc="outside upper center")
+    if len(compared):
+        figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
@@ -97,7 +100,6 @@ def _difference_panel(ax: Axes, differences: pd.DataFrame, compared: pd.DataFram
         ax.plot([], [], **look, label=f"{row.of} - {row.against}{f' ({row.within})' if row.within else ''}")
     ax.axhline(0, color="0.3", lw=0.8)
     ax.set_ylabel("difference of scores")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=min(len(compared), 4))
 
 
 def _points(ax: Axes, x: Any, line: pd.DataFrame, measure: str, look: dict[str, Any]) -> None:
@@ -109,8 +111,8 @@ def _points(ax: Axes, x: Any, line: pd.DataFrame, measure: str, look: dict[str, 
 
 def _name_tasks(ax: Axes, means: pd.DataFrame, place: dict[str, float]) -> None:
     sides = means.drop_duplicates("task").set_index("task")["side"]
-    names = [task.removeprefix("mini_").replace("_", "\n") for task in place]
-    ax.set_xticks(list(place.values()), names)
+    names = [task.removeprefix("mini_").replace("_", " ") for task in place]
+    ax.set_xticks(list(place.values()), names, rotation=25, ha="right", rotation_mode="anchor")
     ax.grid(visible=False, axis="x")
     ax.set_xlim(min(place.values()) - 0.6, max(place.values()) + 0.6)
     for task, at in place.items():

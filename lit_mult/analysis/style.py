@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
 import pandas as pd
 
@@ -127,9 +127,13 @@ def comparison_colours(n: int) -> list[str]:
 
 
 def add_legend(
-    figure: Figure, points: pd.DataFrame, styles: Styles, marks: Iterable[tuple[str, dict[str, Any]]] = ()
+    figure: Figure,
+    points: pd.DataFrame,
+    styles: Styles,
+    marks: Iterable[tuple[str, dict[str, Any]]] = (),
+    loc: Literal["outside lower center", "outside upper center"] = "outside lower center",
 ) -> None:
-    """Put below the panels what the arms, and other marks (label, style), look like."""
+    """Put below the panels (or elsewhere) what the arms, and other marks (label, style), look like."""
     from matplotlib.lines import Line2D
 
     references = set(points.loc[points["reference"], "arm"])
@@ -137,7 +141,7 @@ def add_legend(
         Line2D([], [], **style, label=f"{arm} (one lr)" if arm in references else arm) for arm, style in styles.items()
     ]
     handles += [Line2D([], [], **{"ls": "none"} | mark, label=label) for label, mark in marks]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
+    figure.legend(handles=handles, loc=loc, ncols=min(len(handles), 4))
 
 
 def panel_grid(down: int, across: int, height: float, **shared: Any) -> tuple[Figure, Any]:
