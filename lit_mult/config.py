@@ -111,7 +111,7 @@ class PlacementConfig(_Section):
     """Which matrices carry learnable multipliers (arXiv:2601.04890 app. C) and where these start."""
 
     table: Literal["full", "minimal"] = "full"
-    """Table of the paper: full is what it ran, minimal has no redundant multiplier."""
+    """Table of the paper: full is what it ran, minimal has no multipliers that trade scale channel by channel."""
     overrides: dict[str, str] = Field(default_factory=dict)
     """Module-name pattern -> none, scalar, row, column or sums such as row+column; the last match wins."""
     init: Literal["ones", "preset"] = "ones"

@@ -28,7 +28,7 @@ ROW_COLUMN: Axes = frozenset({Axis.ROW, Axis.COLUMN})
 # RMSNorm weights stay and are the column multipliers of a block's first matrices and of the head. Rows on the
 # head would be a shortcut to the marginal token distribution (paper sec. 4.4).
 PLACEMENTS: dict[str, dict[Role, Axes]] = {
-    # No two multipliers are redundant.
+    # No two multipliers trade scale channel by channel (single factors remain, see redundancy.py).
     "minimal": {
         Role.EMBEDDING: ROW_COLUMN,
         Role.Q_PROJ: ROW,  # on the query, not the key: under grouped-query attention it gives a scale per query head
