@@ -34,6 +34,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from lit_mult.config import RunConfig
 from lit_mult.data.tokenizers import HuggingFaceTokenizer
 from lit_mult.downstream.adapter import LitMultLM
+from lit_mult.hf.weights import hf_weights
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.merging import merged
@@ -80,8 +81,7 @@ def hugging_face(model: Llama, tokenizer: HuggingFaceTokenizer) -> HFLM:
             attn_implementation="sdpa",
         )
     )
-    weights = plain.state_dict()
-    twin.load_state_dict({name if name.startswith("lm_head") else f"model.{name}": weights[name] for name in weights})
+    twin.load_state_dict(hf_weights(plain))
     with TemporaryDirectory() as folder:
         tokenizer.save(Path(folder, "tokenizer.json"))
         file = TokenizerFile.from_file(str(Path(folder, "tokenizer.json")))

@@ -291,7 +291,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     length = "tokens that the model sees at once (default: data.seq_len of the run)"
     parser.add_argument("--max_length", type=PositiveInt, default=None, help=length)
     parser.add_argument(
-        "--batch_size", type=PositiveInt, default=64, help="requests that go through the model together"
+        "--batch_size", type=PositiveInt, default=None, help="requests that go through the model together (64)"
     )
     parser.add_argument("--device", type=str, default=None, help="torch device (default: a GPU where there is one)")
     parser.add_argument("--log_samples", action="store_true", help="keep every prompt and answer")
@@ -304,7 +304,8 @@ def evaluate(arguments: Sequence[str]) -> int:
 
     runs = find_runs(path, best=best)
     suite = load_suite(namespace.pop("tasks"), namespace.pop("include_path"))
-    evaluate_all(runs, suite, Options(**namespace), along=along, say=lambda line: print(line, file=sys.stderr))
+    given = {name: value for name, value in namespace.items() if value is not None}
+    evaluate_all(runs, suite, Options(**given), along=along, say=lambda line: print(line, file=sys.stderr))
     _print_report(home(path))
     return 0
 

@@ -21,6 +21,7 @@ from lit_mult.config import RunConfig
 from lit_mult.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer
 from lit_mult.downstream.adapter import LitMultLM
 from lit_mult.errors import UserError
+from lit_mult.hf.weights import hf_weights
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.merging import merged
@@ -92,9 +93,7 @@ def theirs(model: Llama, tokenizer: HuggingFaceTokenizer, tmp_path_factory: pyte
         eos_token_id=tokenizer.separator_id,
     )
     twin = LlamaForCausalLM(config)
-    twin.load_state_dict(
-        {name if name.startswith("lm_head") else f"model.{name}": value for name, value in plain.state_dict().items()}
-    )
+    twin.load_state_dict(hf_weights(plain))
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     tokenizer.save(path)
     fast = PreTrainedTokenizerFast(

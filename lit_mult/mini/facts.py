@@ -100,8 +100,9 @@ def places() -> tuple[Place, ...]:
         for attribute, of in ATTRIBUTES.items():
             columns[attribute] = draw.shuffled([of.values[i % len(of.values)] for i in range(n)])
         for i in range(n):
-            while (name := _name(draw)) in names:
-                pass
+            name = _name(draw)
+            while name in names:
+                name = _name(draw)
             names.add(name)
             found.append(Place(name, kind, {attribute: column[i] for attribute, column in columns.items()}))
     return tuple(found)

@@ -29,7 +29,7 @@ from lit_mult.config import RunConfig
 from lit_mult.data.batches import TrainWindows
 from lit_mult.data.cache import prepare
 from lit_mult.errors import ConfigError
-from lit_mult.nn.multipliers import MultipliedMatrix
+from lit_mult.nn.parts import matrices
 from lit_mult.optim.brownian import rms
 from lit_mult.roles import Role
 from lit_mult.training.module import LitLlama
@@ -81,10 +81,10 @@ def measure(config: RunConfig, widths: Sequence[int], seeds: Sequence[int], step
 def _measure_one(config: RunConfig, windows: TrainWindows, vocab_size: int) -> Iterator[tuple[Kind, str, str, float]]:
     torch.manual_seed(config.seed)  # dropout
     module = LitLlama(config.to_dict(), vocab_size)
-    matrices = {name: part for name, part in module.model.named_modules() if isinstance(part, MultipliedMatrix)}
+    of_model = dict(matrices(module.model))
     probe_BT = torch.from_numpy(windows.batch(0))[:, :-1]
     start, _ = _look(module, probe_BT)
-    weights = {name: matrix.effective_weight().detach().clone() for name, matrix in matrices.items()}
+    weights = {name: matrix.effective_weight().detach().clone() for name, matrix in of_model.items()}
 
     made: Any = module.configure_optimizers()
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
@@ -99,7 +99,7 @@ def _measure_one(config: RunConfig, windows: TrainWindows, vocab_size: int) -> I
     for name, value in start.items():
         yield "start", name, "", rms(value)
         yield "change", name, "", rms(end[name] - value)
-    for name, matrix in matrices.items():
+    for name, matrix in of_model.items():
         change = matrix.effective_weight().detach() - weights[name]
         moved = change[probe_BT] if matrix.role is Role.EMBEDDING else inputs[name] @ change.T
         yield "update", name, matrix.role.value, rms(moved)
@@ -110,12 +110,12 @@ def _decay(config: RunConfig, vocab_size: int) -> Iterator[tuple[Kind, str, str,
     module = LitLlama(config.to_dict(), vocab_size)
     made: Any = module.configure_optimizers()
     optimizer = made["optimizer"]
-    matrices = {name: part for name, part in module.model.named_modules() if isinstance(part, MultipliedMatrix)}
-    before = {name: matrix.weight.detach().clone() for name, matrix in matrices.items()}
+    of_model = dict(matrices(module.model))
+    before = {name: matrix.weight.detach().clone() for name, matrix in of_model.items()}
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    for name, matrix in matrices.items():
+    for name, matrix in of_model.items():
         share = rms(before[name].double() - matrix.weight.detach().double()) / rms(before[name])
         if share:  # without weight decay there is nothing to compare
             yield "decay", name, matrix.role.value, share
