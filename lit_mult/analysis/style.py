@@ -141,7 +141,8 @@ def add_legend(
         Line2D([], [], **style, label=f"{arm} (one lr)" if arm in references else arm) for arm, style in styles.items()
     ]
     handles += [Line2D([], [], **{"ls": "none"} | mark, label=label) for label, mark in marks]
-    figure.legend(handles=handles, loc=loc, ncols=min(len(handles), 4))
+    most = 4 if figure.get_figwidth() > 5 else 2  # columns that a figure of one panel has no room for are cut off
+    figure.legend(handles=handles, loc=loc, ncols=min(len(handles), most))
 
 
 def panel_grid(down: int, across: int, height: float, **shared: Any) -> tuple[Figure, Any]:
