@@ -197,6 +197,8 @@ def sweep(arguments: Sequence[str]) -> int:
     parser.add_argument("study", type=str, help="study file, or the name of a shipped study")
     parser.add_argument("--out", type=str, default=None, help="results folder (default: results/NAME)")
     parser.add_argument("--preset", type=str, action="append", default=[], help=_PRESET_HELP)
+    profile = "variant that the study file has, such as gpu (default: the file as it stands)"
+    parser.add_argument("--profile", type=str, default=None, help=profile)
     workers = "cells at once (default: one for each GPU, or else CPU core; 0: in this process, one after the other)"
     parser.add_argument("--workers", type=int, default=None, help=workers)
     parser.add_argument("--storage", type=str, default=None, help=_STORAGE_HELP)
@@ -209,7 +211,7 @@ def sweep(arguments: Sequence[str]) -> int:
     from lit_mult.study.files import load_study
     from lit_mult.study.sweep import sweep as run_study
 
-    spec = load_study(namespace.study, namespace.preset)
+    spec = load_study(namespace.study, namespace.preset, namespace.profile)
     out = Path(namespace.out or Path("results") / spec.name)
     options = ("storage", "executor", "address", "retries", "retry_failed")
     result = run_study(spec, out, namespace.workers, **{name: namespace[name] for name in options})

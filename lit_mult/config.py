@@ -17,7 +17,20 @@ OptimizerName = Literal["adamw", "muon"]
 WidthRule = Literal["lr", "lr_wd", "multiplier"]
 Tier = Literal["NONE", "LR", "LRWD", "FULL"]
 NormKind = Literal["vector", "scalar", "frozen"]
-Diagnostic = Literal["norms", "rows", "outputs", "updates", "gradients", "symmetry", "noise"]
+Diagnostic = Literal["norms", "rows", "outputs", "updates", "gradients", "symmetry", "noise", "brownian"]
+Experiment = Literal[
+    "projector_norm",
+    "brownian_overlay",
+    "mlp_scale",
+    "depth_scales",
+    "row_norms",
+    "symmetries",
+    "width_scaling",
+    "clipping",
+    "ablation",
+    "multiplier_rates",
+    "signal_to_noise",
+]
 
 # Settings that change what is shown or kept or where files lie, never a loss: they stay out of the hash.
 _OUTSIDE_HASH = (
@@ -251,7 +264,8 @@ class TrainConfig(_Section):
     """A training loss (mean of log_every steps) above this many initial losses ends the run as diverged."""
     diagnostics: list[Diagnostic] = Field(default_factory=list)
     """What to record on the way, in diagnostics.parquet: norms, rows (row and column norms), outputs, updates,
-    gradients, symmetry, noise (signal and noise of gradients; an extra backward pass)."""
+    gradients, symmetry, noise (signal and noise of gradients; an extra backward pass), brownian (what pure noise makes
+    of the parameters under the run's optimizer; simulated at the end)."""
     diagnostics_every: int = Field(50, gt=0)
     """Optimizer steps from one recording to the next; the first is at the start, the last at the end of the run."""
 

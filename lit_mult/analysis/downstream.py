@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from lit_mult.analysis import score_plots, scores, tables
+from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import rows
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 PAPER_SUITE = "paper"
-READING = """\
+_READING = """\
 - Scores are per cent ± their standard error, differences are points with 95 % intervals; both allow for other seeds
   and for other items of the kind at once (variance components, Student's t). Runs are paired by seed and item, every
   arm is shown at its best learning rate, judged by the loss. Power is the smallest difference that would show four
@@ -25,38 +21,28 @@ READING = """\
 """
 
 
-@dataclass
-class Downstream:
-    """Tables for programs and for people, figures, and sentences."""
-
-    csvs: dict[str, pd.DataFrame] = field(default_factory=dict)
-    shown: dict[str, pd.DataFrame] = field(default_factory=dict)
-    figures: dict[str, Figure] = field(default_factory=dict)
-    captions: dict[str, str] = field(default_factory=dict)
-    statements: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-
-def downstream(folder: Path, runs: pd.DataFrame) -> Downstream:
+def downstream(folder: Path, runs: pd.DataFrame) -> Findings:
     """All that the evaluations in a folder show; empty where there are none.
 
     Raises:
         UserError: an evaluation is damaged.
     """
-    found = Downstream()
+    found = Findings()
     table = scores.load_scores(folder, runs)
     if table.empty:
         return found
+    found.reading, found.unit = _READING, "scores per cent, differences in points"
     for suite, part in table[table["best"]].groupby("suite", sort=False):
         _suite(found, str(suite), part)
     if others := table.loc[~table["best"], "place"].nunique():
         found.warnings.append(
             f"scores of {others} runs are left out: they are not at the best learning rate of their arm"
         )
+    found.said = [f"{name.replace('_', ' ')} (per cent)\n{tables.to_text(shown)}" for name, shown in found.shown.items()]
     return found
 
 
-def _suite(found: Downstream, suite: str, table: pd.DataFrame) -> None:
+def _suite(found: Findings, suite: str, table: pd.DataFrame) -> None:
     slug = "scores_" + re.sub(r"\W+", "_", suite).strip("_")
     means, compared = scores.means(table), scores.differences(table)
     last = means[means["last"]]
@@ -86,7 +72,8 @@ def _suite(found: Downstream, suite: str, table: pd.DataFrame) -> None:
         if on_the_way["step"].nunique() > 1:
             found.figures[f"{name}_along"] = score_plots.scores_along_training(on_the_way)
             found.captions[f"{name}_along"] = f"Scores on {suite} (d = {width}) along training."
-    found.statements += _statements(suite, compared)
+    if statements := list(_statements(suite, compared)):
+        found.statements.setdefault("Downstream", []).extend(statements)
     found.warnings += _warnings(suite, table)
 
 

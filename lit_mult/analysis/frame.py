@@ -53,6 +53,8 @@ class Study:
     title: str
     cells: int
     """Number of runs planned."""
+    experiment: str | None = None
+    """Experiment that the study is, `config.Experiment`; None: a comparison of arms over learning rates."""
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Arm -> dotted config field -> value; the preset is always among them, whoever sets it."""
     tuning: dict[str, dict[str, Tuning]] = field(default_factory=dict)
@@ -74,7 +76,8 @@ def read_study(folder: Path | str) -> Study | None:
         preset = ((spec.get("base") or {}).get("parametrization") or {}).get("preset", NEUTRAL)
         arms = {str(arm): {PRESET: preset, **(fields or {})} for arm, fields in (spec.get("arms") or {}).items()}
         tuning = {str(name): _tuning(preset) for name, preset in (spec.get("presets") or {}).items()}
-        return Study(str(data["name"]), str(data["title"] or data["name"]), int(data["cells"]), arms, tuning)
+        title = str(data["title"] or data["name"])
+        return Study(str(data["name"]), title, int(data["cells"]), data.get("experiment"), arms, tuning)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged study file ({_problem(error)}); write it anew from the sweep") from None
 

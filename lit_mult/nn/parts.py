@@ -29,6 +29,11 @@ class Part:
     """Role of the matrix, for its multipliers too; norm."""
     parameter: nn.Parameter
 
+    @property
+    def parameter_name(self) -> str:
+        """Name in the model's state."""
+        return f"{self.module}.{'weight' if self.kind == 'norm' else self.kind}"
+
     def key(self, group: str, what: str) -> Key:
         """Key of a quantity of this parameter, such as row_gradient_rms."""
         return Key(group, f"{self.kind}_{what}", self.module, layer_of(self.module), self.role)

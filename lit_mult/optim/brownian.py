@@ -99,7 +99,12 @@ def _particle(row: ParameterPlan, plan: RunPlan) -> Particle:
 
 
 def simulate(
-    rows: Iterable[tuple[ParameterPlan, Particle]], config: RunConfig, steps: int, max_dim: int = MAX_DIM, seed: int = 0
+    rows: Iterable[tuple[ParameterPlan, Particle]],
+    config: RunConfig,
+    steps: int,
+    max_dim: int = MAX_DIM,
+    every: int | None = None,
+    seed: int = 0,
 ) -> dict[Particle, Motion]:
     """Move a representative of every particle by noise for the first `steps` steps of a run.
 
@@ -108,6 +113,7 @@ def simulate(
         config: optimizer settings and schedule; `train.steps` is what the schedule is stretched over.
         steps: steps to take.
         max_dim: longest side of a matrix that stands for one of Muon's.
+        every: steps from one point of the trajectories to the next; by default a hundredth of all.
         seed: of starts and gradients.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -122,7 +128,7 @@ def simulate(
     schedule = LambdaLR(optimizer, lambda step: schedule_factor(step, config.train.steps, config.schedule))
 
     starts = {particle: _joined(parameters) for particle, parameters in members.items()}
-    recorded = {round(point * steps / _POINTS) for point in range(_POINTS + 1)}
+    recorded = {*range(0, steps, every or max(1, steps // _POINTS)), steps}
     at: list[int] = []
     norms: dict[Particle, list[float]] = {particle: [] for particle in members}
     factors: list[float] = []

@@ -14,16 +14,20 @@ from lit_mult.parametrization.presets import load_preset
 from lit_mult.study.spec import StudySpec
 
 
-def load_study(name_or_path: str, presets: Sequence[str] = ()) -> StudySpec:
+def load_study(name_or_path: str, presets: Sequence[str] = (), profile: str | None = None) -> StudySpec:
     """Read a study file by path, or a shipped one by name.
+
+    `profiles` in the file maps names to what is different in that variant of the study, such as one for a GPU: the
+    fields given there are laid over those of the file, and the profile's name is added to the study's.
 
     Args:
         name_or_path: a file, or the name of a shipped study.
         presets: preset files to use in place of those that the study names: FILE where it names one, NAME=FILE where
             it names several.
+        profile: name of a profile in the file; None: the file as it stands.
 
     Raises:
-        UserError: there is no such study or preset, or it is not valid.
+        UserError: there is no such study, preset or profile, or it is not valid.
     """
     path = Path(name_or_path)
     if not path.is_file():
@@ -34,12 +38,34 @@ def load_study(name_or_path: str, presets: Sequence[str] = ()) -> StudySpec:
     try:
         data = yaml.safe_load(path.read_text())
         if isinstance(data, dict):
+            data = _with_profile(data, profile)
             data["presets"] = _presets(data.get("presets") or {}, presets)
         return StudySpec.from_dict(data)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"study {path}: not a YAML file ({' '.join(str(error).split())})") from None
     except ConfigError as error:
         raise UserError(f"study {path}: {error}") from None
+
+
+def _with_profile(data: dict[str, Any], name: str | None) -> dict[str, Any]:
+    profiles = data.get("profiles") or {}
+    if not isinstance(profiles, dict) or not all(isinstance(profile, dict) for profile in profiles.values()):
+        raise ConfigError("profiles", profiles, "must map names to parts of a study")
+    plain = {key: value for key, value in data.items() if key != "profiles"}
+    if name is None:
+        return plain
+    if name not in profiles:
+        raise ConfigError("--profile", name, f"must be one of the study's: {', '.join(profiles) or 'it has none'}")
+    return _laid_over(plain, profiles[name] | {"name": f"{plain.get('name')}-{name}"})
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`below` with the fields of `above` in place of its own, mappings field by field."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(below.get(key), dict)
+        merged[key] = _laid_over(below[key], value) if both else value
+    return merged
 
 
 def _presets(named: Any, given: Sequence[str]) -> dict[str, Any]:

@@ -118,8 +118,8 @@ class StudyFolder:
         """
         self.check(spec, corpora)
         held = self._held() or {}
-        plan = {"name": spec.name, "title": spec.title, "cells": spec.n_cells, "spec": canonical(spec)}
-        plan |= {"corpora": corpora, "id": held.get("id") or secrets.token_hex(6)}
+        plan = {"name": spec.name, "title": spec.title, "experiment": spec.experiment, "cells": spec.n_cells}
+        plan |= {"spec": canonical(spec), "corpora": corpora, "id": held.get("id") or secrets.token_hex(6)}
         if plan != held:
             scratch = self.plan.with_name(".study.json")
             try:

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lit_mult.config import OPEN_FIELDS, RunConfig, config_error
+from lit_mult.config import OPEN_FIELDS, Experiment, RunConfig, config_error
 from lit_mult.errors import ConfigError
 from lit_mult.parametrization.presets import Preset, apply_preset
 from lit_mult.parametrization.search_space import neutral, search_space
@@ -60,6 +60,8 @@ class StudySpec(_Part):
     """Name of the study and of its results folder."""
     title: str = ""
     """One line for figures and reports."""
+    experiment: Experiment | None = None
+    """Experiment whose figure and verdict the report gives; null: learning-rate sensitivity and paired differences."""
     base: dict[str, Any] = Field(default_factory=dict)
     """Fixed values: part of a run config, shared by all cells."""
     arms: dict[str, dict[str, Any]] = Field(min_length=1)
@@ -101,7 +103,7 @@ class StudySpec(_Part):
                     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
                     hint = f"; did you mean {close[0]}?" if close else ""
                     raise ConfigError(f"{group}.{name}", names[name], f"no such field of a run config{hint}")
-                if name in _SET_BY_THE_STUDY:
+                if name in _SET_BY_THE_STUDY and (name, group) != ("train.batch_size", "factors"):
                     raise ConfigError(f"{group}.{name}", names[name], f"is set by {_SET_BY_THE_STUDY[name]}")
         for arm in self.arms:
             if not re.fullmatch(_NAME, arm):
@@ -299,8 +301,8 @@ class Cell:
 
 
 def canonical(spec: StudySpec) -> dict[str, Any]:
-    """What decides the outcome of a study, as plain values: the title and the keeping of checkpoints left out."""
-    data = spec.model_dump(mode="json", exclude={"title", "keep_checkpoints", "base"})
+    """What decides the outcome of a study, as plain values: without what is shown or kept of it."""
+    data = spec.model_dump(mode="json", exclude={"title", "experiment", "keep_checkpoints", "base"})
     return data | {"base": spec.base_config.decisive()}
 
 

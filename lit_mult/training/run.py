@@ -26,7 +26,7 @@ from lit_mult.data.module import TextDataModule
 from lit_mult.errors import ConfigError, Interrupted, UserError
 from lit_mult.record import CellInfo, RunRecord
 from lit_mult.roles import Role
-from lit_mult.training import provenance
+from lit_mult.training import provenance, trapped
 from lit_mult.training.checkpoints import Checkpoints, RngState, save_checkpoint
 from lit_mult.training.diagnostics import PROBE_WINDOWS, Diagnostics
 from lit_mult.training.folder import RunFolder
@@ -150,6 +150,9 @@ def run(
             trainer.logger.log_hyperparams(flatten(config.to_dict()), metrics)
             trainer.logger.finalize("success")
         if watch is not None:
+            if "brownian" in config.train.diagnostics:
+                for step, reading in trapped.readings(module.model, config, corpus.vocab_size, trainer.global_step):
+                    watch.readings.add(step, [reading])
             watch.write(diagnostics_path)  # before the record, with which the run counts as finished
         record.write(record_path or folder.record)
         for checkpoint in folder.checkpoints.glob("step=*.ckpt"):

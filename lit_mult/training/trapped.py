@@ -18,16 +18,20 @@ the ratio may lie anywhere below 2.2); otherwise *free*. With few entries, *trap
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from lit_mult.config import RunConfig
 from lit_mult.errors import UserError
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
+from lit_mult.nn.parts import Reading, trainable_parts
 from lit_mult.optim.brownian import MAX_DIM, Motion, Particle, particles, rms, simulate
 from lit_mult.parametrization.plan import plan_run
 from lit_mult.training.trained import load_trained
@@ -100,7 +104,7 @@ def compare(folder: Path, max_dim: int = MAX_DIM, tolerance: float = TOLERANCE) 
     for row, particle in rows:
         motion = motions[particle]
         end = trained.model.get_parameter(row.name).detach()
-        moved = rms(end - motion.kept * start.get_parameter(row.name))
+        moved = _moved(end, start.get_parameter(row.name), motion)
         if not math.isfinite(moved):
             raise UserError(f"{trained.checkpoint}: {row.name} holds values that are not numbers; the run has diverged")
         ratio = moved / motion.moved
@@ -130,6 +134,29 @@ def compare(folder: Path, max_dim: int = MAX_DIM, tolerance: float = TOLERANCE) 
     for row, particle in rows:
         names.setdefault(particle, []).append(row.name)
     return Reference(trained.step, comparisons, [(" ".join(names[key]), motion) for key, motion in motions.items()])
+
+
+def readings(model: Llama, config: RunConfig, vocab_size: int, steps: int) -> Iterator[tuple[int, Reading]]:
+    """(step, reading) of the reference of every trainable parameter after `steps` steps: the group `brownian`.
+
+    weight_noise_rms, row_noise_rms, ... are norms of the reference every `train.diagnostics_every` steps and at the end,
+    where weight_moved and weight_noise_moved, ... are what the run and the reference have moved.
+    """
+    rows = particles(config, vocab_size)
+    motions = simulate(rows, config, steps, every=config.train.diagnostics_every)
+    by_name = {row.name: motions[particle] for row, particle in rows}
+    start = _start(config, vocab_size)
+    for part in trainable_parts(model):
+        motion = by_name[part.parameter_name]
+        for step, norm in zip(motion.steps, motion.norm, strict=True):
+            yield step, (part.key("brownian", "noise_rms"), torch.tensor(norm))
+        moved = _moved(part.parameter.detach().cpu(), start.get_parameter(part.parameter_name), motion)
+        yield steps, (part.key("brownian", "moved"), torch.tensor(moved))
+        yield steps, (part.key("brownian", "noise_moved"), torch.tensor(motion.moved))
+
+
+def _moved(end: Tensor, start: Tensor, motion: Motion) -> float:
+    return rms(end - motion.kept * start)
 
 
 def _start(config: RunConfig, vocab_size: int) -> Llama:

@@ -1,0 +1,121 @@
+"""The part of a report that compares arms at their best learning rate: sensitivity, optima, differences, cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from lit_mult.analysis import cost, plots, sensitivity, tables
+from lit_mult.analysis.bootstrap import ENOUGH_SEEDS
+from lit_mult.analysis.findings import Findings
+from lit_mult.analysis.frame import Study, rows
+
+_CAPTIONS = {
+    "loss_vs_lr": "Final validation loss against learning rate. Bands are 95 % bootstrap intervals of the mean over "
+    "seeds, stars the interpolated optima (mean over seeds; hollow: one at the edge), crosses diverged runs.",
+    "sensitivity": "Learning-rate sensitivity (arXiv:2309.14322 sec. 2.2) and best loss against width.",
+    "adam_vs_muon": "Best loss under AdamW and Muon, and the difference at equal arm, width and seed.",
+    "optimum_drift": "Optimal learning rate against width. Slope 0: the optimum transfers across widths.",
+    "loss_vs_compute": "Best loss (mean over seeds, 95 % intervals) against the training FLOPs that one seed took, "
+    "6 x parameters x tokens: all runs of the search at that width and, at every width in full, the tuning of the "
+    "preset. A thin line leads from the search alone to search and tuning; d is the width. An arm whose tuning is not "
+    "on record is left out.",
+}
+_READING = """\
+- *Sensitivity* is the mean over the learning rates of min(loss, initial loss) - best loss; a diverged run counts as
+  the initial loss. It depends on the range of learning rates, so it is compared only over equal ranges.
+- Differences pair runs at equal seed and settings; below 0, the first named is better.
+- Intervals are 95 % percentile bootstraps over seeds, not corrected for the number of comparisons. Over few seeds they
+  are too narrow: over three, the interval of a difference spans the three values, so with no true difference it leaves
+  out 0 in one comparison of four.
+"""
+_READING_COST = """\
+- Cost counts, for one seed, every run of the search over nuisance factors, whatever became of it, and the whole study
+  that tuned the preset an arm uses. FLOPs are 6 x parameters x training tokens (arXiv:2001.08361); seconds depend on
+  the machine.
+"""
+_MEASURES = {
+    "best_loss": ("Best loss", "better"),
+    "sensitivity": ("Sensitivity", "less sensitive to the learning rate"),
+}
+
+
+def comparison(study: Study | None, runs: pd.DataFrame) -> Findings:
+    """All that losses and learning rates show."""
+    points = sensitivity.points(runs)
+    summary, drift = sensitivity.summary(points), sensitivity.optimum_drift(points)
+    differences = sensitivity.paired_differences(points)
+    found = Findings(reading=_READING, unit="Losses and differences in nats per token")
+    found.csvs = {"points": points, "summary": summary, "differences": differences, "drift": drift}
+    found.shown = {
+        "summary": tables.summary_table(summary),
+        "differences": tables.differences_table(differences),
+        "drift": tables.drift_table(drift),
+    }
+    found.said = [tables.to_text(found.shown["summary"])]
+    found.figures = {"loss_vs_lr": plots.loss_vs_lr(runs, points)}
+    if points["sensitivity"].notna().any() or points["d_model"].nunique() > 1:
+        found.figures["sensitivity"] = plots.sensitivity(points)
+    if not plots.optimizer_pairs(points, differences).empty:
+        found.figures["adam_vs_muon"] = plots.adam_vs_muon(points, differences)
+    if not drift.empty:
+        found.figures["optimum_drift"] = plots.optimum_drift(points, drift)
+    nothing = ["one arm and one optimizer: nothing to compare"]
+    found.statements["What the records show"] = list(verdicts(differences)) or nothing
+    if (runs["study"] != "").any():  # a lone run was no search
+        found.csvs["bill"] = bill = cost.bill(runs, points, study)
+        found.shown["bill"] = tables.bill_table(bill)
+        if statements := list(cost.statements(bill, points, study)):
+            found.statements["Cost"] = statements
+        found.reading += _READING_COST
+        if ((bill["total_flops"] > bill["search_flops"]) & bill["best_loss"].notna()).any():  # a tuning to show
+            found.figures["loss_vs_compute"] = plots.loss_vs_compute(bill)
+    found.captions = {name: _CAPTIONS[name] for name in found.figures}
+    found.warnings = list(_warnings(runs, points))
+    return found
+
+
+def verdicts(differences: pd.DataFrame) -> Iterator[str]:
+    """A sentence for each comparison over all widths (or at the only one); none is ranked without an interval."""
+    groups = differences.groupby(["between", "of", "against", "within", "measure"], sort=False)
+    compared = [list(rows(group))[-1] for _, group in groups]  # the last row: all widths, where there are several
+    for row in compared:
+        if row.seeds < 2:
+            continue
+        measure, better = _MEASURES[row.measure]
+        if row.doubtful:
+            verdict = f"no ranking, as {row.doubtful} of {row.pairs} pairs are doubtful"
+        elif row.low <= 0 <= row.high:
+            verdict = "no difference shown"
+        else:
+            verdict = f"**{row.of if row.high < 0 else row.against} is {better}**"
+            verdict += " (weak evidence: few seeds)" if row.seeds < ENOUGH_SEEDS else ""
+        width = "all widths" if row.d_model == sensitivity.ALL_WIDTHS else f"d = {row.d_model}"
+        where = ", ".join(filter(None, (row.within, width, f"{row.seeds} seeds")))
+        span = tables.interval(row.low, row.high, row.seeds)
+        yield f"{measure}, {row.of} - {row.against} ({where}): {tables.signed(row.difference)}, {span}: {verdict}."
+    if single := sum(row.seeds < 2 for row in compared):
+        yield f"{single} comparisons rest on {tables.NO_INTERVAL} can be given, so they rank nothing (see the table)."
+
+
+def _warnings(runs: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
+    if diverged := int((runs["status"] == "diverged").sum()):
+        yield f"{diverged} of {len(runs)} runs diverged; they count as their initial loss in the sensitivity"
+    for place in _places(points[points["at_edge"]]):
+        yield f"optimum at the edge of the learning rates, so it may lie outside: {place}"
+    for (complete, note), group in points[points["note"] != ""].groupby(["complete", "note"]):
+        for place in _places(group):
+            yield f"{'doubtful or no sensitivity' if complete else 'incomplete, no sensitivity'} ({note}): {place}"
+    if (seeds := points["seed"].nunique()) == 1:
+        yield f"{tables.NO_INTERVAL} can be given"
+    elif seeds < ENOUGH_SEEDS:
+        yield f"{seeds} seeds: intervals over fewer than {ENOUGH_SEEDS} are too narrow (see How to read it)"
+    if len(points[["arm", "setting", "d_model"]].drop_duplicates()) * points["seed"].nunique() != len(points):
+        yield "not every arm has every seed; differences use the seeds that both sides have"
+
+
+def _places(points: pd.DataFrame) -> Iterator[str]:
+    for _, group in points.groupby(["label", "d_model"], sort=False):
+        first = next(rows(group))
+        yield f"{first.label}, d = {first.d_model}, seed {', '.join(map(str, group['seed']))}"

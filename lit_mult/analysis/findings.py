@@ -1,0 +1,34 @@
+"""What one part of a report has to say: tables, figures and sentences, which `report` puts on a page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass
+class Findings:
+    """Tables for programs and for people, figures, and sentences."""
+
+    csvs: dict[str, pd.DataFrame] = field(default_factory=dict)
+    """Name -> table with every digit."""
+    shown: dict[str, pd.DataFrame] = field(default_factory=dict)
+    """Name -> table of strings."""
+    figures: dict[str, Figure] = field(default_factory=dict)
+    captions: dict[str, str] = field(default_factory=dict)
+    """Name of a figure -> what it shows."""
+    statements: dict[str, list[str]] = field(default_factory=dict)
+    """Heading -> sentences, each a point of a list."""
+    warnings: list[str] = field(default_factory=list)
+    """What stands against the results."""
+    reading: str = ""
+    """How to read tables and figures: points of a Markdown list."""
+    unit: str = ""
+    """What the numbers of the tables are."""
+    said: list[str] = field(default_factory=list)
+    """Plain text for a terminal."""

@@ -1,0 +1,98 @@
+"""Verdicts: a claim, the statistic that it predicts, that statistic's interval over seeds, and what follows.
+
+The rule is one for all. A claim says in which range a statistic lies, such as a slope within 1 ± 0.1 or a difference
+above 0. The statistic is computed for each seed by itself; its 95 % interval is that of the mean of these values by
+Student's t, which is wide over few seeds, as it must be. The claim is *reproduced* when the whole interval lies in the
+range, *contradicted* when all of it lies outside, and otherwise *not shown at this scale*.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from lit_mult.analysis.crossed import t_quantile
+
+Outcome = Literal["reproduced", "not at this scale", "contradicted", "undecided"]
+ABOVE_0 = (0.0, math.inf)
+BELOW_0 = (-math.inf, 0.0)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the records say of one claim."""
+
+    claim: str
+    """What the paper (or, where it asks, a possible answer) says, as a sentence without its stop."""
+    statistic: str
+    """What was computed, in words, with its unit."""
+    value: float
+    """Mean over seeds."""
+    low: float
+    """95 % interval of the mean; NaN for fewer than two seeds."""
+    high: float
+    range_low: float
+    """Range in which the claim says that the statistic lies."""
+    range_high: float
+    seeds: int
+
+    @property
+    def outcome(self) -> Outcome:
+        if not math.isfinite(self.low):
+            return "undecided"
+        if self.range_low <= self.low and self.high <= self.range_high:
+            return "reproduced"
+        outside = self.high < self.range_low or self.low > self.range_high
+        return "contradicted" if outside else "not at this scale"
+
+    def sentence(self) -> str:
+        """The verdict in words, for a list."""
+        span = f"[{self.low:.3g}, {self.high:.3g}]" if self.seeds > 1 else "no interval"
+        wanted = f"claimed: {_range(self.range_low, self.range_high)}"
+        return f"**{self.outcome}**: {self.claim}. {self.statistic}: {self.value:.3g} {span}, {self.seeds} seeds; {wanted}."
+
+
+def judge(claim: str, statistic: str, by_seed: ArrayLike, within: tuple[float, float]) -> Verdict:
+    """The verdict on a claim that a statistic lies `within` a range, from one value of it for each seed.
+
+    A value that is not finite (a diverged run) leaves the claim undecided.
+    """
+    values = np.asarray(by_seed, dtype=float)
+    mean, low, high = mean_interval(values)
+    return Verdict(claim, statistic, mean, low, high, *within, seeds=len(values))
+
+
+def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
+    """Mean of independent values and its 95 % interval by Student's t; the interval is NaN for fewer than two."""
+    x = np.asarray(values, dtype=float)
+    if len(x) < 2:
+        return float(x.mean()) if len(x) else math.nan, math.nan, math.nan
+    reach = t_quantile(0.975, len(x) - 1) * float(x.std(ddof=1)) / math.sqrt(len(x))
+    mean = float(x.mean())
+    return mean, mean - reach, mean + reach
+
+
+def means_over_seeds(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+    """One row for each combination of the columns `by`: mean of `value` over its rows (one a seed), low, high, seeds."""
+    made = []
+    for key, group in table.groupby(list(by), sort=False):
+        mean, low, high = mean_interval(group[value])
+        made.append((*key, mean, low, high, len(group)))
+    return pd.DataFrame(made, columns=[*by, value, "low", "high", "seeds"])
+
+
+def verdicts_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """A row a verdict, every digit."""
+    return pd.DataFrame([asdict(verdict) | {"outcome": verdict.outcome} for verdict in verdicts])
+
+
+def _range(low: float, high: float) -> str:
+    if math.isinf(high):
+        return f"above {low:g}"
+    return f"below {high:g}" if math.isinf(low) else f"{low:g} to {high:g}"
