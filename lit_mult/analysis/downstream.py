@@ -38,7 +38,9 @@ def downstream(folder: Path, runs: pd.DataFrame) -> Findings:
         found.warnings.append(
             f"scores of {others} runs are left out: they are not at the best learning rate of their arm"
         )
-    found.said = [f"{name.replace('_', ' ')} (per cent)\n{tables.to_text(shown)}" for name, shown in found.shown.items()]
+    found.said = [
+        f"{name.replace('_', ' ')} (per cent)\n{tables.to_text(shown)}" for name, shown in found.shown.items()
+    ]
     return found
 
 

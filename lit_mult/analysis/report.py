@@ -6,17 +6,19 @@ import re
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 
 from lit_mult.analysis import style, tables
 from lit_mult.analysis.comparison import comparison
 from lit_mult.analysis.downstream import downstream
-from lit_mult.analysis.experiments.registry import findings_of
+from lit_mult.analysis.experiments.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import Study, load_records, read_study
-from lit_mult.config import flatten
+from lit_mult.config import Experiment, flatten
 from lit_mult.errors import UserError
 from lit_mult.record import RunRecord
 
@@ -46,7 +48,7 @@ def write_report(folder: Path | str) -> Report:
     folder = Path(folder)
     study, runs = read_study(folder), load_records(folder)
     if study and study.experiment:
-        main = findings_of(study.experiment, folder, runs)
+        main = _experiment(study.experiment, Evidence(folder, runs))
     else:
         main = comparison(study, runs)
     parts = (main, downstream(folder, runs))
@@ -63,6 +65,13 @@ def write_report(folder: Path | str) -> Report:
         _replace(folder / name, content)
     said = "\n".join(text for part in parts for text in part.said)
     return Report(tuple(folder / name for name in files), said, warnings)
+
+
+def _experiment(name: str, evidence: Evidence) -> Findings:
+    if name not in get_args(Experiment):
+        raise UserError(f"{evidence.folder}: experiment {name}: must be one of {', '.join(get_args(Experiment))}")
+    found: Findings = import_module(f"lit_mult.analysis.experiments.{name}").findings(evidence)
+    return found
 
 
 def _warnings(study: Study | None, runs: pd.DataFrame) -> Iterator[str]:

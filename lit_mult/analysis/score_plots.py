@@ -15,6 +15,7 @@ from lit_mult.analysis.style import (
     add_legend,
     arm_styles,
     comparison_colours,
+    draw_means,
     panel_grid,
     styled,
 )
@@ -43,7 +44,7 @@ def downstream(means: pd.DataFrame, differences: pd.DataFrame) -> Figure:
         first = next(rows(line))
         x = np.array([place[task] for task in line["task"]]) + _beside(number, len(lines))
         look = _look(styles, first.arm, first.optimizer)
-        _points(top, x, line, "value", look)
+        draw_means(top, x, line, "value", look | {"ls": "none"})
     for row in rows(means.drop_duplicates("task")):
         if not np.isnan(row.chance):
             top.hlines(row.chance, place[row.task] - 0.4, place[row.task] + 0.4, color="0.4", lw=0.9, ls=":")
@@ -96,17 +97,10 @@ def _difference_panel(ax: Axes, differences: pd.DataFrame, compared: pd.DataFram
         ]
         x = np.array([place[task] for task in line["task"]]) + _beside(number, len(compared))
         look: dict[str, Any] = {"color": colours[number], "marker": "osDvPh"[number % 6], "ls": "none", "ms": 4}
-        _points(ax, x, line, "difference", look)
+        draw_means(ax, x, line, "difference", look)
         ax.plot([], [], **look, label=f"{row.of} - {row.against}{f' ({row.within})' if row.within else ''}")
     ax.axhline(0, color="0.3", lw=0.8)
     ax.set_ylabel("difference of scores")
-
-
-def _points(ax: Axes, x: Any, line: pd.DataFrame, measure: str, look: dict[str, Any]) -> None:
-    y = line[measure].to_numpy(float)
-    ends = np.abs(line[["low", "high"]].to_numpy(float).T - y)
-    ax.errorbar(x, y, yerr=np.nan_to_num(ends), fmt="none", ecolor=look["color"], elinewidth=0.9, capsize=1.5)
-    ax.plot(x, y, **look | {"ls": "none"})
 
 
 def _name_tasks(ax: Axes, means: pd.DataFrame, place: dict[str, float]) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
+import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
@@ -76,6 +77,14 @@ def save(figure: Figure) -> dict[str, bytes]:
             files[ending] = buffer.getvalue()
             figure.set_layout_engine("none")  # laid out by now: both files get the same layout, the second for nothing
     return files
+
+
+def draw_means(ax: Axes, x: Any, line: pd.DataFrame, measure: str, look: Mapping[str, Any]) -> None:
+    """Draw column `measure` of the rows of `line` at `x`, with bars from `low` to `high` where there is an interval."""
+    y = line[measure].to_numpy(float)
+    ends = np.abs(line[["low", "high"]].to_numpy(float).T - y)
+    ax.errorbar(x, y, yerr=np.nan_to_num(ends), fmt="none", ecolor=look["color"], elinewidth=0.9, capsize=1.5)
+    ax.plot(x, y, **look)
 
 
 def beside(width: Any, arm: str, styles: Styles) -> Any:
