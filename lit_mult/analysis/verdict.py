@@ -3,7 +3,7 @@
 The rule is one for all. A claim says in which range a statistic lies, such as a slope within 1 ± 0.1 or a difference
 above 0. The statistic is computed for each seed by itself; its 95 % interval is that of the mean of these values by
 Student's t, which is wide over few seeds, as it must be. The claim is *reproduced* when the whole interval lies in the
-range, *contradicted* when all of it lies outside, and otherwise *not shown at this scale*.
+range, *contradicted* when all of it lies outside, and otherwise *not at this scale*.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Verdict:
     def sentence(self) -> str:
         """The verdict in words, for a list."""
         span = f"[{self.low:.3g}, {self.high:.3g}]" if self.seeds > 1 else "no interval"
-        wanted = f"claimed: {_range(self.range_low, self.range_high)}"
-        return f"**{self.outcome}**: {self.claim}. {self.statistic}: {self.value:.3g} {span}, {self.seeds} seeds; {wanted}."
+        counted = f"{self.seeds} seeds; claimed: {_range(self.range_low, self.range_high)}"
+        return f"**{self.outcome}**: {self.claim}. {self.statistic}: {self.value:.3g} {span}, {counted}."
 
 
 def judge(claim: str, statistic: str, by_seed: ArrayLike, within: tuple[float, float]) -> Verdict:
@@ -79,7 +79,7 @@ def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
 
 
 def means_over_seeds(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
-    """One row for each combination of the columns `by`: mean of `value` over its rows (one a seed), low, high, seeds."""
+    """A row for each combination of the columns `by`: mean of `value` over its rows (one a seed), low, high, seeds."""
     made = []
     for key, group in table.groupby(list(by), sort=False):
         mean, low, high = mean_interval(group[value])

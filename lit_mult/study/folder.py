@@ -118,8 +118,13 @@ class StudyFolder:
         """
         self.check(spec, corpora)
         held = self._held() or {}
-        plan = {"name": spec.name, "title": spec.title, "experiment": spec.experiment, "cells": spec.n_cells}
-        plan |= {"spec": canonical(spec), "corpora": corpora, "id": held.get("id") or secrets.token_hex(6)}
+        plan: dict[str, Any] = {"name": spec.name, "title": spec.title, "experiment": spec.experiment}
+        plan |= {
+            "cells": spec.n_cells,
+            "spec": canonical(spec),
+            "corpora": corpora,
+            "id": held.get("id") or secrets.token_hex(6),
+        }
         if plan != held:
             scratch = self.plan.with_name(".study.json")
             try:

@@ -139,8 +139,8 @@ def compare(folder: Path, max_dim: int = MAX_DIM, tolerance: float = TOLERANCE) 
 def readings(model: Llama, config: RunConfig, vocab_size: int, steps: int) -> Iterator[tuple[int, Reading]]:
     """(step, reading) of the reference of every trainable parameter after `steps` steps: the group `brownian`.
 
-    weight_noise_rms, row_noise_rms, ... are norms of the reference every `train.diagnostics_every` steps and at the end,
-    where weight_moved and weight_noise_moved, ... are what the run and the reference have moved.
+    weight_noise_rms, row_noise_rms, ... are norms of the reference every `train.diagnostics_every` steps and at the
+    end, where weight_moved and weight_noise_moved, ... are what the run and the reference have moved.
     """
     rows = particles(config, vocab_size)
     motions = simulate(rows, config, steps, every=config.train.diagnostics_every)

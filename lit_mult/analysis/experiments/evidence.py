@@ -15,10 +15,10 @@ from lit_mult.analysis.verdict import Verdict, verdicts_table
 
 _COLUMNS = ["cell", "arm", "optimizer", "d_model", "lr", "seed"]
 READING = """\
-- A statistic is computed for each seed by itself; brackets and bars are 95 % intervals of the mean over seeds by Student's
-  t. A claim is *reproduced* when the whole interval lies in the range that it predicts, *contradicted* when all of it lies
-  outside, and else *not shown at this scale*; *undecided* when there is one seed or a run diverged. Not corrected for the
-  number of claims.
+- A statistic is computed for each seed by itself; brackets and bars are 95 % intervals of the mean over seeds by
+  Student's t. A claim is *reproduced* when the whole interval lies in the range that it predicts, *contradicted* when
+  all of it lies outside, and else *not at this scale*; *undecided* when there is one seed or a run diverged. Not
+  corrected for the number of claims.
 - ‖x‖ is the root mean square of the entries.
 """
 
