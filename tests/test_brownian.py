@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+from lit_mult.analysis.diagnostics import load_diagnostics
 from lit_mult.cli import main
 from lit_mult.config import OptimConfig, RunConfig
 from lit_mult.optim import muon
@@ -245,6 +246,27 @@ def test_a_diverged_run_is_one_line(folder: Path, tmp_path: Path, capsys: pytest
 
     assert main(["brownian", str(broken)]) == 2
     assert "diverged" in capsys.readouterr().err
+
+
+def test_a_run_that_watches_has_the_reference_of_the_command(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny({"multipliers": "vector", "optimizer": "muon", "train.diagnostics": ["norms", "brownian"]})
+    run(config.with_overrides({"train.diagnostics_every": 5}), tmp_path)
+
+    readings = load_diagnostics(tmp_path)
+    found = readings[readings["group"] == "brownian"]
+    assert sorted(found["step"].unique()) == [0, 5, 10, 12]
+    end = found[found["step"] == 12]
+    last = dict(zip(zip(end["name"], end["quantity"], strict=True), end["value"], strict=True))
+    compared = 0
+    for row in compare(tmp_path).comparisons:
+        module, _, kind = row.name.rpartition(".")
+        kind = "norm" if row.role == "norm" else kind
+        for what, value in (("moved", row.moved), ("noise_moved", row.noise_moved), ("noise_rms", row.noise_norm)):
+            assert last[module, f"{kind}_{what}"] == pytest.approx(value, rel=1e-6)
+            compared += 1
+    assert compared == len(last)
+    rms = readings[(readings["group"] == "norms") & readings["quantity"].isin(["weight_rms", "row_rms"])]
+    assert set(rms["step"]) == set(found["step"])  # so that both can be drawn over the same steps
 
 
 def test_more_steps_of_the_same_run_continue_the_motion() -> None:

@@ -354,7 +354,7 @@ def test_a_run_records_states_gradients_and_updates_of_the_right_steps(tiny: Tin
     assert set(frame["cell"]) == {"."}
     assert np.isfinite(frame["value"]).all()
     steps = {group: sorted(rows["step"].unique()) for group, rows in frame.groupby("group")}
-    of_states = {group: [0, 5, 10, 12] for group in ("norms", "rows", "outputs", "symmetry")}
+    of_states = {group: [0, 5, 10, 12] for group in ("norms", "rows", "outputs", "symmetry", "brownian")}
     assert steps == of_states | {group: [0, 5, 10] for group in ("gradients", "updates", "noise")}
 
     module = LitLlama(config.to_dict(), 256)

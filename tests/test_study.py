@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import optuna
 import pytest
@@ -21,7 +21,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from rich.console import Console
 
-from lit_mult.config import RunConfig
+from lit_mult.config import Experiment, RunConfig
 from lit_mult.errors import ConfigError, Interrupted, UserError
 from lit_mult.record import RunRecord, find_records
 from lit_mult.study.executors import here
@@ -29,7 +29,7 @@ from lit_mult.study.files import load_study
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.progress import SweepProgress
 from lit_mult.study.queue import CellQueue, Counts
-from lit_mult.study.spec import StudySpec
+from lit_mult.study.spec import StudySpec, canonical
 from lit_mult.study.storage import open_storage
 from lit_mult.study.sweep import check_cells, sweep
 from lit_mult.training import run
@@ -90,6 +90,47 @@ def test_shipped_studies_are_valid_and_fair() -> None:
         touched = {field for overrides in spec.arms.values() for field in overrides}
         of_the_arm = {"rule", "preset", "tier"}
         assert touched <= {"multipliers", "optim.lr", *(f"parametrization.{field}" for field in of_the_arm)}
+
+
+@pytest.mark.parametrize("name", get_args(Experiment))
+def test_every_experiment_ships_as_a_study_with_a_larger_profile(name: str) -> None:
+    spec, larger = load_study(name), load_study(name, profile="gpu")
+
+    assert (spec.name, spec.experiment) == (name, name)
+    assert (larger.name, larger.experiment) == (f"{name}-gpu", name)
+    assert len(spec.seeds) >= 3
+    assert larger.budget.steps > spec.budget.steps
+    assert set(larger.arms) == set(spec.arms)
+    # Arms differ in the one thing that the experiment is about, never in data, schedule or the rates of norms.
+    touched = {field.partition(".")[0] for overrides in spec.arms.values() for field in overrides}
+    assert touched <= {"multipliers", "model", "optim", "placement"}
+    assert len({tuple(sorted(overrides)) for overrides in spec.arms.values()}) <= 2
+
+
+def test_a_profile_is_laid_over_the_file(study_dict: MakeStudy, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    plain = study_dict()
+    profile = {"base": {"model": {"n_layers": 2}}, "seeds": [5], "budget": {"steps": 7}}
+    path.write_text(yaml.safe_dump(plain | {"profiles": {"big": profile}}))
+
+    assert canonical(load_study(str(path))) == canonical(StudySpec.from_dict(plain))
+    big = load_study(str(path), profile="big")
+    assert big.name == "tiny-big"
+    assert big.base_config.model.n_layers == 2
+    assert big.base_config.model.head_dim == plain["base"]["model"]["head_dim"]  # fields it does not name stay
+    assert (big.seeds, big.budget.steps, big.budget.batch_size) == ([5], 7, plain["budget"]["batch_size"])
+    with pytest.raises(UserError, match=r"--profile = 'huge': must be one of the study's: big"):
+        load_study(str(path), profile="huge")
+    path.write_text(yaml.safe_dump(plain | {"profiles": ["big"]}))
+    with pytest.raises(UserError, match=r"profiles = .*: must map names to parts of a study"):
+        load_study(str(path))
+
+
+def test_the_batch_may_be_the_question(study_dict: MakeStudy) -> None:
+    spec = StudySpec.from_dict(study_dict(factors={"train.batch_size": [2, 8]}))
+    assert {point.first_cell().config.train.batch_size for point in spec.points()} == {2, 8}
+    with pytest.raises(ConfigError, match=r"nuisance.train.batch_size .* is set by budget.batch_size"):
+        StudySpec.from_dict(study_dict(nuisance={"train.batch_size": [2, 8]}))
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ class Verdict:
     def sentence(self) -> str:
         """The verdict in words, for a list."""
         span = f"[{self.low:.3g}, {self.high:.3g}]" if self.seeds > 1 else "no interval"
-        counted = f"{self.seeds} seeds; claimed: {_range(self.range_low, self.range_high)}"
+        counted = f"{self.seeds} seed{'s' * (self.seeds != 1)}; claimed: {_range(self.range_low, self.range_high)}"
         return f"**{self.outcome}**: {self.claim}. {self.statistic}: {self.value:.3g} {span}, {counted}."
 
 
@@ -69,9 +69,9 @@ def judge(claim: str, statistic: str, by_seed: ArrayLike, within: tuple[float, f
 
 
 def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
-    """Mean of independent values and its 95 % interval by Student's t; the interval is NaN for fewer than two."""
+    """Mean of independent values and its 95 % interval by Student's t: NaN for fewer than two or non-finite values."""
     x = np.asarray(values, dtype=float)
-    if len(x) < 2:
+    if len(x) < 2 or not np.isfinite(x).all():
         return float(x.mean()) if len(x) else math.nan, math.nan, math.nan
     reach = t_quantile(0.975, len(x) - 1) * float(x.std(ddof=1)) / math.sqrt(len(x))
     mean = float(x.mean())

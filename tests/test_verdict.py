@@ -1,0 +1,65 @@
+"""Verdicts: one rule from an interval to an outcome, and intervals that are Student's."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_mult.analysis.verdict import ABOVE_0, judge, mean_interval, means_over_seeds, verdicts_table
+
+
+def test_the_interval_is_students() -> None:
+    """Mean 2, standard deviation 1, t(0.975; 2) = 4.302653: 2 ± 4.302653 / sqrt(3)."""
+    mean, low, high = mean_interval([1.0, 2.0, 3.0])
+    assert mean == 2
+    assert (low, high) == pytest.approx((2 - 2.484138, 2 + 2.484138), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("values", "within", "outcome"),
+    [
+        ([1.0, 1.01, 0.99], (0.9, 1.1), "reproduced"),
+        ([1.0, 1.3, 0.7], (0.9, 1.1), "not at this scale"),  # the interval is wider than the range
+        ([1.09, 1.1, 1.11], (0.9, 1.1), "not at this scale"),  # it straddles an end
+        ([1.3, 1.31, 1.32], (0.9, 1.1), "contradicted"),
+        ([0.1, 0.11, 0.12], ABOVE_0, "reproduced"),
+        ([-0.1, -0.11, -0.12], ABOVE_0, "contradicted"),
+        ([1.0], (0.9, 1.1), "undecided"),
+        ([], (0.9, 1.1), "undecided"),
+        ([1.0, 1.01, math.nan], (0.9, 1.1), "undecided"),
+        ([1.0, 1.0, math.inf], ABOVE_0, "undecided"),
+    ],
+)
+def test_outcomes(values: list[float], within: tuple[float, float], outcome: str) -> None:
+    assert judge("a claim", "a statistic", values, within).outcome == outcome
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=6), st.floats(-10, 10), st.floats(0, 10))
+def test_a_claim_and_its_opposite_are_never_both_reproduced(values: list[float], low: float, size: float) -> None:
+    inside = judge("", "", values, (low, low + size)).outcome
+    above = judge("", "", values, (low + size + 1e-9, math.inf)).outcome
+    assert not (inside == above == "reproduced")
+    if inside == "reproduced":
+        assert above == "contradicted"
+
+
+def test_a_sentence_names_claim_statistic_interval_and_range() -> None:
+    verdict = judge("norms follow S, as in fig. 1", "slope", [1.0, 1.02, 0.98], (0.9, 1.1))
+    said = "**reproduced**: norms follow S, as in fig. 1. slope: 1 [0.95, 1.05], 3 seeds; claimed: 0.9 to 1.1."
+    assert verdict.sentence() == said
+    assert "claimed: above 0" in judge("c", "s", [1.0, 2.0], ABOVE_0).sentence()
+    one = judge("c", "s", [1.0], ABOVE_0)
+    assert "no interval, 1 seed;" in one.sentence()
+    assert list(verdicts_table([verdict, one])["outcome"]) == ["reproduced", "undecided"]
+
+
+def test_means_over_seeds() -> None:
+    table = pd.DataFrame({"arm": ["a", "a", "b"], "seed": [0, 1, 0], "loss": [1.0, 3.0, 5.0]})
+    means = means_over_seeds(table, ["arm"], "loss")
+    assert list(means["loss"]) == [2, 5]
+    assert list(means["seeds"]) == [2, 1]
+    assert means["low"].isna().tolist() == [False, True]
