@@ -1,0 +1,63 @@
+"""The command line: each command is one function; heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from lit_mult.cli.checks import brownian, coord_check, lint_placement
+from lit_mult.cli.parsing import BAD_INPUT, INTERRUPTED
+from lit_mult.cli.runs import export, fit, import_, parameters
+from lit_mult.cli.scores import evaluate, tasks
+from lit_mult.cli.studies import preset, report, status, sweep
+from lit_mult.errors import Interrupted, UserError
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "fit": fit,
+    "sweep": sweep,
+    "status": status,
+    "report": report,
+    "evaluate": evaluate,
+    "tasks": tasks,
+    "preset": preset,
+    "parameters": parameters,
+    "lint-placement": lint_placement,
+    "brownian": brownian,
+    "coord-check": coord_check,
+    "export": export,
+    "import": import_,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; bad input gives one line on stderr and exit code 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        print("usage: lit-mult COMMAND [options]\n\nStudy learnable multipliers in language-model pretraining.\n")
+        for command, function in COMMANDS.items():
+            print(f"  {command:16}{function.__doc__}")
+        print("\n`lit-mult COMMAND --help` lists the options of a command.")
+        return 0
+    if name == "--version":
+        from importlib.metadata import version
+
+        print(version("lit-mult"))
+        return 0
+    if name not in COMMANDS:
+        print(f"lit-mult: {name}: no such command; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return BAD_INPUT
+    try:
+        return COMMANDS[name](arguments[1:])
+    except UserError as error:
+        print(f"lit-mult {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+    except OSError as error:
+        print(f"lit-mult {name}: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return BAD_INPUT
+    except Interrupted as stopped:
+        print(f"lit-mult {name}: {stopped}", file=sys.stderr)
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        print(f"lit-mult {name}: interrupted", file=sys.stderr)
+        return INTERRUPTED

@@ -1,0 +1,121 @@
+"""Commands that check: redundancy of a placement, noise, coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lit_mult.cli.parsing import FAILED, add_run_config, make_parser, print_columns, read_run_config, vocab_size
+from lit_mult.errors import UserError
+
+
+def lint_placement(arguments: Sequence[str]) -> int:
+    """List multipliers that can trade scale without changing the model; exit code 1 if decay does not hold it."""
+    parser = make_parser("lint-placement", lint_placement)
+    add_run_config(parser)
+    named = bool(arguments) and not arguments[0].startswith("-")
+    config = read_run_config(parser.parse_args(["--config", *arguments] if named else list(arguments)).as_dict())
+
+    from lit_mult.parametrization.redundancy import drifts, redundancies, table
+
+    found = redundancies(config, vocab_size(config))
+    if not found:
+        print("no redundant multipliers")
+        return 0
+    print_columns(table(found))
+    return FAILED if drifts(found) else 0
+
+
+def brownian(arguments: Sequence[str]) -> int:
+    """Compare the parameters of a run with pure noise under its optimizer, schedule and decay: trapped or free."""
+    from jsonargparse.typing import PositiveFloat, PositiveInt
+
+    parser = make_parser("brownian", brownian)
+    parser.add_argument("run", type=str, help="folder of a run, or of a cell of a study (results/STUDY/cells/CELL)")
+    size = "longest side of a matrix that stands for one of Muon's; larger is slower (default: 256)"
+    parser.add_argument("--max_dim", type=PositiveInt, default=None, help=size)
+    within = "share by which a trapped parameter may differ from noise (default: 0.1)"
+    parser.add_argument("--tolerance", type=PositiveFloat, default=None, help=within)
+    namespace = parser.parse_args(list(arguments))
+    folder = Path(namespace.run)
+
+    from dataclasses import asdict
+
+    import pandas as pd
+
+    from lit_mult.analysis.tables import to_csv
+    from lit_mult.optim.brownian import MAX_DIM
+    from lit_mult.training.trapped import TOLERANCE, compare
+
+    reference = compare(folder, namespace.max_dim or MAX_DIM, namespace.tolerance or TOLERANCE)
+    table: list[tuple[str, ...]] = [("parameter", "role", "norm", "noise", "balance", "moved / noise", "verdict")]
+    for row in reference.comparisons:
+        numbers = (f"{row.norm:.4g}", f"{row.noise_norm:.4g}", f"{row.balance:.4g}", f"{row.ratio:.3f}")
+        table.append((row.name, row.role, *numbers, row.verdict))
+    print_columns(table)
+    motions = [
+        {"parameters": names, "step": step, "norm": norm}
+        for names, motion in reference.trajectories
+        for step, norm in zip(motion.steps, motion.norm, strict=True)
+    ]
+    for name, rows in (("brownian", [asdict(row) for row in reference.comparisons]), ("brownian_motion", motions)):
+        path = folder / f"{name}.csv"
+        path.write_text(to_csv(pd.DataFrame(rows)))
+        print(path)
+    return 0
+
+
+def coord_check(arguments: Sequence[str]) -> int:
+    """Train a few steps at several widths and fit how sizes and updates depend on width; exit code 1 on a FAIL."""
+    from jsonargparse.typing import PositiveInt
+
+    parser = make_parser("coord-check", coord_check)
+    add_run_config(parser)
+    parser.add_argument(
+        "--widths", type=str, default="32,64,128,256,512", help="values of model.d_model, three or more"
+    )
+    parser.add_argument("--steps", type=PositiveInt, default=10, help="optimizer steps at each width")
+    parser.add_argument("--seeds", type=PositiveInt, default=3, help="number of seeds")
+    parser.add_argument("--out", type=str, default=None, help="folder for tables (CSV) and figure (PNG)")
+    namespace = parser.parse_args(list(arguments)).as_dict()
+    widths = _widths(namespace.pop("widths"))
+    steps, seeds, out = (namespace.pop(name) for name in ("steps", "seeds", "out"))
+    config = read_run_config(namespace)
+
+    from dataclasses import asdict
+
+    import pandas as pd
+
+    from lit_mult.analysis.exponents import coordinate_check, exponents
+    from lit_mult.analysis.style import save
+    from lit_mult.analysis.tables import to_csv
+    from lit_mult.parametrization.expectations import expected_exponent
+    from lit_mult.training.coordinates import measure
+
+    measured = []
+    for row in measure(config, widths, range(config.seed, config.seed + seeds), steps):
+        low, high = expected_exponent(config, row.kind, row.coordinate, row.role)
+        measured.append(asdict(row) | {"low": low, "high": high})
+    values = pd.DataFrame(measured)
+    fits = exponents(values)
+    table: list[tuple[str, ...]] = [("kind", "coordinate", "exponent", "95 % interval", "expected", "verdict")]
+    for kind, coordinate, low, high, slope, slope_low, slope_high, verdict in fits.itertuples(index=False):
+        expected = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        interval = f"[{slope_low:.2f}, {slope_high:.2f}]" if seeds > 1 else "1 seed: no interval"
+        table.append((kind, coordinate, f"{slope:.2f}", interval, expected, verdict))
+    print_columns(table)
+    if out is not None:
+        folder = Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "coordinates.csv").write_text(to_csv(values))
+        (folder / "exponents.csv").write_text(to_csv(fits))
+        (folder / "coordinates.png").write_bytes(save(coordinate_check(values, fits))["png"])
+        print(folder)
+    return FAILED if (fits["verdict"] == "FAIL").any() else 0
+
+
+def _widths(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts) or len({int(part) for part in parts}) < 3:
+        raise UserError(f"--widths {text}: must be three or more different whole numbers, joined by commas")
+    return sorted({int(part) for part in parts})

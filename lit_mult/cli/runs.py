@@ -1,0 +1,107 @@
+"""Commands about one run: train it, print its plan, take it to Hugging Face and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from lit_mult.cli.parsing import add_run_config, make_parser, print_columns, read_run_config, vocab_size
+
+
+def fit(arguments: Sequence[str]) -> int:
+    """Train one model and write its record."""
+    parser = make_parser("fit", fit)
+    add_run_config(parser)
+    parser.add_argument("--out", type=str, required=True, help="folder of the run; an unfinished run in it goes on")
+    what = "comma-separated names, for train.diagnostics: norms,outputs"
+    parser.add_argument("--diagnostics", type=str, default=None, help=what)
+    parser.add_argument("--every", type=int, default=None, help="for train.diagnostics_every")
+    namespace = parser.parse_args(list(arguments)).as_dict()
+    diagnostics, every = namespace.pop("diagnostics"), namespace.pop("every")
+    if diagnostics is not None:
+        namespace["train"]["diagnostics"] = diagnostics.split(",")
+    if every is not None:
+        namespace["train"]["diagnostics_every"] = every
+    out, config = Path(namespace.pop("out")), read_run_config(namespace)
+
+    from lit_mult.training.folder import RunFolder
+    from lit_mult.training.run import run
+
+    finished_before = RunFolder(out).record.is_file()
+    record = run(config, out)
+    speed = f"{record.tokens:,} tokens at {record.tokens_per_second:,.0f} tokens/s"
+    size = f"{record.parameters['total']:,} parameters, {speed}"
+    if record.final_loss is None or record.final_bits_per_byte is None:
+        print(f"diverged at step {record.steps} (validation loss at the start: {record.initial_loss}); {size}")
+    else:
+        quality = f"{record.final_loss:.4f} nats per token, {record.final_bits_per_byte:.4f} bits per byte"
+        print(f"validation loss {record.initial_loss:.4f} -> {quality}; {size}")
+    print(f"{'finished earlier: ' if finished_before else ''}{RunFolder(out).record}")
+    if config.train.diagnostics:
+        print(RunFolder(out).diagnostics)
+    return 0
+
+
+def parameters(arguments: Sequence[str]) -> int:
+    """Print role, shape, multipliers, optimizer, lr, weight decay and init of every parameter of a run."""
+    parser = make_parser("parameters", parameters)
+    add_run_config(parser)
+    config = read_run_config(parser.parse_args(list(arguments)).as_dict())
+
+    import torch
+
+    from lit_mult.nn.llama import Llama
+    from lit_mult.optim.groups import plan_parameters
+    from lit_mult.parametrization.plan import plan_run
+
+    plan = plan_run(config, vocab_size(config))
+    with torch.device("meta"):
+        rows = plan_parameters(Llama(config.model, plan), plan)
+    table = [("parameter", "role", "shape", "multipliers", "optimizer", "lr", "weight decay", "init")]
+    for row in rows:
+        shape = "x".join(map(str, row.parameter.shape)) or "1"
+        numbers = (f"{row.lr:.4g}", f"{row.weight_decay:.4g}", row.init)
+        table.append((row.name, row.role.value, shape, row.multipliers, row.optimizer, *numbers))
+    print_columns(table)
+    return 0
+
+
+def export(arguments: Sequence[str]) -> int:
+    """Write a trained model as a Hugging Face folder that transformers loads, multipliers folded in."""
+    parser = make_parser("export", export)
+    parser.add_argument("run", type=str, help="folder of a run, or of a cell of a study (results/STUDY/cells/CELL)")
+    parser.add_argument("out", type=str, help="folder to make")
+    parser.add_argument("--dtype", type=Literal["float32", "bfloat16"], default="float32", help="type of the weights")
+    kept = "optimizer step of a checkpoint that was kept on the way (default: the end of the run)"
+    parser.add_argument("--checkpoint", type=int, default=None, help=kept)
+    namespace = parser.parse_args(list(arguments))
+
+    from lit_mult.hf.export import export as export_model
+    from lit_mult.training.folder import RunFolder
+    from lit_mult.training.trained import checkpoint_at, load_trained
+
+    run = Path(namespace.run)
+    trained = load_trained(run, None if namespace.checkpoint is None else checkpoint_at(run, namespace.checkpoint))
+    out, record = Path(namespace.out), RunFolder(run).find_record()
+    check = export_model(
+        trained.model, trained.config, trained.corpus, trained.step, out, dtype=namespace.dtype, record=record
+    )
+    same = f"the same likeliest token at {check.same_argmax:.2%} of {check.tokens:,}"
+    print(f"logits differ from the trained model's by at most {check.largest_difference:.1e}; {same}")
+    print(out)
+    return 0
+
+
+def import_(arguments: Sequence[str]) -> int:
+    """Write the part of a run config with which `fit` starts from a Hugging Face Llama."""
+    parser = make_parser("import", import_)
+    parser.add_argument("folder", type=str, help="Hugging Face folder of a Llama: config.json and safetensors")
+    parser.add_argument("out", type=str, help="YAML file to write, for fit --config")
+    namespace = parser.parse_args(list(arguments))
+
+    from lit_mult.hf.pretrained import write_config_part
+
+    write_config_part(Path(namespace.folder), Path(namespace.out))
+    print(namespace.out)
+    return 0

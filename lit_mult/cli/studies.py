@@ -1,0 +1,98 @@
+"""Commands about studies: run them, look at them, report on them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from lit_mult.cli.parsing import FAILED, add_retries, make_parser, print_report
+
+_PRESET_HELP = "preset file for the preset that the study names (NAME=FILE where it names several)"
+_STORAGE_HELP = "Optuna storage shared by sweeps: sqlite:///FILE, postgresql://..., grpc://HOST:PORT or a journal file"
+
+
+def sweep(arguments: Sequence[str]) -> int:
+    """Run the cells of a study that have no record yet, then write its report."""
+    parser = make_parser("sweep", sweep)
+    parser.add_argument("study", type=str, help="study file, or the name of a shipped study")
+    parser.add_argument("--out", type=str, default=None, help="results folder (default: results/NAME)")
+    parser.add_argument("--preset", type=str, action="append", default=[], help=_PRESET_HELP)
+    profile = "variant that the study file has, such as gpu (default: the file as it stands)"
+    parser.add_argument("--profile", type=str, default=None, help=profile)
+    workers = "cells at once (default: one for each GPU, or else CPU core; 0: in this process, one after the other)"
+    parser.add_argument("--workers", type=int, default=None, help=workers)
+    parser.add_argument("--storage", type=str, default=None, help=_STORAGE_HELP)
+    parser.add_argument("--executor", type=Literal["local", "ray"], default="local", help="where the cells run")
+    parser.add_argument("--address", type=str, default=None, help="Ray cluster; auto: the one that is running here")
+    add_retries(parser)
+    parser.add_argument("--retry-failed", action="store_true", help="try cells that were given up once more")
+    namespace = parser.parse_args(list(arguments))
+
+    from lit_mult.study.files import load_study
+    from lit_mult.study.sweep import sweep as run_study
+
+    spec = load_study(namespace.study, namespace.preset, namespace.profile)
+    out = Path(namespace.out or Path("results") / spec.name)
+    options = ("storage", "executor", "address", "retries", "retry_failed")
+    result = run_study(spec, out, namespace.workers, **{name: namespace[name] for name in options})
+    if len(result.failures) < result.cells:
+        print_report(out)
+    if result.failures:
+        print(f"{len(result.failures)} cells failed; --retry-failed tries them again:", file=sys.stderr)
+        for cell, reason in result.failures.items():
+            print(f"  {cell}: {reason}", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+def status(arguments: Sequence[str]) -> int:
+    """Say which cells of a study are waiting, running (where, since when), done, pruned, diverged or failed (why)."""
+    parser = make_parser("status", status)
+    parser.add_argument("folder", type=str, help="results folder of a study")
+    add_retries(parser)
+    namespace = parser.parse_args(list(arguments))
+
+    from lit_mult.study.status import study_status
+
+    for line in study_status(namespace.folder, namespace.retries).lines():
+        print(line)
+    return 0
+
+
+def preset(arguments: Sequence[str]) -> int:
+    """Take the best trials of a tuning study as a preset, with what they cost."""
+    parser = make_parser("preset", preset)
+    parser.add_argument("folder", type=str, help="results folder of a tuning study")
+    parser.add_argument("-o", "--out", type=str, required=True, help="preset file to write")
+    parser.add_argument("--arm", type=str, default=None, help="arm to take them from, where several were tuned")
+    namespace = parser.parse_args(list(arguments))
+
+    from lit_mult.study.tuning import tuned_preset
+
+    found = tuned_preset(Path(namespace.folder), namespace.arm)
+    Path(namespace.out).write_text(found.to_yaml())
+    for optimizer, part in found.optimizers.items():
+        if part.tuning is not None:
+            tuning = part.tuning
+            default = "" if tuning.default_loss is None else f" (default preset {tuning.default_loss:.4f})"
+            cost = f"{tuning.tokens:,} tokens, {tuning.seconds:,.0f} s"
+            print(f"{optimizer}: {tuning.best_loss:.4f} nats per token{default} after {tuning.trials} trials, {cost}")
+    print(namespace.out)
+    return 0
+
+
+def report(arguments: Sequence[str]) -> int:
+    """Write tables, figures and report.md from the records in a folder."""
+    parser = make_parser("report", report)
+    parser.add_argument("folder", type=str, help="results folder of a study, or folder of a run")
+    parser.add_argument("--tensorboard", action="store_true", help="write the curves for TensorBoard too")
+    namespace = parser.parse_args(list(arguments))
+    folder = Path(namespace.folder)
+    print_report(folder)
+    if namespace.tensorboard:
+        from lit_mult.analysis.tensorboard import write_events
+
+        print(f"curves:  tensorboard --logdir {write_events(folder)}")
+    return 0
