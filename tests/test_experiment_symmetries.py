@@ -63,8 +63,8 @@ def test_planted_drift_is_found() -> None:
     assert residual == pytest.approx(1.01 - 0.1)
     assert found.csvs["verdicts"]["value"].iloc[-1] == pytest.approx(np.log(1e3))  # bf16 over fp32
     shown = found.shown["size_at_the_end"]
-    row = shown[(shown["coordinate"] == "log_query/key") & (shown["arm"] == "decay")].iloc[0]
-    assert (row["seeds"], row["size"]) == ("3", "2.0e-2")
+    row = shown[(shown["quantity"] == "log_query/key") & (shown["arm"] == "decay")].iloc[0]
+    assert (row["seeds"], row["end"]) == ("3", "2.0e-2")
     assert found.statements["Divergence"][0] == "32-true, decay: 0 of 3 runs diverged"
     assert style.save(found.figures["drift"])["png"][:4] == b"\x89PNG"
 

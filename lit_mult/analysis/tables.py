@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 
 import pandas as pd
 
@@ -153,17 +153,17 @@ def power_table(power: pd.DataFrame) -> pd.DataFrame:
 
 
 def means_table(
-    means: pd.DataFrame, names: Mapping[str, str], show: Callable[[float], str] | None = None
+    means: pd.DataFrame, columns: Sequence[str], show: Callable[[float], str] | None = None
 ) -> pd.DataFrame:
-    """`verdict.means_over_seeds` for people: the columns of `names` under their names there, the last of them the mean.
+    """`verdict.means_over_seeds` for people: the given columns, of which the last is the mean, and its interval.
 
-    `show` writes the mean and the ends of its interval; four decimals, unless it is given.
+    `show` writes the mean and the ends of its interval; with four decimals, unless it is given.
     """
     show = show or number
-    *keys, value = names
+    *keys, value = columns
     cells = [
-        {names[key]: str(row[key]) for key in keys}
-        | {"seeds": str(row["seeds"]), names[value]: show(row[value])}
+        {key.rpartition(".")[2]: str(row[key]) for key in keys}
+        | {"seeds": str(row["seeds"]), value.replace("_", " "): show(row[value])}
         | {"95 % interval": NO_INTERVAL if row["seeds"] < 2 else f"[{show(row['low'])}, {show(row['high'])}]"}
         for row in means.to_dict("records")
     ]

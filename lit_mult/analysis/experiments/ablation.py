@@ -63,18 +63,14 @@ def findings(evidence: Evidence) -> Findings:
     runs = runs.assign(place=runs[_TIER].map(_TIERS.index)).sort_values(["optimizer", "place"], ignore_index=True)
     best = best_rates(runs)
     gaps, decay_start = _gaps(best), _decay_start(runs)
-    final_gaps = paired(best, "vectors", "fixed", _POINT, "final_loss")
-    point = {"optimizer": "optimizer", _TIER: "tier"}
+    point = ["optimizer", _TIER]
     losses = means_over_seeds(best.assign(lr=best["lr"].map(power_of_two)), [*point, "arm", "lr"], "final_loss")
+    final_gaps = means_over_seeds(paired(best, "vectors", "fixed", _POINT, "final_loss"), point, "final_loss")
     found = Findings(
         csvs={"best": best[["arm", *_POINT, "lr", "final_loss"]], "gaps": gaps},
         shown={
-            "losses": means_table(losses, {**point, "arm": "arm", "lr": "best lr", "final_loss": "final loss"}),
-            "gaps": means_table(
-                means_over_seeds(final_gaps, list(point), "final_loss"),
-                {**point, "final_loss": "vectors - fixed"},
-                signed,
-            ),
+            "best_losses": means_table(losses, [*point, "arm", "lr", "final_loss"]),
+            "vectors_minus_fixed": means_table(final_gaps, [*point, "final_loss"], signed),
         },
         figures={"tiers": _tiers_figure(runs, best), "gap": _gap_figure(gaps, decay_start)},
         captions=_CAPTIONS,

@@ -49,11 +49,14 @@ def findings(evidence: Evidence) -> Findings:
     norms = norms[norms["quantity"].isin([_WITH, _WITHOUT])]
     early, curves = _early(norms), _relative_losses(runs)
     gains = _minus_none(runs, _PAIR, "final_loss")
-    tables = {"losses": (runs, "final_loss"), "losses_minus_those_of_none": (gains, "final_loss")}
-    tables |= {f"early_gradient_norm_{name}": (early, name) for name in ("with", "without", "ratio")}
+    long = early.melt(["arm", *_PAIR], var_name="norm", value_name="geometric mean")
     found = Findings(
         csvs={"losses": runs[["arm", *_PAIR, "final_loss"]], "early_norms": early, "relative_losses": curves},
-        shown={name: _table(*of) for name, of in tables.items()},
+        shown={
+            "losses": _table(runs, "final_loss"),
+            "losses_minus_those_of_none": _table(gains, "final_loss"),
+            "early_gradient_norms": _table(long, "geometric mean", "norm"),
+        },
         figures={"clipping": _figure(norms, curves)},
         captions={"clipping": _CAPTION},
         warnings=evidence.warnings,
@@ -82,7 +85,7 @@ def _relative_losses(runs: pd.DataFrame) -> pd.DataFrame:
 def _minus_none(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
     arms = table["arm"].unique()
     made = pd.concat([paired(table, arm, "none", by, value).assign(arm=arm) for arm in arms])
-    return made.query("arm != 'none'").sort_values("optimizer", kind="stable")
+    return made.query("arm != 'none'")
 
 
 def _verdicts(runs: pd.DataFrame, early: pd.DataFrame) -> Iterator[Verdict]:
@@ -124,9 +127,9 @@ def _verdicts(runs: pd.DataFrame, early: pd.DataFrame) -> Iterator[Verdict]:
         )
 
 
-def _table(frame: pd.DataFrame, value: str) -> pd.DataFrame:
-    run = {"optimizer": "optimizer", "arm": "arm"}
-    return means_table(means_over_seeds(frame, list(run), value), {**run, value: value.replace("_", " ")})
+def _table(frame: pd.DataFrame, value: str, *more: str) -> pd.DataFrame:
+    by = ["optimizer", "arm", *more]
+    return means_table(means_over_seeds(frame, by, value).sort_values("optimizer", kind="stable"), [*by, value])
 
 
 @styled
@@ -142,7 +145,8 @@ def _figure(norms: pd.DataFrame, curves: pd.DataFrame) -> Figure:
         for (arm, quantity), line in here.groupby(["arm", "quantity"]):
             left.plot(line["step"], np.exp(line["value"]), **lines[str(arm)] | {"ls": _DASHES[str(quantity)]})
         left.axhline(_CLIP, color="black", lw=0.8)
-        left.set(yscale="log", ylabel=f"{optimizer}\ngradient norm")
+        left.set_yscale("log", base=2)
+        left.set_ylabel(f"{optimizer}\ngradient norm")
         after = curves[(curves["optimizer"] == optimizer) & (curves["step"] > _EARLY * last)]
         for arm, line in means_along_steps(after, ["arm"], "loss").groupby("arm"):
             draw_band(right, line["step"], line, "loss", lines[str(arm)])

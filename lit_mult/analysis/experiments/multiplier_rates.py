@@ -51,14 +51,11 @@ def findings(evidence: Evidence) -> Findings:
     excess, optima = _excess(grids), _optima(grids)
     rates = means_over_seeds(optima, ["d_model"], "log2_optimum")
     losses = means_over_seeds(excess, ["arm", "d_model", "value"], "excess")
-    columns = {"arm": "varied", "d_model": "width", "value": "value", "excess": "loss - loss at the best"}
     found = Findings(
         csvs={"excess": excess, "optima": optima},
         shown={
-            "optimal_rates": means_table(
-                rates, {"d_model": "width", "log2_optimum": "log2 of the optimal rate"}, signed
-            ),
-            "excess_losses": means_table(losses, columns),
+            "optimal_rates": means_table(rates, ["d_model", "log2_optimum"], signed),
+            "excess_losses": means_table(losses, ["arm", "d_model", "value", "excess"]),
         },
         figures={"multiplier_rates": _figure(excess)},
         captions={"multiplier_rates": _CAPTION},
@@ -99,7 +96,7 @@ def _excess(grids: Grids) -> pd.DataFrame:
     parts = []
     for (arm, width), grid in grids.items():
         over = grid.sub(grid.get(_best(grid), math.nan), axis="index").rename_axis(columns="value")
-        long = over.reset_index().melt("seed", value_name="excess")
+        long = over.reset_index().melt("seed", value_name="excess").astype({"value": float})
         parts.append(long.assign(arm=arm, d_model=width))
     return pd.concat(parts, ignore_index=True)
 

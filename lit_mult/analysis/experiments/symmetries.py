@@ -47,9 +47,9 @@ def findings(evidence: Evidence) -> Findings:
     """Do query and key, and the residual stream, drift without decay of the multipliers, and hold still with it?"""
     readings = evidence.readings[evidence.readings["group"] == "symmetry"]  # residual_rms is read by outputs, too
     sizes = _sizes(readings)
-    run = {_PRECISION: "precision", "arm": "arm", "quantity": "coordinate"}
+    run = [_PRECISION, "arm", "quantity"]
     tables = {
-        f"size_at_the_{when}": means_table(means_over_seeds(sizes, list(run), when), {**run, when: "size"}, scientific)
+        f"size_at_the_{when}": means_table(means_over_seeds(sizes, run, when), [*run, when], scientific)
         for when in ("middle", "end")
     }
     found = Findings(
@@ -70,7 +70,7 @@ def _sizes(readings: pd.DataFrame) -> pd.DataFrame:
     pairs = readings[readings["quantity"].isin([_QUERY_KEY, *_HELD])]
     last = _last_residual(readings)
     sizes = pd.concat([pairs.assign(value=pairs["value"].abs()), last.assign(value=np.log(last["value"]))])
-    run = ["arm", _PRECISION, "seed", "quantity"]
+    run = [_PRECISION, "arm", "seed", "quantity"]
     by_step = sizes.groupby([*run, "step"])["value"].mean(skipna=False).unstack("step")
     steps = by_step.columns.to_numpy()
     end, middle = steps.max(), steps[np.abs(steps - steps.max() / 2).argmin()]
@@ -147,8 +147,9 @@ def _figure(readings: pd.DataFrame) -> Figure:
                 depth = (int(str(layer)) + 1) / layers if ax is top else 1
                 draw_band(ax, line["step"], line, "value", lines[str(arm)] | {"alpha": 0.25 + 0.75 * depth})
         top.set_title(precision)
-        bottom.set(xlabel="optimizer step", yscale="log")
-    axes[0, 0].set_ylabel("log |M_q|/|M_k|")
+        bottom.set_xlabel("optimizer step")
+        bottom.set_yscale("log", base=2)
+    axes[0, 0].set_ylabel(r"$\log\,|M_q|/|M_k|$")
     axes[1, 0].set_ylabel("residual RMS\nbehind the last block")
     add_legend(figure, arms, lines)
     return figure
