@@ -89,6 +89,6 @@ def test_what_lacks_is_no_crash(tmp_path: Path) -> None:
     write_run(tmp_path / "one", None, arm="vectors", factors={"parametrization.tier": "NONE"})
     alone = ablation.findings(Evidence(tmp_path / "one", load_records(tmp_path / "one")))
     assert set(outcomes(alone)) == {"undecided"}
-    assert "1 of 2 runs have no final loss" in alone.warnings[0]
+    assert "1 of 2 runs diverged or were pruned" in alone.warnings[0]
     for found in (single, alone):
         assert all("png" in style.save(figure) for figure in found.figures.values())

@@ -81,4 +81,4 @@ def test_what_lacks_is_no_crash(tmp_path: Path) -> None:
     diverged.runs.loc[diverged.runs["final_loss"].isna(), "status"] = "diverged"
     found = clipping.findings(diverged)
     assert outcomes(found)[:5] == ["undecided", "reproduced", "undecided", "reproduced", "reproduced"]
-    assert "6 of 18 runs have no final loss" in found.warnings[0]
+    assert "6 of 18 runs diverged or were pruned" in found.warnings[0]

@@ -98,7 +98,7 @@ def test_runs_that_diverged_or_lack() -> None:
     )
     found = multiplier_rates.findings(made)
     assert outcomes(found)[:2] == ["reproduced"] * 2  # far from the optimum
-    assert "3 of 81 runs have no final loss" in found.warnings[0]
+    assert "3 of 81 runs diverged or were pruned" in found.warnings[0]
     shown = found.shown["excess_losses"].query("arm == 'rate' and value == '0.25'")
     assert list(shown["excess"]) == ["n/a"] * 3
     assert "png" in style.save(found.figures["multiplier_rates"])

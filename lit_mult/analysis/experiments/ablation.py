@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -52,8 +52,8 @@ _CAPTIONS = {
     "tiers": "Final validation loss at the best learning rate of each point by tier, as in fig. 7 of the paper: means "
     "over seeds with 95 % intervals by Student's t.",
     "gap": "Loss of vectors minus that of fixed along training, each at its best learning rate, at equal seed; bands "
-    "are 95 % intervals of the mean over seeds by Student's t. The vertical line marks the begin of the decay of the "
-    "learning rate. As in fig. 7 of the paper.",
+    "are 95 % intervals of the mean over seeds by Student's t. From the dashed line on, the learning rate decays. As"
+    " in fig. 7 of the paper.",
 }
 
 
@@ -165,18 +165,19 @@ def _tiers_figure(runs: pd.DataFrame, best: pd.DataFrame) -> Figure:
 
 @styled
 def _gap_figure(gaps: pd.DataFrame, decay_start: int) -> Figure:
-    """A panel an optimizer, a line a tier: the gap along training."""
-    tiers = line_styles(_TIERS)
-    optimizers = sorted(gaps["optimizer"].unique())
-    figure, axes = panel_grid(1, max(len(optimizers), 1), 2.4, sharey=True)
-    for optimizer, ax in zip(optimizers, axes[0], strict=False):
-        here = gaps[(gaps["optimizer"] == optimizer) & (gaps["step"] > 0)]
-        for tier, line in means_along_steps(here, [_TIER], "loss").groupby(_TIER):
-            draw_band(ax, line["step"], line, "loss", tiers[str(tier)])
-        ax.axhline(0, color="0.3", lw=0.8)
-        ax.axvline(decay_start, color="0.3", lw=0.8, ls="--")
-        ax.set(title=optimizer, xlabel="optimizer step")
-    axes[0, 0].set_ylabel("loss, vectors - fixed\n(nats per token)")
-    marks: list[tuple[str, dict[str, Any]]] = [("decay of the lr begins", {"color": "0.3", "ls": "--"})]
-    add_legend(figure, gaps.assign(arm=gaps[_TIER], reference=False), tiers, marks)
+    """A row an optimizer, a column a tier: the gap along training, from the first validation behind step 0 on."""
+    optimizers, tiers = gaps["optimizer"].unique(), gaps[_TIER].unique()
+    figure, axes = panel_grid(max(len(optimizers), 1), max(len(tiers), 1), 1.5, sharex=True, sharey=True)
+    look, mark = line_styles(["gap"])["gap"], {"color": "0.3", "ls": "--", "lw": 0.8}
+    means = means_along_steps(gaps[gaps["step"] > 0], ["optimizer", _TIER], "loss")
+    for optimizer, row in zip(optimizers, axes, strict=False):
+        for tier, ax in zip(tiers, row, strict=True):
+            line = means[(means["optimizer"] == optimizer) & (means[_TIER] == tier)]
+            draw_band(ax, line["step"], line, "loss", look)
+            ax.axhline(0, color="0.3", lw=0.8)
+            ax.axvline(decay_start, **mark)
+            ax.set_title(f"{optimizer}, {tier}")
+        row[0].set_ylabel("loss, vectors - fixed\n(nats per token)")
+    for ax in axes[-1]:
+        ax.set_xlabel("optimizer step")
     return figure

@@ -16,7 +16,7 @@ import pandas as pd
 from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import load_curves, optimizer_name
-from lit_mult.analysis.style import add_legend, arm_styles, draw_band, panel_grid, styled
+from lit_mult.analysis.style import add_legend, arm_styles, draw_band, in_octaves, panel_grid, styled
 from lit_mult.analysis.tables import means_table
 from lit_mult.analysis.verdict import ABOVE_0, BELOW_0, Verdict, judge, means_along_steps, means_over_seeds, paired
 
@@ -145,7 +145,7 @@ def _figure(norms: pd.DataFrame, curves: pd.DataFrame) -> Figure:
         for (arm, quantity), line in here.groupby(["arm", "quantity"]):
             left.plot(line["step"], np.exp(line["value"]), **lines[str(arm)] | {"ls": _DASHES[str(quantity)]})
         left.axhline(_CLIP, color="black", lw=0.8)
-        left.set_yscale("log", base=2)
+        in_octaves(left)
         left.set_ylabel(f"{optimizer}\ngradient norm")
         after = curves[(curves["optimizer"] == optimizer) & (curves["step"] > _EARLY * last)]
         for arm, line in means_along_steps(after, ["arm"], "loss").groupby("arm"):

@@ -53,8 +53,8 @@ class Evidence:
         """Runs that diverged or were pruned, as one sentence; nothing where all came to their end."""
         count = len(self._without_end)
         named = ", ".join(f"{row.cell} ({row.status})" for row in rows(self._without_end))
-        left = "no final loss, and claims that need one of them are undecided"
-        return [f"{count} of {len(self.runs)} runs have {left}: {named}"] if count else []
+        left = "diverged or were pruned, which leaves claims that need them undecided"
+        return [f"{count} of {len(self.runs)} runs {left}: {named}"] if count else []
 
     @property
     def _without_end(self) -> pd.DataFrame:

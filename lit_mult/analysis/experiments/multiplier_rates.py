@@ -160,23 +160,24 @@ def _figure(excess: pd.DataFrame) -> Figure:
     excess = excess.assign(arm="d = " + excess["d_model"].astype(str), panel=excess["arm"], reference=False)
     widths = excess.sort_values("d_model")["arm"].unique()
     styles = line_styles(widths)
-    figure, axes = panel_grid(1, 2, 2.6, sharey=True)
+    figure, axes = panel_grid(1, 2, 2.6)
     for (panel, name), ax in zip(_NAMES.items(), axes[0], strict=True):
         here = excess[excess["panel"] == panel]
-        values = np.sort(here["value"].unique())
-        means = means_over_seeds(here, ["arm", "value"], "excess")
-        for arm, line in means.groupby("arm"):
+        for arm, line in means_over_seeds(here, ["arm", "value"], "excess").groupby("arm"):
             draw_means(ax, line["value"], line, "excess", styles[str(arm)])
             diverged = line.loc[line["excess"].isna(), "value"]
             at_top = {"transform": ax.get_xaxis_transform(), "color": styles[str(arm)]["color"]}
-            ax.plot(diverged, np.full(len(diverged), 0.95), **CROSS | at_top)
+            ax.plot(diverged, np.full(len(diverged), 0.97), **CROSS | at_top)
+        values = np.sort(here["value"].unique())
         if panel == "rate":
             ax.set_xscale("log", base=2)
-        elif len(values) > 1:
+            ax.set_xticks(values, [f"$2^{{{np.log2(value):.3g}}}$" for value in values])
+        elif len(values) > 1:  # 0 has its place on a symmetric log axis, a step beside the smallest decay
             ax.set_xscale("symlog", base=2, linthresh=values[values > 0].min(), linscale=1)
-        ax.set_xticks(values, [f"{value:.2g}" for value in values])
-        ax.set_xlabel(name)
-    axes[0, 0].set_ylabel("loss - loss at the best\n(nats per token)")
+            ax.set_xticks(values, [f"{value:g}" for value in values])
+        ax.minorticks_off()
+        ax.margins(y=0.1)
+        ax.set(xlabel=name, ylabel="loss - loss at the best\n(nats per token)")
     add_legend(
         figure, excess, styles, [("diverged", CROSS | {"color": "0.3"})] if excess["excess"].isna().any() else []
     )

@@ -19,7 +19,7 @@ import pandas as pd
 
 from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
 from lit_mult.analysis.findings import Findings
-from lit_mult.analysis.style import add_legend, arm_styles, draw_band, panel_grid, styled
+from lit_mult.analysis.style import add_legend, arm_styles, draw_band, in_octaves, panel_grid, styled
 from lit_mult.analysis.tables import means_table, scientific
 from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge, means_along_steps, means_over_seeds, paired
 
@@ -148,7 +148,7 @@ def _figure(readings: pd.DataFrame) -> Figure:
                 draw_band(ax, line["step"], line, "value", lines[str(arm)] | {"alpha": 0.25 + 0.75 * depth})
         top.set_title(precision)
         bottom.set_xlabel("optimizer step")
-        bottom.set_yscale("log", base=2)
+    in_octaves(axes[1, 0])
     axes[0, 0].set_ylabel(r"$\log\,|M_q|/|M_k|$")
     axes[1, 0].set_ylabel("residual RMS\nbehind the last block")
     add_legend(figure, arms, lines)
