@@ -46,7 +46,7 @@ _POINT = ["optimizer", _TIER, "seed"]
 _READING = """\
 - *Tier*: how much of the tuned preset is used: nothing, learning rates, decays too, forward multipliers too. The *gap*
   is the loss of `vectors` minus that of `fixed`, at equal seed; below 0, the multipliers help.
-- The best rate is chosen on the seeds that it is judged by, over equally many rates in either arm.
+- The best rate is chosen on the seeds that it is judged by, which flatters both arms alike.
 """
 _CAPTIONS = {
     "tiers": "Final validation loss at the best learning rate of each point by tier, as in fig. 7 of the paper: means "
