@@ -73,6 +73,12 @@ def test_a_kept_gain_and_small_norms_contradict(tmp_path: Path) -> None:
     assert outcomes(found) == ["contradicted"] * 10
 
 
+def test_arms_that_are_equal_to_the_bit_reproduce_no_difference(tmp_path: Path) -> None:
+    made = study(tmp_path)
+    made.runs["final_loss"] = 3.0
+    assert outcomes(clipping.findings(made))[:3] == ["contradicted"] * 3
+
+
 def test_what_lacks_is_no_crash(tmp_path: Path) -> None:
     alone = clipping.findings(study(tmp_path, {"none": 3.0}, seeds=1))
     assert set(outcomes(alone)) == {"undecided"}

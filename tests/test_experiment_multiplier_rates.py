@@ -103,6 +103,12 @@ def test_runs_that_diverged_or_lack() -> None:
     assert list(shown["excess"]) == ["n/a"] * 3
     assert "png" in style.save(found.figures["multiplier_rates"])
 
+    lost = multiplier_rates.findings(
+        study(lambda width, rate, seed: math.nan if width == 128 else steep(width, rate, seed), decay_gains(0))
+    )
+    assert outcomes(lost)[:2] == ["undecided"] * 2
+    assert "png" in style.save(lost.figures["multiplier_rates"])
+
     begun = made.runs[(made.runs["arm"] == "rate") & (made.runs["d_model"] == 32)].iloc[:4]
     assert "png" in style.save(multiplier_rates.findings(Evidence(made.folder, begun)).figures["multiplier_rates"])
     single = multiplier_rates.findings(study(steep, decay_gains(0), widths=(32,), seeds=1))

@@ -48,9 +48,9 @@ class Verdict:
     def outcome(self) -> Outcome:
         if not math.isfinite(self.low):
             return "undecided"
-        if self.range_low <= self.low and self.high <= self.range_high:
+        if self.range_low < self.low and self.high < self.range_high:  # strictly: equal arms differ by 0
             return "reproduced"
-        outside = self.high < self.range_low or self.low > self.range_high
+        outside = self.high <= self.range_low or self.low >= self.range_high
         return "contradicted" if outside else "not at this scale"
 
     def sentence(self) -> str:

@@ -112,18 +112,18 @@ def _optima(grids: Grids) -> pd.DataFrame:
 
 
 def _slope(optima: pd.DataFrame) -> float:
-    """Least-squares slope of log2 (optimum) against log2 (width); NaN of one width, and with an optimum at the edge."""
-    if optima["at_edge"].any() or len(optima) < 2:
+    """Least-squares slope of log2 (optimum) against log2 (width); NaN with an optimum at the edge, or with none."""
+    if optima["at_edge"].any() or optima["log2_optimum"].isna().any():
         return math.nan
     return float(np.polyfit(np.log2(optima["d_model"]), optima["log2_optimum"], 1)[0])
 
 
 def _verdicts(grids: Grids, optima: pd.DataFrame) -> Iterator[Verdict]:
-    if optima["d_model"].nunique() > 1:
+    if (every := optima["d_model"].nunique()) > 1:
         yield judge(
             "The optimal learning rate of the multipliers does not depend on the width",
             "slope of log2 (interpolated optimal rate) against log2 (width)",
-            [_slope(here) for _, here in optima.groupby("seed")],
+            [_slope(here) for _, here in optima.groupby("seed") if len(here) == every],
             _NO_SCALING,
         )
     for arm, name in _NAMES.items():
