@@ -18,6 +18,7 @@ from lit_mult.record import CellInfo, RunRecord
 
 INITIAL_LOSS = 5.5
 ARM_KINDS = {"untuned": "fixed", "muP": "none", "muP-tuned": "fixed", "scalars": "scalar", "vectors": "vector"}
+ARM_KINDS["fixed"] = "fixed"
 
 
 def write_run(

@@ -15,6 +15,7 @@ from lit_mult.analysis.style import (
     add_legend,
     arm_styles,
     comparison_colours,
+    draw_band,
     draw_means,
     panel_grid,
     styled,
@@ -77,8 +78,7 @@ def scores_along_training(means: pd.DataFrame) -> Figure:
         for _, line in means[means["task"] == name].groupby("label", sort=False):
             first = next(rows(line))
             look, line = _look(styles, first.arm, first.optimizer), line.sort_values("tokens")
-            ax.plot(line["tokens"], line["value"], **look)
-            ax.fill_between(line["tokens"], line["low"], line["high"], color=look["color"], alpha=0.12, lw=0)
+            draw_band(ax, line["tokens"], line, "value", look)
         ax.set(title="mean over all tasks" if name == "average" else name, xlabel="training tokens")
     axes[0, 0].set_ylabel("score")
     optimizers = [name for name in OPTIMIZER_LOOKS if name in set(means["optimizer"])]

@@ -87,6 +87,12 @@ def draw_means(ax: Axes, x: Any, line: pd.DataFrame, measure: str, look: Mapping
     ax.plot(x, y, **look)
 
 
+def draw_band(ax: Axes, x: Any, line: pd.DataFrame, measure: str, look: Mapping[str, Any]) -> None:
+    """Draw column `measure` of the rows of `line` along `x`, with a band from `low` to `high` where there is one."""
+    ax.plot(x, line[measure], **look)
+    ax.fill_between(x, line["low"], line["high"], color=look["color"], alpha=0.12, lw=0)
+
+
 def beside(width: Any, arm: str, styles: Styles) -> Any:
     """Where an arm stands at a width (a number or an array): beside the other arms, lest bars overlap."""
     return width * 2 ** (0.05 * (list(styles).index(arm) - (len(styles) - 1) / 2))
@@ -102,6 +108,14 @@ def against_width(ax: Axes, widths: pd.Series) -> None:
     ax.xaxis.set_major_locator(FixedLocator(ticks))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(ScalarFormatter())
+
+
+def in_octaves(ax: Axes) -> None:
+    """Make the y axis of a finished panel log2, two octaves high or more: it has ticks, and what is flat looks so."""
+    ax.set_yscale("log", base=2)
+    low, high = np.log2(ax.get_ylim())
+    room = max(0.0, (2 - (high - low)) / 2)
+    ax.set_ylim(2 ** (low - room), 2 ** (high + room))
 
 
 def against_compute(ax: Axes, low: float, high: float) -> None:
@@ -124,10 +138,13 @@ def arm_styles(points: pd.DataFrame) -> Styles:
     for i, name in enumerate(references[references].index):
         grey, dashes = _GREYS[i % len(_GREYS)]
         styles[str(name)] = {"color": grey, "ls": dashes, "marker": "_"}
-    for i, name in enumerate(references[~references].index):
-        looks = zip(("color", "ls", "marker"), (_COLOURS, _DASHES, _MARKERS), strict=True)
-        styles[str(name)] = {look: values[i % len(values)] for look, values in looks}
-    return styles
+    return styles | line_styles(references[~references].index)
+
+
+def line_styles(names: Iterable[str]) -> Styles:
+    """Colour, dashes and marker of each name."""
+    looks = (("color", _COLOURS), ("ls", _DASHES), ("marker", _MARKERS))
+    return {str(name): {look: values[i % len(values)] for look, values in looks} for i, name in enumerate(names)}
 
 
 def comparison_colours(n: int) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import pandas as pd
 
@@ -148,6 +148,24 @@ def power_table(power: pd.DataFrame) -> pd.DataFrame:
         {"task": row.task}
         | {f"{name.removeprefix('seeds_')} seeds": f"{100 * getattr(row, name):.1f}" for name in power.columns[3:]}
         for row in rows(power)
+    ]
+    return pd.DataFrame(cells)
+
+
+def means_table(
+    means: pd.DataFrame, columns: Sequence[str], show: Callable[[float], str] | None = None
+) -> pd.DataFrame:
+    """`verdict.means_over_seeds` for people: the given columns, of which the last is the mean, and its interval.
+
+    `show` writes the mean and the ends of its interval; with four decimals, unless it is given.
+    """
+    show = show or number
+    *keys, value = columns
+    cells = [
+        {key.rpartition(".")[2]: str(row[key]) for key in keys}
+        | {"seeds": str(row["seeds"]), value.replace("_", " "): show(row[value])}
+        | {"95 % interval": NO_INTERVAL if row["seeds"] < 2 else f"[{show(row['low'])}, {show(row['high'])}]"}
+        for row in means.to_dict("records")
     ]
     return pd.DataFrame(cells)
 

@@ -22,6 +22,8 @@ from lit_mult.analysis.crossed import t_quantile
 Outcome = Literal["reproduced", "not at this scale", "contradicted", "undecided"]
 ABOVE_0 = (0.0, math.inf)
 BELOW_0 = (-math.inf, 0.0)
+NEGLIGIBLE = 0.02
+"""Nats per token, 2 % of the perplexity: two losses that differ by no more are called equal."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,9 @@ class Verdict:
     def outcome(self) -> Outcome:
         if not math.isfinite(self.low):
             return "undecided"
-        if self.range_low <= self.low and self.high <= self.range_high:
+        if self.range_low < self.low and self.high < self.range_high:  # strictly: equal arms differ by 0
             return "reproduced"
-        outside = self.high < self.range_low or self.low > self.range_high
+        outside = self.high <= self.range_low or self.low >= self.range_high
         return "contradicted" if outside else "not at this scale"
 
     def sentence(self) -> str:
@@ -85,6 +87,25 @@ def means_over_seeds(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.D
         mean, low, high = mean_interval(group[value])
         made.append((*key, mean, low, high, len(group)))
     return pd.DataFrame(made, columns=[*by, value, "low", "high", "seeds"])
+
+
+def means_along_steps(table: pd.DataFrame, line: Sequence[str], value: str) -> pd.DataFrame:
+    """`means_over_seeds` at each step, of lines that the columns `line` name, as far as all seeds of a line came."""
+    means = means_over_seeds(table, [*line, "step"], value)
+    return means[means["seeds"] == means.groupby(list(line))["seeds"].transform("max")]
+
+
+def paired(
+    table: pd.DataFrame, of: str, against: str, by: Sequence[str], value: str, *, between: str = "arm"
+) -> pd.DataFrame:
+    """`value` in the rows of `of` minus that in the rows of `against`, of column `between`, at equal `by`.
+
+    A row for each combination of the columns `by`, the seed among them, that both have; the NaN of a run that diverged
+    stays.
+    """
+    first, second = (table[table[between] == name] for name in (of, against))
+    both = first.merge(second, on=list(by), suffixes=("", "_against"))
+    return both[list(by)].assign(**{value: both[value] - both[f"{value}_against"]})
 
 
 def verdicts_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:

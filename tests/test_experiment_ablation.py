@@ -1,0 +1,94 @@
+"""Tiers of tuned multipliers with vectors and without: planted losses at their best rates, and gaps along training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from test_analysis_frame import write_run
+
+from lit_mult.analysis import style
+from lit_mult.analysis.experiments import ablation
+from lit_mult.analysis.experiments.evidence import Evidence
+from lit_mult.analysis.findings import Findings
+from lit_mult.analysis.frame import load_records
+
+TIERS = ("NONE", "LR", "LRWD", "FULL")
+FIXED = (2.2, 2.1, 2.05, 2.0)
+VECTORS = (2.01, 1.95, 1.94, 1.93)
+GAP = {0: 0.0, 50: -0.5, 100: -0.02, 150: -0.05, 200: -0.08, 250: -0.2, 300: None}
+"""Step -> vectors - fixed; at the last step that of the final losses. The rate decays from step 250 on."""
+
+
+def study(
+    folder: Path,
+    fixed: Sequence[float] = FIXED,
+    vectors: Sequence[float] = VECTORS,
+    optimizers: Sequence[str] = ("adamw", "muon"),
+    tiers: Sequence[str] = TIERS,
+    seeds: int = 3,
+    best: float = 2**-6,
+) -> Evidence:
+    """Arms that are best at one rate, with final losses by tier."""
+    for optimizer in optimizers:
+        for tier in tiers:
+            base = fixed[TIERS.index(tier)]
+            for arm, losses in (("fixed", fixed), ("vectors", vectors)):
+                for seed in range(seeds):
+                    for lr in (2**-7, 2**-6, 2**-5):
+                        final = losses[TIERS.index(tier)] + seed / 1000 * (arm == "vectors") + (lr != best) / 2
+                        curve = [
+                            (step, final if step == 300 else 4 + base - step / 100 + (gap or 0) * (arm == "vectors"))
+                            for step, gap in GAP.items()
+                        ]
+                        name = f"{optimizer}-{tier}-{arm}-{seed}-{lr}"
+                        where = {"factors": {"parametrization.tier": tier}, "val_curve": curve, "cell": name}
+                        write_run(folder, final, arm=arm, optimizer=optimizer, lr=lr, seed=seed, **where)
+    return Evidence(folder, load_records(folder))
+
+
+def outcomes(found: Findings) -> list[str]:
+    return list(found.csvs["verdicts"]["outcome"])
+
+
+def test_what_the_paper_saw_is_found(tmp_path: Path) -> None:
+    found = ablation.findings(study(tmp_path))
+    assert outcomes(found) == ["reproduced"] * 16
+    assert list(found.csvs["verdicts"]["value"][:8]) == pytest.approx(
+        [-0.189, -0.149, -0.109, -0.069, 0.011, -0.06, -0.18, -0.129 + 0.2]
+    )
+    assert "at step 250 - at step 100" in found.csvs["verdicts"]["statistic"][6]
+    shown = found.shown["vectors_minus_fixed"]
+    assert shown[["optimizer", "tier", "final loss"]].to_numpy().tolist()[:4] == [
+        ["AdamW", "NONE", "-0.1890"], ["AdamW", "LR", "-0.1490"], ["AdamW", "LRWD", "-0.1090"],
+        ["AdamW", "FULL", "-0.0690"],
+    ]  # fmt: skip
+    assert list(found.shown["best_losses"]["lr"].unique()) == ["2^-6.00"]
+    assert not found.warnings
+    assert all(style.save(found.figures[name])["png"][:4] == b"\x89PNG" for name in ("tiers", "gap"))
+
+
+def test_the_opposite_contradicts(tmp_path: Path) -> None:
+    found = ablation.findings(study(tmp_path, vectors=(2.4, 2.45, 2.4, 2.3), optimizers=["muon"]))
+    assert outcomes(found)[:6] == ["contradicted"] * 6
+
+
+def test_a_best_rate_at_the_edge_is_a_warning(tmp_path: Path) -> None:
+    found = ablation.findings(study(tmp_path, best=2**-5, optimizers=["adamw"], tiers=["NONE"]))
+    assert found.warnings == [
+        f"best learning rate 2^-5.00 at the edge of those tried: {arm} · AdamW, tier=NONE"
+        for arm in ("fixed", "vectors")
+    ]
+
+
+def test_what_lacks_is_no_crash(tmp_path: Path) -> None:
+    single = ablation.findings(study(tmp_path, tiers=["LR"], seeds=1, optimizers=["adamw"]))
+    assert set(outcomes(single)) == {"undecided"}
+    write_run(tmp_path / "one", 2.0, arm="fixed", factors={"parametrization.tier": "NONE"})
+    write_run(tmp_path / "one", None, arm="vectors", factors={"parametrization.tier": "NONE"})
+    alone = ablation.findings(Evidence(tmp_path / "one", load_records(tmp_path / "one")))
+    assert set(outcomes(alone)) == {"undecided"}
+    assert "1 of 2 runs diverged or were pruned" in alone.warnings[0]
+    for found in (single, alone):
+        assert all("png" in style.save(figure) for figure in found.figures.values())
