@@ -42,8 +42,8 @@ _CAPTION = (
     "Final validation loss, RMS of the output of MLP blocks, norm of the MLP matrices with the Brownian level (dashed "
     "grey), and the three scalars against the scale S of the MLP matrices, with and without scalars (arXiv:2601.04890 "
     "fig. 1 bottom right, 8 and 9). A row an optimizer. Outputs, norms and scalars are geometric means over layers; "
-    "points are means over seeds, bars 95 % intervals; arms stand side by side. Dotted: proportional to 1/S, scalars "
-    "that make up for S in full."
+    "points are means over seeds (geometric on log axes), bars 95 % intervals; arms stand side by side. Dotted: "
+    "proportional to 1/S, scalars that make up for S in full."
 )
 # Chosen before any run of the study. Digest of the figures: "flat" is a quarter of the rise without scalars, which is
 # generous, as runs are short and scalars have to travel by 64 in their product; outputs "constant" is 0.25 of an
@@ -126,6 +126,7 @@ def _figure(points: pd.DataFrame) -> Figure:
     for ax in axes[:, 1:].flat:
         scale_sweep.log_values(ax)
     for ax in axes[-1]:
+        scale_sweep.against_scale(ax, table["scale"])  # for all of its column
         ax.set_xlabel("scale $S$ of MLPs")
     marks = [(name.replace("_", " "), {"color": "0.3", **look}) for name, look in _SCALAR_LOOKS.items()]
     marks += [("Brownian level", scale_sweep.BROWNIAN), ("proportional to 1/S", _FULL)]

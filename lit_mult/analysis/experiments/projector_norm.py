@@ -32,8 +32,8 @@ _MEDIAN_ROW = {"mfc": "white", "lw": 0.8, "alpha": 0.8}
 _CAPTION = (
     "Final validation loss, RMS of the logits and of the final norm's output, and norm of the LM head against the "
     "head's scale S (arXiv:2601.04890 fig. 1 top), under a frozen, scalar and vector final norm (FPN, SPN, VPN). Means "
-    "over seeds, bars are 95 % intervals; arms stand side by side. Last panel: RMS of the whole head (filled), its row "
-    "of median norm (hollow) and the Brownian level (dashed)."
+    "over seeds (geometric on log axes), bars 95 % intervals; arms stand side by side. Last panel: RMS of the whole "
+    "head (filled), its row of median norm (hollow) and the Brownian level (dashed)."
 )
 # Chosen before any run of the study. Digest of fig. 1: "flat" is a rise that a reader of the figure would not see
 # beside FPN's, a tenth; a slope of 0.1 over the paper's range of scales, 8^4, is a factor of 2.3; ABM and matrices
@@ -125,6 +125,7 @@ def _figure(points: pd.DataFrame) -> Figure:
         if measure != scale_curves.LOSS:
             scale_sweep.log_values(ax)
     for ax in axes[1]:
+        scale_sweep.against_scale(ax, table["scale"])  # for all of its column
         ax.set_xlabel("scale $S$ of the head")
     marks = [("row of median norm", {"color": "0.3", "marker": "o", "mfc": "white"})]
     marks += [("Brownian level", scale_sweep.BROWNIAN)]

@@ -28,6 +28,7 @@ _READING = """\
   the best is chosen among the same runs, the rise of a flat curve is a little above 0.
 - A *slope* is that of log value against log S by least squares, 0 for what does not depend on S and 1 for what is
   proportional to it. A *level* is the geometric mean over the scales of a norm over that of the Brownian reference.
+- Means over seeds are geometric but for losses, rises, slopes and levels.
 """
 
 
@@ -49,22 +50,36 @@ def findings(table: pd.DataFrame, fits: pd.DataFrame, ratios: Sequence[str]) -> 
     )
 
 
-def draw(ax: Axes, table: pd.DataFrame, measure: str, styles: Styles, look: Mapping[str, Any] | None = None) -> None:
-    """Means over seeds against S with 95 % intervals, a line an arm; crosses at the top where losses diverged."""
-    against_width(ax, table["scale"])
+def against_scale(ax: Axes, scales: pd.Series) -> None:
+    """Make the x axis log2 with a tick at each scale."""
+    against_width(ax, scales)
     ax.xaxis.set_major_formatter("{x:g}")
+
+
+def draw(ax: Axes, table: pd.DataFrame, measure: str, styles: Styles, look: Mapping[str, Any] | None = None) -> None:
+    """`means` against S with 95 % intervals, a line an arm; crosses at the top where losses diverged."""
     for place, (arm, line) in enumerate(table.groupby("arm", sort=False)):
-        means, style = means_over_seeds(line, ["scale"], measure), styles[str(arm)]
-        draw_means(ax, beside(means["scale"], str(arm), styles), means, measure, {**style, **(look or {})})
+        points, style = means(line, measure), styles[str(arm)]
+        draw_means(ax, beside(points["scale"], str(arm), styles), points, measure, {**style, **(look or {})})
         lost = line.loc[line[LOSS].isna() & (measure == LOSS), "scale"].to_numpy(float)
         at_top = {"transform": ax.get_xaxis_transform(), "color": style["color"], "zorder": 4}
         ax.plot(lost, np.full(len(lost), 0.97 - 0.06 * place), **CROSS | at_top)
 
 
+def means(table: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """Means over seeds at every scale with their interval; of what is no loss, geometric: scales multiply."""
+    if measure == LOSS:
+        return means_over_seeds(table, ["scale"], measure)
+    found = means_over_seeds(table.assign(**{measure: np.log(table[measure])}), ["scale"], measure)
+    return found.assign(**{name: np.exp(found[name]) for name in (measure, "low", "high")})
+
+
 def log_values(ax: Axes) -> None:
-    """Make the y axis logarithmic, with a few ticks as plain numbers however short it is."""
+    """Make the y axis logarithmic, with a few ticks as plain numbers however short it is; linear where it is empty."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
+    if not math.isfinite(ax.dataLim.minposy):  # nothing drawn yet of a study that is under way
+        return
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     subs = (1, 2, 3, 4, 6, 8) if high < 8 * low else (1, 2, 5) if high < 80 * low else (1,)
@@ -75,16 +90,16 @@ def log_values(ax: Axes) -> None:
 
 def draw_noise(ax: Axes, table: pd.DataFrame, measure: str) -> None:
     """The Brownian level against S, which is that of all arms."""
-    means = table.groupby("scale")[measure].mean()
-    ax.plot(means.index, means, **BROWNIAN)
+    noise = means(table[table[measure].notna()], measure)
+    ax.plot(noise["scale"], noise[measure], **BROWNIAN)
 
 
 def _means(table: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds at every scale, for people: the numbers of the figure."""
+    """`means` for people: the numbers of the figure."""
     cells = []
     for place, runs in curves(table, list(table.columns)[list(table.columns).index(LOSS) :]):
-        means = runs.groupby("scale")[place["measure"]].mean(skipna=False)
-        cells.append(_place(**place) | {f"S = {at:g}": number(value) for at, value in means.items()})
+        found = means(runs, place["measure"]).set_index("scale")[place["measure"]]
+        cells.append(_place(**place) | {f"S = {at:g}": number(value) for at, value in found.items()})
     return pd.DataFrame(cells).fillna("n/a")
 
 
