@@ -3,7 +3,7 @@
 Under a frozen final norm (FPN) the head's norm is the scale of the logits, so that the loss rises where S fixes it too
 low or too high; a scalar (SPN) or vector (VPN) norm weight can make up for it.
 
-Two levels are compared with noise, as the head of a small byte-level vocabulary has rows of tokens that the text never
+Two levels are compared with noise, as the head of a small vocabulary over bytes has rows of tokens that the text never
 has: their gradient has one sign, so they are no random walk, and they raise the RMS of the whole matrix. The row of
 median norm is a token of the text.
 """
