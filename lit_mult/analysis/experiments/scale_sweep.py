@@ -27,7 +27,8 @@ _READING = """\
 - A *rise* is the loss at an end of the scales minus that at the best of the other scales (lowest mean over seeds). As
   the best is chosen among the same runs, the rise of a flat curve is a little above 0.
 - A *slope* is that of log value against log S by least squares, 0 for what does not depend on S and 1 for what is
-  proportional to it. A *level* is the geometric mean over the scales of a norm over that of the Brownian reference.
+  proportional to it. A *level* is the geometric mean over the scales of a norm over that of the Brownian reference:
+  a norm above it at one end and below it at the other can have level 1, so read it with the slope and the means.
 - Means over seeds are geometric but for losses, rises, slopes and levels.
 """
 
