@@ -7,11 +7,12 @@ import json
 import math
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
+from lit_mult.config import Experiment
 from lit_mult.mini.benchmark import TASKS
 from lit_mult.parametrization.presets import load_preset
 from lit_mult.study.files import load_study
@@ -21,6 +22,7 @@ from lit_mult.study.tuning import tuned_preset
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
+EXPERIMENTS = [name for name in get_args(Experiment) if (RESULTS / name).is_dir()]
 
 Records = list[dict[str, Any]]
 
@@ -29,7 +31,7 @@ def read(study: str) -> Records:
     return [json.loads(path.read_text()) for path in sorted((RESULTS / study / "records").glob("*.json"))]
 
 
-@pytest.fixture(scope="module", params=["reference", "lr_width", "mup_tuning", "downstream"])
+@pytest.fixture(scope="module", params=["reference", "lr_width", "mup_tuning", "downstream", *EXPERIMENTS])
 def study(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
