@@ -118,12 +118,16 @@ def against_compute(ax: Axes, low: float, high: float) -> None:
 
 
 def log_y(ax: Axes) -> None:
-    """Make the y axis logarithmic, with numbers written out: 0.2 instead of 2 x 10^-1."""
-    from matplotlib.ticker import LogFormatter
+    """Make the y axis logarithmic, with a few ticks written out: 0.2 instead of 2 x 10^-1. All must have been drawn."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(LogFormatter())
-    ax.yaxis.set_minor_formatter(LogFormatter())
+    low, high = ax.get_ylim()
+    ratio = high / low
+    subs = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 7) if ratio < 5 else (1, 1.5, 2, 3, 5, 7) if ratio < 20 else (1, 2, 5)
+    ax.yaxis.set_major_locator(LogLocator(subs=subs if ratio < 200 else (1,)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def arm_styles(points: pd.DataFrame) -> Styles:

@@ -137,11 +137,11 @@ def trajectories(every: pd.DataFrame) -> Figure:
                 ax.plot(norm.index, norm, color=KINDS[str(kind)], lw=0.8)
             noise = part.pivot_table("noise_rms", "step", ["name", "part"]).T.drop_duplicates()
             ax.plot(noise.columns, noise.T, **_NOISE)
-            log_y(ax)
         axes[0, number].set_title(f"{arm} decay, {optimizer_name(str(optimizer))}")
         axes[1, number].set_xlabel("step")
-    axes[0, 0].set_ylabel("‖W‖ of matrices")
-    axes[1, 0].set_ylabel("‖·‖ of vectors")
+    for ax, label in zip(axes[:, 0], ("‖W‖ of matrices", "‖·‖ of vectors"), strict=True):
+        ax.set_ylabel(label)
+        log_y(ax)
     drawn = [(kind, {"color": KINDS[kind], "ls": "-"}) for kind in kinds_drawn(every["kind"])]
     mark_legend(figure, [*drawn, ("pure noise", _NOISE)])
     return figure

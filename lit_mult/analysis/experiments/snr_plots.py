@@ -54,9 +54,10 @@ def motion_against_snr(points: pd.DataFrame, sides: pd.DataFrame, cuts: pd.DataF
         _scatter(ax, drawn[drawn["side"] == side], markers)
         if len(found := cuts.loc[cuts["side"] == side, "snr"].dropna()):
             ax.axvline(geometric_mean(found), **_CUT)
-        ax.set(title=side, xlabel="SNR of the batch's gradient")
+        ax.set(xscale="log", title=side, xlabel="SNR of the batch's gradient")
         ax.set_xlim(drawn["snr"].min() / 1.5, drawn["snr"].max() * 1.5)
         ax.set_ylim(drawn["ratio"].min() / 1.3, drawn["ratio"].max() * 1.3)
+        log_y(ax)
     axes[0, 0].set_ylabel("moved / noise's moved")
     right, free = axes[0, 2], sides[sides["measure"] == "free"].sort_values("batch")
     for side, look in _SIDES.items():
@@ -76,5 +77,3 @@ def _scatter(ax: Axes, drawn: pd.DataFrame, markers: dict[Any, str]) -> None:
         look: dict[str, Any] = {"color": KINDS[row.kind], "marker": markers[row.batch]}
         ax.plot(row.snr, row.ratio, **look, ls="none", ms=3.5, mew=0.7, mfc="none")
     ax.axhspan(*BAND, color="0.88", lw=0)
-    ax.set_xscale("log")
-    log_y(ax)
