@@ -131,6 +131,19 @@ def against_compute(ax: Axes, low: float, high: float) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
+def log_y(ax: Axes) -> None:
+    """Make the y axis logarithmic, with a few ticks written out: 0.2 instead of 2 x 10^-1. All must have been drawn."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ratio = high / low
+    subs = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 7) if ratio < 5 else (1, 1.5, 2, 3, 5, 7) if ratio < 20 else (1, 2, 5)
+    ax.yaxis.set_major_locator(LogLocator(subs=subs if ratio < 200 else (1,)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
 def arm_styles(points: pd.DataFrame) -> Styles:
     """Colour, dashes and marker of each arm; references are grey and dashed."""
     references = points.groupby("arm", sort=False)["reference"].any()
@@ -160,13 +173,20 @@ def add_legend(
     loc: Literal["outside lower center", "outside upper center"] = "outside lower center",
 ) -> None:
     """Put below the panels (or elsewhere) what the arms, and other marks (label, style), look like."""
+    references = set(points.loc[points["reference"], "arm"])
+    arms = [(f"{arm} (one lr)" if arm in references else arm, style) for arm, style in styles.items()]
+    mark_legend(figure, [*arms, *marks], loc)
+
+
+def mark_legend(
+    figure: Figure,
+    marks: Iterable[tuple[str, dict[str, Any]]],
+    loc: Literal["outside lower center", "outside upper center"] = "outside lower center",
+) -> None:
+    """Put below the panels (or elsewhere) what marks (label, style) look like; without dashes, a mark is no line."""
     from matplotlib.lines import Line2D
 
-    references = set(points.loc[points["reference"], "arm"])
-    handles = [
-        Line2D([], [], **style, label=f"{arm} (one lr)" if arm in references else arm) for arm, style in styles.items()
-    ]
-    handles += [Line2D([], [], **{"ls": "none"} | mark, label=label) for label, mark in marks]
+    handles = [Line2D([], [], **{"ls": "none"} | mark, label=label) for label, mark in marks]
     most = 4 if figure.get_figwidth() > 5 else 2  # columns that a figure of one panel has no room for are cut off
     figure.legend(handles=handles, loc=loc, ncols=min(len(handles), most))
 

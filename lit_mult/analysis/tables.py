@@ -187,6 +187,13 @@ def interval(low: float, high: float, seeds: int) -> str:
     return NO_INTERVAL if math.isnan(low) else f"[{low:.4f}, {high:.4f}]"
 
 
+def spanned(value: float, low: float, high: float) -> str:
+    """Three digits, with the interval where there is one."""
+    if math.isnan(value):
+        return _NOTHING
+    return f"{value:.3g}" + ("" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]")
+
+
 def _per_cent(share: float) -> str:
     return _NOTHING if math.isnan(share) else f"{100 * share:.1f}"
 

@@ -1,0 +1,147 @@
+"""Norms of matrices and multipliers beside pure noise under the same optimizer (arXiv:2601.04890 fig. 1 bottom left).
+
+The paper: matrices coincide with the Brownian reference under strong weight decay and come close to it under weak
+decay; multipliers do not resemble it. Arms are the strengths of decay. "Coincide" is read as within 10 %, the tolerance
+of `lit-mult brownian`; "come close" as within a third, as a shorter time in units of 1 / (lr * decay) leaves more of
+what was learned early. Whether single matrices coincide too, and not their mean alone, is asked of the majority.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from lit_mult.analysis import tables
+from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
+from lit_mult.analysis.experiments.parameters import (
+    BAND,
+    HIDDEN,
+    KINDS,
+    MATRICES,
+    MULTIPLIERS,
+    beside_noise,
+    diverged,
+    geometric_mean,
+    kinds_drawn,
+    parameters,
+)
+from lit_mult.analysis.findings import Findings
+from lit_mult.analysis.frame import optimizer_name, rows
+from lit_mult.analysis.style import log_y, mark_legend, panel_grid, styled
+from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge, means_over_seeds
+from lit_mult.roles import Role
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_CAPTION = (
+    "Norms over training, as in fig. 1 bottom left of arXiv:2601.04890: of matrices (above), and of multipliers and "
+    "RMSNorm weights (below). A thin line is one matrix or vector, mean over seeds. Dashed: their references, the "
+    "same optimizer, schedule, decay and start on gradients that are pure noise, a line for each that differs. Under "
+    "Muon the embedding, the LM head and all vectors are AdamW's."
+)
+_READING = """\
+- *Norm over noise* is the ratio of norms at the end, of the parameter and of its Brownian reference. *Moved over noise*
+  compares the decayed sums of all updates, so leaves out the start, of which decay has kept most in multipliers and
+  RMSNorm weights. 1: like noise; above, gradients agree over steps; below, the loss pulls the parameter back.
+- Ratios are geometric means over the matrices of a role (vectors of a kind) and then means over seeds.
+"""
+_NOISE: dict[str, Any] = {"color": "black", "ls": "--", "lw": 1.0}
+_CLAIMS = {
+    "strong": ("Under strong decay the norms of hidden matrices coincide with pure noise", BAND),
+    "weak": ("Under weak decay the norms of hidden matrices come close to pure noise", (0.75, 1.33)),
+}
+_LINES = list(dict.fromkeys([*(role.value for role in Role), *KINDS]))
+
+
+def findings(evidence: Evidence) -> Findings:
+    """Trajectories beside noise, ratios by role, and verdicts for each decay and optimizer."""
+    every = parameters(evidence, "rms", "noise_rms", "moved", "noise_moved")
+    end = beside_noise(every)
+    end["norm_ratio"] = end["rms"] / end["noise_rms"]
+    ratios = _by_line(end)
+    names = ["arm", "optimizer", "seed", "name", "role", "part", "rms", "noise_rms", "norm_ratio", "moved"]
+    found = Findings(reading=_READING, unit="Ratios to pure noise with 95 % intervals")
+    found.csvs = {"parameters": end[[*names, "noise_moved", "ratio"]], "ratios": ratios}
+    found.shown = {
+        "norm_over_noise": _shown(ratios[ratios["measure"] == "norm_ratio"]),
+        "moved_over_noise": _shown(ratios[ratios["measure"] == "ratio"]),
+    }
+    found.figures = {"brownian_overlay": trajectories(every)}
+    found.captions = {"brownian_overlay": _CAPTION}
+    found.warnings = diverged(evidence.runs)
+    return with_verdicts(found, list(_verdicts(evidence.runs, _by_cell(end))))
+
+
+def _by_cell(end: pd.DataFrame) -> pd.DataFrame:
+    hidden = end[end["kind"].isin(HIDDEN)].groupby("cell")
+    multipliers = end[end["kind"].isin(MULTIPLIERS)].groupby("cell")
+    deviations = [
+        group["ratio"].agg(lambda ratio: math.exp(np.log(ratio).abs().mean())) for group in (hidden, multipliers)
+    ]
+    return pd.DataFrame(
+        {
+            "norm": hidden["norm_ratio"].agg(geometric_mean),
+            "within": hidden["norm_ratio"].agg(lambda ratio: ratio.between(*BAND).mean()),
+            "excess": deviations[1] - deviations[0],
+        }
+    )
+
+
+def _verdicts(runs: pd.DataFrame, by_cell: pd.DataFrame) -> Iterator[Verdict]:
+    for (arm, optimizer), group in runs.groupby(["arm", "optimizer"], sort=False):
+        values, name = by_cell.reindex(group["cell"]), optimizer_name(str(optimizer))
+        if arm in _CLAIMS:
+            claim, within = _CLAIMS[arm]
+            statistic = "norm over noise, geometric mean over hidden matrices"
+            yield judge(f"{claim} ({name}), as in fig. 1", statistic, values["norm"], within)
+        if arm == "strong":
+            claim = f"Under strong decay most hidden matrices, each by itself, lie within 10 % of noise ({name})"
+            yield judge(claim, "share of hidden matrices", values["within"], (0.5, math.inf))
+        claim = f"Multipliers do not resemble noise, unlike matrices ({arm} decay, {name}), as in fig. 1"
+        statistic = "typical factor between moved and noise's moved, multipliers - hidden matrices"
+        yield judge(claim, statistic, values["excess"], ABOVE_0)
+
+
+def _by_line(end: pd.DataFrame) -> pd.DataFrame:
+    """Mean over seeds of both ratios for each arm, optimizer and role of a matrix, or kind of a vector."""
+    line = end["kind"].astype(str).where(end["part"] != "weight", end["role"])
+    by = ["arm", "optimizer", "line", "seed"]
+    means = end.assign(line=pd.Categorical(line, _LINES)).groupby(by, sort=False, observed=True)
+    long = means[["norm_ratio", "ratio"]].agg(geometric_mean).reset_index().melt(by, var_name="measure")
+    return means_over_seeds(long.sort_values("line", kind="stable"), ["measure", "line", "arm", "optimizer"], "value")
+
+
+def _shown(ratios: pd.DataFrame) -> pd.DataFrame:
+    cells = dict[str, dict[str, str]]()
+    for row in rows(ratios):
+        column = f"{row.arm}, {optimizer_name(row.optimizer)}"
+        cells.setdefault(row.line, {"parameters": row.line})[column] = tables.spanned(row.value, row.low, row.high)
+    return pd.DataFrame(list(cells.values())).fillna("")
+
+
+@styled
+def trajectories(every: pd.DataFrame) -> Figure:
+    """Norms over steps beside their references: a column a decay and optimizer, matrices above vectors."""
+    columns = list(every.groupby(["arm", "optimizer"], sort=False))
+    figure, axes = panel_grid(2, len(columns), 2.1, sharex=True, sharey="row")
+    for number, ((arm, optimizer), column) in enumerate(columns):
+        is_matrix = column["kind"].isin(MATRICES)
+        for ax, part in zip(axes[:, number], (column[is_matrix], column[~is_matrix]), strict=True):
+            for (kind, _, _), line in part.groupby(["kind", "name", "part"]):
+                norm = line.groupby("step")["rms"].mean()
+                ax.plot(norm.index, norm, color=KINDS[str(kind)], lw=0.8)
+            noise = part.pivot_table("noise_rms", "step", ["name", "part"]).T.drop_duplicates()
+            ax.plot(noise.columns, noise.T, **_NOISE)
+        axes[0, number].set_title(f"{arm} decay, {optimizer_name(str(optimizer))}")
+        axes[1, number].set_xlabel("step")
+    for ax, label in zip(axes[:, 0], ("‖W‖ of matrices", "‖·‖ of vectors"), strict=True):
+        ax.set_ylabel(label)
+        log_y(ax)
+    drawn = [(kind, {"color": KINDS[kind], "ls": "-"}) for kind in kinds_drawn(every["kind"])]
+    mark_legend(figure, [*drawn, ("pure noise", _NOISE)])
+    return figure

@@ -1,0 +1,81 @@
+"""Parameters of runs by kind, with their readings side by side: what experiments that compare with noise share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from lit_mult.analysis.experiments.evidence import Evidence
+from lit_mult.roles import Role
+
+KINDS = {
+    "query, key": "#0072B2",
+    "value, output": "#56B4E9",
+    "MLP": "#009E73",
+    "embedding": "#E69F00",
+    "LM head": "#D55E00",
+    "row multipliers": "#CC79A7",
+    "column multipliers": "#882255",
+    "scalar multipliers": "#7F7F7F",
+    "RMSNorm weights": "#999933",
+}
+"""Kind of a parameter -> colour in figures; from matrices to vectors."""
+HIDDEN = ("query, key", "value, output", "MLP")
+MATRICES = (*HIDDEN, "embedding", "LM head")
+MULTIPLIERS = ("row multipliers", "column multipliers", "scalar multipliers")
+BAND = (0.9, 1.1)
+"""Ratios to noise that count as noise, the tolerance of `lit-mult brownian`."""
+
+_PARTS = {"row": MULTIPLIERS[0], "column": MULTIPLIERS[1], "scalar": MULTIPLIERS[2], "norm": "RMSNorm weights"}
+_MATRICES: dict[str, str] = {
+    **dict.fromkeys((Role.Q_PROJ, Role.K_PROJ), HIDDEN[0]),
+    **dict.fromkeys((Role.V_PROJ, Role.O_PROJ), HIDDEN[1]),
+    **dict.fromkeys((Role.GATE_PROJ, Role.UP_PROJ, Role.DOWN_PROJ), HIDDEN[2]),
+    Role.EMBEDDING: "embedding",
+    Role.LM_HEAD: "LM head",
+}
+
+
+def parameters(evidence: Evidence, *measures: str) -> pd.DataFrame:
+    """A row for each parameter of a run and step; a column for each measure, such as noise_rms, NaN where not read.
+
+    Other columns: name of the module, its role, part (weight, row, column, scalar, norm), kind (of `KINDS`), and those
+    of `evidence.runs`. The measures of a weight are the quantities weight_rms, weight_noise_rms and so on.
+    """
+    named = evidence.readings["quantity"].str.partition("_")
+    found = evidence.readings[["cell", "step", "name", "role", "value"]].assign(part=named[0], measure=named[2])
+    found = found[found["part"].isin(["weight", *_PARTS]) & found["measure"].isin(measures)]
+    wide = found.pivot(index=["cell", "step", "name", "role", "part"], columns="measure", values="value")
+    wide = wide.reindex(columns=list(measures)).rename_axis(columns=None).reset_index()
+    kind = wide["part"].map(_PARTS).fillna(wide["role"].map(_MATRICES))
+    wide["kind"] = pd.Categorical(kind, list(KINDS))  # to be sorted in this order
+    return evidence.runs.merge(wide, on="cell")
+
+
+def beside_noise(parameters: pd.DataFrame) -> pd.DataFrame:
+    """The parameters at the end of each completed run, with ratio: what they moved over what pure noise did.
+
+    See `training.trapped` for the ratio. A diverged run has no end to compare.
+    """
+    end = parameters[parameters["final_loss"].notna()].dropna(subset=["moved", "noise_moved"])  # read at the end alone
+    return end.assign(ratio=end["moved"] / end["noise_moved"])
+
+
+def geometric_mean(values: pd.Series) -> float:
+    """Of values above 0; NaN for none."""
+    return math.exp(np.log(values).mean())
+
+
+def kinds_drawn(kinds: Iterable[str]) -> list[str]:
+    """The different kinds, in the order of `KINDS`."""
+    present = set(kinds)
+    return [kind for kind in KINDS if kind in present]
+
+
+def diverged(runs: pd.DataFrame) -> list[str]:
+    """A warning where runs have no final loss."""
+    lost = int(runs["final_loss"].isna().sum())
+    return [f"{lost} of {len(runs)} runs diverged; the claims that they bear on are undecided"] if lost else []

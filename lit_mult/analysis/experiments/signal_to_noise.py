@@ -1,0 +1,171 @@
+"""At what signal-to-noise ratio (SNR) of its gradient a parameter leaves the noise: open in arXiv:2601.04890.
+
+The paper's explanation of trapped matrices and free vectors (sec. 1) is that a multiplier sums gradients over a
+matrix, row or column and is far less noisy. So a parameter should move the less like its Brownian reference the more
+signal its gradient has, multipliers should have more of it than their matrix, and larger batches should free
+parameters. No size of these effects is known: the claims are of signs alone. The SNR at which trapped and free separate
+is reported, not judged.
+
+The SNR is that of the gradient of the whole parameter over one batch of B sequences: B * signal / noise, signal being
+the squared norm of the true gradient and noise the trace of its covariance over sequences (`optim.gradients`). It is
+the mean over entries of (mean / standard deviation)^2, each weighted by its variance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from lit_mult.analysis import tables
+from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
+from lit_mult.analysis.experiments.parameters import (
+    BAND,
+    MATRICES,
+    MULTIPLIERS,
+    beside_noise,
+    diverged,
+    geometric_mean,
+    parameters,
+)
+from lit_mult.analysis.experiments.snr_plots import caption, motion_against_snr
+from lit_mult.analysis.findings import Findings
+from lit_mult.analysis.frame import rows
+from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge, mean_interval, means_over_seeds
+
+_BATCH = "train.batch_size"
+_FLOOR = 1e-3
+"""SNRs below this, negative estimates among them, count as this in the figure and for the cut: both take logs."""
+_READING = f"""\
+- The SNR is B * signal / noise of a parameter's whole gradient, from the two halves of a batch of B (arXiv:1812.06162
+  app. A.1); signal and noise are averaged over the second half of the run before they are divided. The estimate has no
+  bias but an error, larger in vectors, so that it may be negative; errors weaken correlations and blur the cut.
+- A parameter is *free* when the ratio of moved and of noise's moved lies outside {BAND[0]} to {BAND[1]}, on either
+  side. A vector of 64 entries does so by chance in one case of four, a matrix never.
+- *SNR at the cut*: the value that best splits a seed's parameters of all batch sizes into trapped (below) and free, the
+  geometric mean of the SNRs on its two sides and of all cuts that are as good; SNRs below {_FLOOR:g} count as that.
+  *Misplaced without*: share of parameters misplaced when all are called the same; without a better cut there is none.
+"""
+
+
+def findings(evidence: Evidence) -> Findings:
+    """SNR against motion, the cut between trapped and free, and verdicts."""
+    points = _points(evidence)
+    cuts, kinds, sides = _cuts(points), _by_batch(points, "kind"), _by_batch(points, "side")
+    found = Findings(reading=_READING, unit="SNRs (means), ratios (geometric means) and shares with 95 % intervals")
+    names = ["seed", "batch", "name", "role", "part", "signal", "error", "noise", "snr", "ratio", "free"]
+    found.csvs = {"parameters": points[names], "kinds": kinds, "sides": sides, "cuts": cuts}
+    found.shown = {"kinds": _kinds_shown(kinds), "trapped_or_free": _cuts_shown(cuts)}
+    if len(points):
+        found.figures = {"signal_to_noise": motion_against_snr(points, sides, cuts, _FLOOR)}
+        found.captions = {"signal_to_noise": caption(_FLOOR)}
+    found.warnings = diverged(evidence.runs)
+    if unresolved := int((points["signal"] < 2 * points["error"]).sum()):
+        found.warnings += [f"{unresolved} of {len(points)} signals lie less than two standard errors above 0"]
+    return with_verdicts(found, list(_verdicts(evidence.runs, points)))
+
+
+def _points(evidence: Evidence) -> pd.DataFrame:
+    """A row for each parameter of a completed run: signal with its standard error, noise, snr, ratio, free, side."""
+    every = parameters(evidence, "signal", "noise", "moved", "noise_moved")
+    read = every.dropna(subset=["signal", "noise"])
+    late = read[read["step"] >= read.groupby("cell")["step"].transform("max") / 2]
+    key = ["cell", "name", "part"]
+    means = late.groupby(key).agg(signal=("signal", "mean"), error=("signal", "sem"), noise=("noise", "mean"))
+    points = beside_noise(every).drop(columns=["signal", "noise"]).merge(means, on=key)
+    points["batch"] = points[_BATCH]
+    points["snr"] = points["batch"] * points["signal"] / points["noise"]
+    points["free"] = ~points["ratio"].between(*BAND)
+    points["side"] = np.where(points["kind"].isin(MATRICES), "matrices", "vectors")
+    return points
+
+
+def _verdicts(runs: pd.DataFrame, points: pd.DataFrame) -> Iterator[Verdict]:
+    sizes = sorted(runs[_BATCH].unique())
+    seeds = [seed for seed, group in runs.groupby("seed") if group[_BATCH].nunique() == len(sizes)]
+    lost = set(runs.loc[runs["final_loss"].isna(), "seed"])
+    by_seed = [points[(points["seed"] == seed) & (seed not in lost)] for seed in seeds]
+
+    signal = "The more signal a gradient has, the farther from noise its parameter moves"
+    statistic = "rank correlation of SNR and |log(moved / noise's moved)| over {} and batch sizes"
+    yield judge(signal, statistic.format("parameters"), [_rank_correlation(group) for group in by_seed], ABOVE_0)
+    matrices = [_rank_correlation(group[group["side"] == "matrices"]) for group in by_seed]
+    yield judge(f"{signal}, among matrices alone", statistic.format("matrices"), matrices, ABOVE_0)
+    claim = "Multipliers sum gradients over a matrix, row or column and are less noisy than their matrix, as in sec. 1"
+    statistic = "mean SNR of multipliers over that of the matrices that they belong to"
+    yield judge(claim, statistic, [_lead(group) for group in by_seed], (1.0, math.inf))
+    if len(sizes) > 1:
+        shares = [group.groupby("batch")["free"].mean().reindex(sizes) for group in by_seed]
+        freed = [share.iloc[-1] - share.iloc[0] for share in shares]
+        statistic = f"share of parameters that are free, batch size {sizes[-1]} - {sizes[0]}"
+        yield judge("A larger batch frees parameters from noise", statistic, freed, ABOVE_0)
+
+
+def _rank_correlation(points: pd.DataFrame) -> float:
+    """Spearman's."""
+    return float(points["snr"].rank().corr(np.log(points["ratio"]).abs().rank()))
+
+
+def _lead(points: pd.DataFrame) -> float:
+    """Ratio of means, not mean of ratios: single SNRs may be negative, and those of vectors have larger errors."""
+    matrices = points[points["part"] == "weight"]
+    pairs = points[points["kind"].isin(MULTIPLIERS)].merge(matrices, on=["cell", "name"], suffixes=("", "_matrix"))
+    return float(pairs["snr"].mean() / pairs["snr_matrix"].mean())
+
+
+def best_cut(points: pd.DataFrame) -> tuple[float, float, float]:
+    """SNR that best splits parameters into trapped (below) and free, share that it misplaces, and share without it.
+
+    The SNR is NaN where no cut misplaces fewer than calling all parameters the same does.
+    """
+    ordered = points.sort_values("snr")
+    snr, free = ordered["snr"].clip(lower=_FLOOR).to_numpy(float), ordered["free"].to_numpy(bool)
+    below = np.arange(1, len(snr))  # how many lie below a cut
+    wrong = np.cumsum(free)[:-1] + (~free).sum() - np.cumsum(~free)[:-1]
+    apart = snr[1:] > snr[:-1]
+    without = min(free.sum(), (~free).sum())
+    best = min(wrong[apart], default=without)
+    if best >= without:
+        return math.nan, without / len(snr), without / len(snr)
+    at = below[apart & (wrong == best)]
+    return math.exp(np.log(snr[at] * snr[at - 1]).mean() / 2), best / len(snr), without / len(snr)
+
+
+def _cuts(points: pd.DataFrame) -> pd.DataFrame:
+    made = [(side, seed, *best_cut(group)) for (side, seed), group in points.groupby(["side", "seed"])]
+    return pd.DataFrame(made, columns=["side", "seed", "snr", "wrong", "wrong_without"])
+
+
+def _by_batch(points: pd.DataFrame, group: str) -> pd.DataFrame:
+    """Mean SNR, geometric mean ratio and share free of the parameters of a group at a batch size; means over seeds."""
+    by = [group, "batch", "seed"]
+    means = points.groupby(by).agg(snr=("snr", "mean"), ratio=("ratio", geometric_mean), free=("free", "mean"))
+    return means_over_seeds(means.reset_index().melt(by, var_name="measure"), [group, "batch", "measure"], "value")
+
+
+def _kinds_shown(kinds: pd.DataFrame) -> pd.DataFrame:
+    titles = {"snr": "SNR", "ratio": "moved over noise", "free": "share free"}
+    cells = dict[tuple[str, int], dict[str, str]]()
+    for row in rows(kinds):
+        cell = cells.setdefault((row.kind, row.batch), {"parameters": row.kind, "batch size": str(row.batch)})
+        cell[titles[row.measure]] = tables.spanned(row.value, row.low, row.high)
+    return pd.DataFrame(list(cells.values()))
+
+
+def _cuts_shown(cuts: pd.DataFrame) -> pd.DataFrame:
+    cells = []
+    for side, group in cuts.groupby("side"):
+        found = np.log(group["snr"].dropna())
+        wrong, without = (mean_interval(group[name]) for name in ("wrong", "wrong_without"))
+        cells.append(
+            {
+                "parameters": str(side),
+                "SNR at the cut": tables.spanned(*np.exp(mean_interval(found))),
+                "seeds with a cut": f"{len(found)} of {len(group)}",
+                "misplaced": tables.spanned(*wrong),
+                "misplaced without": tables.spanned(*without),
+            }
+        )
+    return pd.DataFrame(cells)

@@ -1,0 +1,191 @@
+"""brownian_overlay and signal_to_noise: verdicts, tables and figures of made-up runs whose truth is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from experiment_data import Reading, evidence
+
+from lit_mult.analysis import style
+from lit_mult.analysis.experiments import brownian_overlay, signal_to_noise
+from lit_mult.analysis.findings import Findings
+
+Cell = tuple[dict[str, Any], list[Reading]]
+HIDDEN = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
+SEEDS = (0, 1, 2)
+
+
+def outcomes(found: Findings) -> list[str]:
+    return list(found.csvs["verdicts"]["outcome"])
+
+
+def assert_drawn(found: Findings) -> None:
+    assert set(found.captions) == set(found.figures)
+    for figure in found.figures.values():
+        assert style.save(figure)["png"].startswith(b"\x89PNG")
+
+
+def overlay_cell(matrices: float, multipliers: float, **columns: Any) -> Cell:
+    """Norms and motions over noise: the two layers' matrices lie 2 % above and below the given factor."""
+    columns = {"arm": "strong", "seed": 0, **columns}
+    planted = [("weight", "embedding", 1.5), ("weight", "lm_head", 2.0), ("norm", "norm", 4.0)]
+    for layer, off in enumerate((1.02, 1 / 1.02)):
+        planted += [("weight", f"layers.{layer}.{name}", matrices * off) for name in HIDDEN]
+        planted += [("row", f"layers.{layer}.self_attn.q_proj", multipliers)]
+    wobble = 1 + 0.001 * columns["seed"]
+    readings: list[Reading] = []
+    for part, name, factor in planted:
+        noise = 0.1 if part == "weight" else 1.0
+        for step in (0, 100, 200):
+            readings += [(step, f"{part}_rms", name, noise * (factor * wobble if step else 1))]
+            readings += [(step, f"{part}_noise_rms", name, noise)]
+        readings += [(200, f"{part}_moved", name, 0.3 * factor * wobble), (200, f"{part}_noise_moved", name, 0.3)]
+    return columns, readings
+
+
+def test_matrices_at_noise_and_free_multipliers_are_the_papers_picture() -> None:
+    cells = [overlay_cell(1.0, 3.0, seed=seed) for seed in SEEDS]
+    cells += [overlay_cell(1.2, 0.3, arm="weak", seed=seed) for seed in SEEDS]
+    found = brownian_overlay.findings(evidence(cells))
+    assert outcomes(found) == ["reproduced"] * 5  # strong: mean, majority, multipliers; weak: mean, multipliers
+    values = found.csvs["verdicts"]["value"]
+    assert values[:2].tolist() == pytest.approx([1.001, 1.0], rel=1e-3)
+    assert values[2] == pytest.approx(3.003 - 1.02, rel=1e-3)
+    assert values[4] == pytest.approx(1 / 0.3003 - 1.2012, rel=1e-3)  # a factor of 0.3 is as far from noise as 1 / 0.3
+    assert not found.warnings
+    assert_drawn(found)
+
+
+def test_matrices_off_noise_and_multipliers_at_it_contradict_the_paper() -> None:
+    cells = [overlay_cell(1.5, 1.0, arm=arm, seed=seed) for arm in ("strong", "weak") for seed in SEEDS]
+    assert outcomes(brownian_overlay.findings(evidence(cells))) == ["contradicted"] * 5
+
+
+def test_ratios_by_role_are_geometric_means_over_layers() -> None:
+    found = brownian_overlay.findings(evidence([overlay_cell(1.3, 3.0), overlay_cell(1.3, 3.0, optimizer="muon")]))
+    shown = found.shown["norm_over_noise"]
+    assert list(shown["parameters"]) == [
+        *("embedding", "q_proj", "o_proj", "down_proj", "lm_head"),
+        *("row multipliers", "RMSNorm weights"),
+    ]
+    assert list(shown["strong, AdamW"]) == list(shown["strong, Muon"]) == ["1.5", *3 * ["1.3"], "2", "3", "4"]
+
+
+def test_one_seed_and_diverged_runs_leave_claims_undecided() -> None:
+    one = brownian_overlay.findings(evidence([overlay_cell(1.0, 3.0)]))
+    assert outcomes(one) == ["undecided"] * 3
+    assert_drawn(one)
+    cells = [overlay_cell(1.0, 3.0, seed=seed) for seed in SEEDS]
+    cells[1][0].update(status="diverged", final_loss=math.nan)
+    found = brownian_overlay.findings(evidence(cells))
+    assert outcomes(found) == ["undecided"] * 3
+    assert found.csvs["verdicts"]["seeds"].tolist() == [3, 3, 3]
+    assert found.warnings == ["1 of 3 runs diverged; the claims that they bear on are undecided"]
+    assert set(found.csvs["parameters"]["seed"]) == {0, 2}
+    assert_drawn(found)
+
+
+def test_without_a_completed_run_there_are_trajectories_alone() -> None:
+    found = brownian_overlay.findings(evidence([overlay_cell(1.0, 3.0, final_loss=math.nan)]))
+    assert outcomes(found) == ["undecided"] * 3
+    assert_drawn(found)
+
+
+def snr_cell(batch: int, seed: int, lead: float, ratio: Callable[[float], float], **columns: Any) -> Cell:
+    """SNRs that grow with layer, batch and seed; multipliers have `lead` times those of their matrices."""
+    readings: list[Reading] = []
+    for layer in range(4):
+        for part, factor in (("weight", 1.0), ("row", lead)):
+            name = f"layers.{layer}.self_attn.q_proj"
+            snr = 0.004 * 2**layer * factor * batch / 8 * (1 + 0.05 * seed)
+            for step in range(0, 100, 10):
+                signal = snr / batch if step >= 45 else 1e3  # the first half of the readings says nothing
+                readings += [(step, f"{part}_signal", name, signal), (step, f"{part}_noise", name, 1.0)]
+                readings += [(step, f"{part}_snr", name, math.nan)]
+            readings += [(100, f"{part}_moved", name, 0.2 * ratio(snr)), (100, f"{part}_noise_moved", name, 0.2)]
+    return {"arm": "vectors", "seed": seed, "train.batch_size": batch, **columns}, readings
+
+
+def snr_cells(lead: float, ratio: Callable[[float], float], batches: Iterable[int] = (2, 8, 32)) -> list[Cell]:
+    return [snr_cell(batch, seed, lead, ratio) for batch in batches for seed in SEEDS]
+
+
+def test_more_signal_frees_parameters() -> None:
+    found = signal_to_noise.findings(evidence(snr_cells(10.0, lambda snr: math.sqrt(1 + 20 * snr))))
+    assert outcomes(found) == ["reproduced"] * 4
+    assert found.csvs["verdicts"]["value"][:3].tolist() == pytest.approx([1.0, 1.0, 10.0])
+    assert found.shown["kinds"]["parameters"].tolist() == 3 * ["query, key"] + 3 * ["row multipliers"]
+    kinds = found.csvs["kinds"]
+    snr = kinds[(kinds["kind"] == "query, key") & (kinds["batch"] == 8) & (kinds["measure"] == "snr")]
+    assert snr["value"].item() == pytest.approx(0.004 * (1 + 2 + 4 + 8) / 4 * 1.05)
+    matrices = found.csvs["cuts"].query("side == 'matrices'")
+    assert (matrices["wrong"] == 0).all()
+    assert matrices["snr"].between(0.21 / 20 / 1.5, 0.21 / 20 * 1.5).all()  # sqrt(1 + 20 snr) = 1.1
+    assert not found.warnings
+    assert_drawn(found)
+
+
+def test_signal_that_binds_parameters_and_noisy_multipliers_contradict_the_explanation() -> None:
+    found = signal_to_noise.findings(evidence(snr_cells(0.1, lambda snr: 1 + 0.003 / snr)))
+    assert outcomes(found) == ["contradicted"] * 4
+
+
+def test_rank_correlation_counts_below_noise_as_far_from_it() -> None:
+    found = signal_to_noise.findings(evidence(snr_cells(10.0, lambda snr: 1 / math.sqrt(1 + 20 * snr))))
+    assert found.csvs["verdicts"]["value"][0] == pytest.approx(1.0)
+
+
+def test_an_estimate_below_0_is_kept_and_drawn_at_the_floor() -> None:
+    cells = snr_cells(10.0, lambda snr: math.sqrt(1 + 20 * snr))
+    columns, readings = cells[0]
+    cells[0] = columns, [(step, what, name, -v if "signal" in what else v) for step, what, name, v in readings]
+    found = signal_to_noise.findings(evidence(cells))
+    assert (found.csvs["parameters"]["snr"] < 0).sum() == 8
+    assert found.warnings == ["8 of 72 signals lie less than two standard errors above 0"]
+    assert_drawn(found)
+
+
+def test_partial_and_diverged_studies() -> None:
+    def ratio(snr: float) -> float:
+        return math.sqrt(1 + 20 * snr)
+
+    one_size = signal_to_noise.findings(evidence(snr_cells(10.0, ratio, batches=(8,))))
+    assert outcomes(one_size) == ["reproduced"] * 3  # no larger batch to compare with
+    assert_drawn(one_size)
+    unfinished = signal_to_noise.findings(evidence(snr_cells(10.0, ratio)[:5]))  # of batch 8 a seed is missing
+    assert unfinished.csvs["verdicts"]["seeds"].tolist() == [2] * 4
+    cells = snr_cells(10.0, ratio)
+    cells[3][0]["final_loss"] = math.nan
+    diverged = signal_to_noise.findings(evidence(cells))
+    assert outcomes(diverged) == ["undecided"] * 4
+    assert diverged.warnings[0].startswith("1 of 9 runs diverged")
+    assert_drawn(diverged)
+    nothing = signal_to_noise.findings(evidence([snr_cell(8, 0, 10.0, ratio, final_loss=math.nan)]))
+    assert not nothing.figures
+    assert outcomes(nothing) == ["undecided"] * 3
+
+
+@pytest.mark.parametrize(
+    ("snr", "free", "expected"),
+    [
+        ([0.01, 0.02, 0.04, 0.08], [0, 0, 1, 1], (math.sqrt(0.02 * 0.04), 0.0, 0.5)),
+        ([0.08, 0.01, 0.04, 0.02], [1, 0, 0, 1], (math.sqrt(0.02 * 0.04), 0.25, 0.5)),  # two cuts alike: between them
+        ([0.01, 0.02, 0.04, 0.08], [1, 1, 1, 1], (math.nan, 0.0, 0.0)),
+        ([0.01, 0.02, 0.04, 0.08], [1, 1, 0, 0], (math.nan, 0.5, 0.5)),  # more signal, less free
+        (
+            [0.01, 0.02, 0.02, 0.08],
+            [0, 0, 1, 1],
+            ((0.01 * 0.02 * 0.02 * 0.08) ** 0.25, 0.25, 0.5),
+        ),  # not between equals
+        ([-0.5, 1e-5, 0.1, 0.4], [0, 0, 1, 1], (math.sqrt(1e-3 * 0.1), 0.0, 0.5)),  # below the floor
+    ],
+)
+def test_best_cut(snr: list[float], free: list[int], expected: tuple[float, float, float]) -> None:
+    points = pd.DataFrame({"snr": snr, "free": np.array(free, dtype=bool)})
+    found = signal_to_noise.best_cut(points)
+    assert found == pytest.approx(expected, nan_ok=True)
