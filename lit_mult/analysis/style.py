@@ -124,10 +124,13 @@ def arm_styles(points: pd.DataFrame) -> Styles:
     for i, name in enumerate(references[references].index):
         grey, dashes = _GREYS[i % len(_GREYS)]
         styles[str(name)] = {"color": grey, "ls": dashes, "marker": "_"}
-    for i, name in enumerate(references[~references].index):
-        looks = zip(("color", "ls", "marker"), (_COLOURS, _DASHES, _MARKERS), strict=True)
-        styles[str(name)] = {look: values[i % len(values)] for look, values in looks}
-    return styles
+    return styles | line_styles(references[~references].index)
+
+
+def line_styles(names: Iterable[str]) -> Styles:
+    """Colour, dashes and marker of each name."""
+    looks = (("color", _COLOURS), ("ls", _DASHES), ("marker", _MARKERS))
+    return {str(name): {look: values[i % len(values)] for look, values in looks} for i, name in enumerate(names)}
 
 
 def comparison_colours(n: int) -> list[str]:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from lit_mult.analysis.diagnostics import load_diagnostics
 from lit_mult.analysis.findings import Findings
+from lit_mult.analysis.frame import rows
 from lit_mult.analysis.verdict import Verdict, verdicts_table
 
 _COLUMNS = ["cell", "arm", "optimizer", "d_model", "lr", "seed"]
@@ -42,9 +43,22 @@ class Evidence:
         return load_diagnostics(self.folder).merge(self.runs[_COLUMNS + factors], on="cell")
 
     def at_end(self, *quantities: str) -> pd.DataFrame:
-        """Readings of some quantities at the last step of each cell."""
+        """Readings of some quantities at the last step of each cell; NaN for a run that has no end: it diverged."""
         chosen = self.readings[self.readings["quantity"].isin(quantities)]
-        return chosen[chosen["step"] == chosen.groupby("cell")["step"].transform("max")]
+        last = chosen[chosen["step"] == chosen.groupby("cell")["step"].transform("max")]
+        return last.assign(value=last["value"].mask(last["cell"].isin(self._without_end["cell"])))
+
+    @property
+    def warnings(self) -> list[str]:
+        """Runs that diverged or were pruned, as one sentence; nothing where all came to their end."""
+        count = len(self._without_end)
+        named = ", ".join(f"{row.cell} ({row.status})" for row in rows(self._without_end))
+        left = "diverged or were pruned, which leaves claims that need them undecided"
+        return [f"{count} of {len(self.runs)} runs {left}: {named}"] if count else []
+
+    @property
+    def _without_end(self) -> pd.DataFrame:
+        return self.runs[self.runs["final_loss"].isna()]
 
 
 def with_verdicts(found: Findings, verdicts: Sequence[Verdict]) -> Findings:

@@ -1,0 +1,121 @@
+"""Block outputs and learned scalars over depth, with and without a scalar on every matrix (arXiv:2601.04890 fig. 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from lit_mult.analysis import tables
+from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
+from lit_mult.analysis.findings import Findings
+from lit_mult.analysis.frame import optimizer_name, rows
+from lit_mult.analysis.scaling import geometric_means, log_ratios, slopes
+from lit_mult.analysis.style import Styles, draw_means, line_styles, panel_grid, styled
+from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge, means_over_seeds
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_ARMS = ("none", "scalars")
+_OUTPUTS = {"attention_output_rms": "attention output", "mlp_output_rms": "MLP output"}
+_GROUPS = {
+    "out of a block": ["o_proj", "down_proj"],
+    "inside a block": ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"],
+}
+_CAPTION = """\
+RMS of block outputs (top) with and without a scalar on every matrix, and the learned scalars of the matrices out of \
+a block (middle) and inside it (bottom), against layer at the end of training, as in fig. 2 of the paper. Geometric \
+means over seeds; bars are 95 % intervals."""
+_READING = """\
+- Slopes are least-squares slopes of a natural logarithm against layer: 0.1 is a factor of 1.105 a layer. Output
+  ratios are those of the two arms at equal seed and layer.
+- The spread over seeds, with which the spread over layers is compared, is one number for all seeds; its own error is
+  not in the interval.
+"""
+
+
+def findings(evidence: Evidence) -> Findings:
+    """Slopes of outputs and scalars over depth, and whether scalars differ between layers more than between seeds."""
+    ends = evidence.at_end(*_OUTPUTS, "scalar_value").dropna(subset="layer")
+    ends = ends.assign(what=ends["quantity"].map(_OUTPUTS).fillna(ends["role"]), log=np.log(ends["value"].abs()))
+    outputs, scalars = ends[ends["quantity"].isin(_OUTPUTS)], ends[ends["quantity"] == "scalar_value"]
+    growth = log_ratios(outputs, "scalars", "none", on=["optimizer", "what", "seed", "layer"])
+    growth["what"] += ", scalars / none"
+    by_seed = slopes(pd.concat([growth, scalars]), ["optimizer", "what", "seed"], "layer")
+    means = geometric_means(ends, ["optimizer", "arm", "what", "layer"])
+    slope = means_over_seeds(by_seed, ["optimizer", "what"], "slope")
+    found = Findings(
+        csvs={"means": means, "slopes": slope},
+        shown={"slopes": _shown(slope)},
+        figures={"depth_scales": _figure(means)},
+        captions={"depth_scales": _CAPTION},
+        warnings=evidence.warnings,
+        reading=_READING,
+        unit="Slopes of natural logarithms, a layer",
+    )
+    return with_verdicts(found, [*_growing(by_seed), *_patterned(scalars)])
+
+
+def _growing(by_seed: pd.DataFrame) -> Iterator[Verdict]:
+    for (what, optimizer), group in by_seed.groupby(["what", "optimizer"], sort=False):
+        if str(what).endswith("/ none"):
+            claim = f"Block outputs grow with depth relative to the baseline, as in fig. 2 ({_under(what, optimizer)})"
+            yield judge(claim, "Slope of ln(‖output‖ ratio) against layer", group["slope"], ABOVE_0)
+
+
+def _patterned(scalars: pd.DataFrame) -> Iterator[Verdict]:
+    # The digest names a pattern but neither its sign nor its shape: what any pattern implies is claimed, that layers
+    # differ by more than chance does, which is as much as one layer differs between seeds.
+    for group, roles in _GROUPS.items():
+        for optimizer, chosen in scalars[scalars["role"].isin(roles)].groupby("optimizer", sort=False):
+            table = chosen.pivot(index=["role", "layer"], columns="seed", values="log")
+            over_seeds = np.sqrt(table.var(axis=1).mean())
+            over_layers = np.sqrt(table.groupby("role").var().mean())
+            claim = f"Scalars {group} have a pattern over depth, as in fig. 2 ({optimizer_name(str(optimizer))})"
+            statistic = "Standard deviation of ln(scalar) over layers / over seeds"
+            yield judge(claim, statistic, over_layers / over_seeds, (1.0, np.inf))
+
+
+def _shown(slope: pd.DataFrame) -> pd.DataFrame:
+    cells = [
+        {
+            "optimizer": optimizer_name(row.optimizer),
+            "scale": row.what,
+            "slope": tables.signed(row.slope),
+            "95 % interval": tables.interval(row.low, row.high, row.seeds),
+            "seeds": str(row.seeds),
+        }
+        for row in rows(slope)
+    ]
+    return pd.DataFrame(cells)
+
+
+@styled
+def _figure(means: pd.DataFrame) -> Figure:
+    optimizers = list(means["optimizer"].unique())
+    figure, axes = panel_grid(3, len(optimizers), 1.9, sharex=True, sharey="row")
+    figure.set_size_inches(7.0, figure.get_figheight())
+    panels = [{(arm, what): f"{what}, {arm}" for what in _OUTPUTS.values() for arm in _ARMS}]
+    panels += [{("scalars", role): role for role in roles} for roles in _GROUPS.values()]
+    labels = ("RMS of block outputs", "scalars out of a block", "scalars inside a block")
+    for lines, label, across in zip(panels, labels, axes, strict=True):
+        styles: Styles = line_styles(lines.values())
+        for optimizer, ax in zip(optimizers, across, strict=True):
+            for (arm, what), name in lines.items():
+                line = means[(means["optimizer"] == optimizer) & (means["arm"] == arm) & (means["what"] == what)]
+                look: dict[str, Any] = styles[name] | {"label": name}
+                draw_means(ax, line["layer"].to_numpy(float), line, "value", look)
+            ax.set_yscale("log", base=2)
+        across[0].set_ylabel(label)
+        across[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for optimizer, top, bottom in zip(optimizers, axes[0], axes[-1], strict=True):
+        top.set_title(optimizer_name(optimizer))
+        bottom.set_xlabel("layer")
+    return figure
+
+
+def _under(what: object, optimizer: object) -> str:
+    return f"{str(what).partition(',')[0]}, {optimizer_name(str(optimizer))}"
