@@ -104,6 +104,14 @@ def against_width(ax: Axes, widths: pd.Series) -> None:
     ax.xaxis.set_major_formatter(ScalarFormatter())
 
 
+def in_octaves(ax: Axes) -> None:
+    """Make the y axis of a finished panel log2, two octaves high or more: it has ticks, and what is flat looks so."""
+    ax.set_yscale("log", base=2)
+    low, high = np.log2(ax.get_ylim())
+    room = max(0.0, (2 - (high - low)) / 2)
+    ax.set_ylim(2 ** (low - room), 2 ** (high + room))
+
+
 def against_compute(ax: Axes, low: float, high: float) -> None:
     """Make the x axis logarithmic from below `low` to above `high`, with a few labelled ticks however short it is."""
     from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter

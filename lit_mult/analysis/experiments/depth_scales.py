@@ -13,13 +13,13 @@ from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import optimizer_name, rows
 from lit_mult.analysis.scaling import geometric_means, log_ratios, slopes
-from lit_mult.analysis.style import Styles, draw_means, line_styles, panel_grid, styled
+from lit_mult.analysis.style import draw_means, in_octaves, line_styles, panel_grid, styled
 from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge, means_over_seeds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_ARMS = ("none", "scalars")
+_LOOKS: dict[str, dict[str, Any]] = {"none": {"ls": "--", "mfc": "white"}, "scalars": {"ls": "-"}}
 _OUTPUTS = {"attention_output_rms": "attention output", "mlp_output_rms": "MLP output"}
 _GROUPS = {
     "out of a block": ["o_proj", "down_proj"],
@@ -40,6 +40,7 @@ _READING = """\
 def findings(evidence: Evidence) -> Findings:
     """Slopes of outputs and scalars over depth, and whether scalars differ between layers more than between seeds."""
     ends = evidence.at_end(*_OUTPUTS, "scalar_value").dropna(subset="layer")
+    ends = ends[ends["arm"].isin(_LOOKS)]
     ends = ends.assign(what=ends["quantity"].map(_OUTPUTS).fillna(ends["role"]), log=np.log(ends["value"].abs()))
     outputs, scalars = ends[ends["quantity"].isin(_OUTPUTS)], ends[ends["quantity"] == "scalar_value"]
     growth = log_ratios(outputs, "scalars", "none", on=["optimizer", "what", "seed", "layer"])
@@ -95,22 +96,28 @@ def _shown(slope: pd.DataFrame) -> pd.DataFrame:
 
 @styled
 def _figure(means: pd.DataFrame) -> Figure:
+    from matplotlib.ticker import MaxNLocator
+
     optimizers = list(means["optimizer"].unique())
     figure, axes = panel_grid(3, len(optimizers), 1.9, sharex=True, sharey="row")
     figure.set_size_inches(7.0, figure.get_figheight())
-    panels = [{(arm, what): f"{what}, {arm}" for what in _OUTPUTS.values() for arm in _ARMS}]
-    panels += [{("scalars", role): role for role in roles} for roles in _GROUPS.values()]
-    labels = ("RMS of block outputs", "scalars out of a block", "scalars inside a block")
-    for lines, label, across in zip(panels, labels, axes, strict=True):
-        styles: Styles = line_styles(lines.values())
+    panels = {"RMS of block outputs": [*_OUTPUTS.values()]}
+    panels |= {f"scalars {group}": roles for group, roles in _GROUPS.items()}
+    for (label, lines), across in zip(panels.items(), axes, strict=True):
+        styles = line_styles(lines)
         for optimizer, ax in zip(optimizers, across, strict=True):
-            for (arm, what), name in lines.items():
-                line = means[(means["optimizer"] == optimizer) & (means["arm"] == arm) & (means["what"] == what)]
-                look: dict[str, Any] = styles[name] | {"label": name}
-                draw_means(ax, line["layer"].to_numpy(float), line, "value", look)
-            ax.set_yscale("log", base=2)
+            of_optimizer = means[(means["optimizer"] == optimizer) & means["what"].isin(lines)]
+            for (what, arm), line in of_optimizer.groupby(["what", "arm"], sort=False):
+                look = styles[str(what)] | _LOOKS[str(arm)]
+                name = f"{what}, {arm}" if what in _OUTPUTS.values() else what
+                draw_means(ax, line["layer"].to_numpy(float), line, "value", look | {"label": name})
+        in_octaves(across[0])
         across[0].set_ylabel(label)
-        across[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        # An optimizer may lack an arm as yet: the legend is of what any panel of the row shows.
+        named = [ax.get_legend_handles_labels() for ax in across]
+        entries = {name: handle for handles, names in named for handle, name in zip(handles, names, strict=True)}
+        across[-1].legend(entries.values(), entries.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     for optimizer, top, bottom in zip(optimizers, axes[0], axes[-1], strict=True):
         top.set_title(optimizer_name(optimizer))
         bottom.set_xlabel("layer")

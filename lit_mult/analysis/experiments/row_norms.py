@@ -40,6 +40,7 @@ _READING = """\
 def findings(evidence: Evidence) -> Findings:
     """How much broader vectors make the distribution of row norms, by role and for the groups of the paper."""
     ends = evidence.at_end("row_norm_log_std", *LEVELS)
+    ends = ends[ends["arm"].isin(_ARMS)]
     breadths = ends[ends["quantity"] == "row_norm_log_std"]
     breadths = breadths.assign(log=np.log(breadths["value"]))
     ratios = log_ratios(breadths, "vectors", "none", on=["optimizer", "role", "name", "seed"])

@@ -18,7 +18,7 @@ from lit_mult.analysis.exponents import larger_half
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import rows
 from lit_mult.analysis.scaling import averaged, geometric_means, slopes
-from lit_mult.analysis.style import against_width, draw_means, line_styles, panel_grid, styled
+from lit_mult.analysis.style import against_width, draw_means, in_octaves, line_styles, panel_grid, styled
 from lit_mult.analysis.verdict import judge, means_over_seeds
 from lit_mult.roles import HIDDEN_ROLES
 
@@ -142,7 +142,6 @@ def _figure(means: pd.DataFrame) -> Figure:
     figure.set_size_inches(7.0, figure.get_figheight())
     for (label, lines), ax in zip(panels.items(), axes.flat, strict=True):
         against_width(ax, means["d_model"])
-        ax.set_yscale("log", base=2)
         styles = line_styles(lines)
         for what, power in lines.items():
             line = means[means["what"] == what].sort_values("d_model")
@@ -152,6 +151,7 @@ def _figure(means: pd.DataFrame) -> Figure:
             if power and len(line):
                 guide = line["value"].iloc[0] * (widths / widths[0]) ** power
                 ax.plot(widths, guide, color="0.4", ls=":", label=f"$d^{{{power}}}$")
+        in_octaves(ax)
         ax.set(xlabel="width $d$", ylabel=label)
         ax.legend()
     return figure
