@@ -43,11 +43,12 @@ def findings(evidence: Evidence) -> Findings:
     ends = ends[ends["arm"].isin(_LOOKS)]
     ends = ends.assign(what=ends["quantity"].map(_OUTPUTS).fillna(ends["role"]), log=np.log(ends["value"].abs()))
     outputs, scalars = ends[ends["quantity"].isin(_OUTPUTS)], ends[ends["quantity"] == "scalar_value"]
-    growth = log_ratios(outputs, "scalars", "none", on=["optimizer", "what", "seed", "layer"])
-    growth["what"] += ", scalars / none"
-    by_seed = slopes(pd.concat([growth, scalars]), ["optimizer", "what", "seed"], "layer")
+    ratios = log_ratios(outputs, "scalars", "none", on=["optimizer", "what", "seed", "layer"])
+    growth = slopes(ratios, ["optimizer", "what", "seed"], "layer")
+    by_seed = [growth.assign(what=growth["what"] + ", scalars / none")]
+    by_seed += [slopes(scalars, ["optimizer", "what", "seed"], "layer")]
+    slope = means_over_seeds(pd.concat(by_seed), ["optimizer", "what"], "slope")
     means = geometric_means(ends, ["optimizer", "arm", "what", "layer"])
-    slope = means_over_seeds(by_seed, ["optimizer", "what"], "slope")
     found = Findings(
         csvs={"means": means, "slopes": slope},
         shown={"slopes": _shown(slope)},
@@ -55,16 +56,16 @@ def findings(evidence: Evidence) -> Findings:
         captions={"depth_scales": _CAPTION},
         warnings=evidence.warnings,
         reading=_READING,
-        unit="Slopes of natural logarithms, a layer",
+        unit="Slopes of natural logarithms per layer",
     )
-    return with_verdicts(found, [*_growing(by_seed), *_patterned(scalars)])
+    return with_verdicts(found, [*_growing(growth), *_patterned(scalars)])
 
 
-def _growing(by_seed: pd.DataFrame) -> Iterator[Verdict]:
-    for (what, optimizer), group in by_seed.groupby(["what", "optimizer"], sort=False):
-        if str(what).endswith("/ none"):
-            claim = f"Block outputs grow with depth relative to the baseline, as in fig. 2 ({_under(what, optimizer)})"
-            yield judge(claim, "Slope of ln(‖output‖ ratio) against layer", group["slope"], ABOVE_0)
+def _growing(growth: pd.DataFrame) -> Iterator[Verdict]:
+    for (what, optimizer), group in growth.groupby(["what", "optimizer"], sort=False):
+        where = f"{what}, {optimizer_name(str(optimizer))}"
+        claim = f"Block outputs grow with depth relative to the baseline, as in fig. 2 ({where})"
+        yield judge(claim, "Slope of ln(‖output‖ with scalars / without) per layer", group["slope"], ABOVE_0)
 
 
 def _patterned(scalars: pd.DataFrame) -> Iterator[Verdict]:
@@ -122,7 +123,3 @@ def _figure(means: pd.DataFrame) -> Figure:
         top.set_title(optimizer_name(optimizer))
         bottom.set_xlabel("layer")
     return figure
-
-
-def _under(what: object, optimizer: object) -> str:
-    return f"{str(what).partition(',')[0]}, {optimizer_name(str(optimizer))}"

@@ -64,7 +64,8 @@ Dotted: the powers of the width that muP sets by hand, through the point of the 
 _READING = """\
 - Exponents are least-squares slopes of log(value) against log(width), a seed by itself. Claims are judged on all
   widths; where a law holds in the limit only, the larger widths are nearer to it.
-- · is a product of scalars. Values are geometric means over layers (hidden matrices: and over roles), signs left out.
+- A dot between roles is the product of their scalars, without its sign. Values are geometric means over layers, and
+  for hidden matrices over roles.
 """
 
 
