@@ -32,10 +32,8 @@ def exponents(values: pd.DataFrame) -> pd.DataFrame:
         Columns kind, coordinate, low, high, exponent, exponent_low, exponent_high and verdict: PASS when the exponent
         lies within `TOLERANCE` of what is expected; a value that is not positive and finite is a FAIL.
     """
-    widths = sorted(values["width"].unique())
-    fitted = widths[-max(3, math.ceil(len(widths) / 2)) :]
     found = []
-    larger = values[values["width"].isin(fitted)]
+    larger = values[values["width"].isin(larger_half(values["width"]))]
     for (kind, coordinate), group in larger.groupby(["kind", "coordinate"], sort=False):
         low, high = float(group["low"].iloc[0]), float(group["high"].iloc[0])
         usable = bool((np.isfinite(group["value"]) & (group["value"] > 0)).all())
@@ -46,6 +44,12 @@ def exponents(values: pd.DataFrame) -> pd.DataFrame:
         found.append((kind, coordinate, low, high, *slope, "PASS" if passed else "FAIL"))
     names = ["kind", "coordinate", "low", "high", "exponent", "exponent_low", "exponent_high", "verdict"]
     return pd.DataFrame(found, columns=names)
+
+
+def larger_half(widths: pd.Series) -> list[int]:
+    """The larger half of the different widths, at least three of them where there are as many."""
+    different = sorted(widths.unique())
+    return different[-max(3, math.ceil(len(different) / 2)) :]
 
 
 @styled

@@ -1,0 +1,125 @@
+"""Block outputs and learned scalars over depth, with and without a scalar on every matrix (arXiv:2601.04890 fig. 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from lit_mult.analysis import tables
+from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
+from lit_mult.analysis.findings import Findings
+from lit_mult.analysis.frame import optimizer_name, rows
+from lit_mult.analysis.scaling import geometric_means, log_ratios, slopes
+from lit_mult.analysis.style import draw_means, in_octaves, line_styles, panel_grid, styled
+from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge, means_over_seeds
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_LOOKS: dict[str, dict[str, Any]] = {"none": {"ls": "--", "mfc": "white"}, "scalars": {"ls": "-"}}
+_OUTPUTS = {"attention_output_rms": "attention output", "mlp_output_rms": "MLP output"}
+_GROUPS = {
+    "out of a block": ["o_proj", "down_proj"],
+    "inside a block": ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"],
+}
+_CAPTION = """\
+RMS of block outputs (top) with and without a scalar on every matrix, and the learned scalars of the matrices out of \
+a block (middle) and inside it (bottom), against layer at the end of training, as in fig. 2 of the paper. Geometric \
+means over seeds; bars are 95 % intervals."""
+_READING = """\
+- Slopes are least-squares slopes of a natural logarithm against layer: 0.1 is a factor of 1.105 a layer. Output
+  ratios are those of the two arms at equal seed and layer.
+- The spread over seeds, with which the spread over layers is compared, is one number for all seeds; its own error is
+  not in the interval.
+"""
+
+
+def findings(evidence: Evidence) -> Findings:
+    """Slopes of outputs and scalars over depth, and whether scalars differ between layers more than between seeds."""
+    ends = evidence.at_end(*_OUTPUTS, "scalar_value").dropna(subset="layer")
+    ends = ends[ends["arm"].isin(_LOOKS)]
+    ends = ends.assign(what=ends["quantity"].map(_OUTPUTS).fillna(ends["role"]), log=np.log(ends["value"].abs()))
+    outputs, scalars = ends[ends["quantity"].isin(_OUTPUTS)], ends[ends["quantity"] == "scalar_value"]
+    ratios = log_ratios(outputs, "scalars", "none", on=["optimizer", "what", "seed", "layer"])
+    growth = slopes(ratios, ["optimizer", "what", "seed"], "layer")
+    by_seed = [growth.assign(what=growth["what"] + ", scalars / none")]
+    by_seed += [slopes(scalars, ["optimizer", "what", "seed"], "layer")]
+    slope = means_over_seeds(pd.concat(by_seed), ["optimizer", "what"], "slope")
+    means = geometric_means(ends, ["optimizer", "arm", "what", "layer"])
+    found = Findings(
+        csvs={"means": means, "slopes": slope},
+        shown={"slopes": _shown(slope)},
+        figures={"depth_scales": _figure(means)},
+        captions={"depth_scales": _CAPTION},
+        warnings=evidence.warnings,
+        reading=_READING,
+        unit="Slopes of natural logarithms per layer",
+    )
+    return with_verdicts(found, [*_growing(growth), *_patterned(scalars)])
+
+
+def _growing(growth: pd.DataFrame) -> Iterator[Verdict]:
+    for (what, optimizer), group in growth.groupby(["what", "optimizer"], sort=False):
+        where = f"{what}, {optimizer_name(str(optimizer))}"
+        claim = f"Block outputs grow with depth relative to the baseline, as in fig. 2 ({where})"
+        yield judge(claim, "Slope of ln(‖output‖ with scalars / without) per layer", group["slope"], ABOVE_0)
+
+
+def _patterned(scalars: pd.DataFrame) -> Iterator[Verdict]:
+    # The digest names a pattern but neither its sign nor its shape: what any pattern implies is claimed, that layers
+    # differ by more than chance does, which is as much as one layer differs between seeds.
+    for group, roles in _GROUPS.items():
+        for optimizer, chosen in scalars[scalars["role"].isin(roles)].groupby("optimizer", sort=False):
+            table = chosen.pivot(index=["role", "layer"], columns="seed", values="log")
+            over_seeds = np.sqrt(table.var(axis=1).mean())
+            over_layers = np.sqrt(table.groupby("role").var().mean())
+            claim = f"Scalars {group} have a pattern over depth, as in fig. 2 ({optimizer_name(str(optimizer))})"
+            statistic = "Standard deviation of ln(scalar) over layers / over seeds"
+            yield judge(claim, statistic, over_layers / over_seeds, (1.0, np.inf))
+
+
+def _shown(slope: pd.DataFrame) -> pd.DataFrame:
+    cells = [
+        {
+            "optimizer": optimizer_name(row.optimizer),
+            "scale": row.what,
+            "slope": tables.signed(row.slope),
+            "95 % interval": tables.interval(row.low, row.high, row.seeds),
+            "seeds": str(row.seeds),
+        }
+        for row in rows(slope)
+    ]
+    return pd.DataFrame(cells)
+
+
+@styled
+def _figure(means: pd.DataFrame) -> Figure:
+    from matplotlib.ticker import MaxNLocator
+
+    optimizers = list(means["optimizer"].unique())
+    figure, axes = panel_grid(3, len(optimizers), 1.9, sharex=True, sharey="row")
+    figure.set_size_inches(7.0, figure.get_figheight())
+    panels = {"RMS of block outputs": [*_OUTPUTS.values()]}
+    panels |= {f"scalars {group}": roles for group, roles in _GROUPS.items()}
+    for (label, lines), across in zip(panels.items(), axes, strict=True):
+        styles = line_styles(lines)
+        for optimizer, ax in zip(optimizers, across, strict=True):
+            of_optimizer = means[(means["optimizer"] == optimizer) & means["what"].isin(lines)]
+            for (what, arm), line in of_optimizer.groupby(["what", "arm"], sort=False):
+                look = styles[str(what)] | _LOOKS[str(arm)]
+                name = f"{what}, {arm}" if what in _OUTPUTS.values() else what
+                draw_means(ax, line["layer"].to_numpy(float), line, "value", look | {"label": name})
+        in_octaves(across[0])
+        across[0].set_ylabel(label)
+        # An optimizer may lack an arm as yet: the legend is of what any panel of the row shows.
+        named = [ax.get_legend_handles_labels() for ax in across]
+        entries = {name: handle for handles, names in named for handle, name in zip(handles, names, strict=True)}
+        across[-1].legend(entries.values(), entries.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    for optimizer, top, bottom in zip(optimizers, axes[0], axes[-1], strict=True):
+        top.set_title(optimizer_name(optimizer))
+        bottom.set_xlabel("layer")
+    return figure

@@ -1,0 +1,119 @@
+"""Distribution of the norms of matrix rows, with and without learnable vectors (arXiv:2601.04890 fig. 3)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from lit_mult.analysis import tables
+from lit_mult.analysis.bootstrap import Floats
+from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
+from lit_mult.analysis.findings import Findings
+from lit_mult.analysis.frame import optimizer_name, rows
+from lit_mult.analysis.scaling import averaged, geometric_means, log_ratios
+from lit_mult.analysis.style import line_styles, panel_grid, styled
+from lit_mult.analysis.verdict import judge, means_over_seeds
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_ARMS = ("none", "vectors")
+_GROUPS = {"attention-in": ["q_proj", "k_proj", "v_proj"], "MLP gate": ["gate_proj"]}
+LEVELS = {f"row_norm_q{level}": level / 100 for level in (0, 5, 25, 50, 75, 95, 100)}
+_BROADER = (1.0, math.inf)
+# "Much" is no number in the paper; a distribution that is less than twice as broad would hardly be called so.
+_MUCH_BROADER = (2.0, math.inf)
+_BINS = 60
+_CAPTION = """\
+Density of row norms of effective matrices over the mean of their matrix, at the end of training, as in fig. 3 of the \
+paper. Each matrix's distribution is known by seven quantiles, between which its density is constant in log(norm); \
+drawn is the mean of these densities over layers, matrices and seeds, with no bars."""
+_READING = """\
+- The breadth of a distribution is the standard deviation of ln(row norm) within a matrix; breadths are geometric means
+  over layers and matrices, and ratios those of the two arms at equal seed.
+"""
+
+
+def findings(evidence: Evidence) -> Findings:
+    """How much broader vectors make the distribution of row norms, by role and for the groups of the paper."""
+    ends = evidence.at_end("row_norm_log_std", *LEVELS)
+    ends = ends[ends["arm"].isin(_ARMS)]
+    breadths = ends[ends["quantity"] == "row_norm_log_std"]
+    breadths = breadths.assign(log=np.log(breadths["value"]))
+    ratios = log_ratios(breadths, "vectors", "none", on=["optimizer", "role", "name", "seed"])
+    by_role = geometric_means(averaged(breadths, ["optimizer", "role", "arm", "seed"]), ["optimizer", "role", "arm"])
+    arms = by_role.set_index(["optimizer", "role", "arm"])["value"].unstack("arm", sort=False).reindex(columns=_ARMS)
+    ratio = averaged(ratios, ["optimizer", "role", "seed"])
+    ratio = means_over_seeds(ratio.assign(ratio=np.exp(ratio["log"])), ["optimizer", "role"], "ratio")
+    breadth = arms.reset_index().merge(ratio, how="left").fillna({"seeds": 0})
+    verdicts = []
+    for group, roles in _GROUPS.items():
+        for optimizer, chosen in ratios[ratios["role"].isin(roles)].groupby("optimizer", sort=False):
+            by_seed = np.exp(averaged(chosen, ["seed"])["log"])
+            where, statistic = f"({group}, {optimizer_name(str(optimizer))})", "Breadth with vectors / without"
+            for much, within in (("", _BROADER), ("much ", _MUCH_BROADER)):
+                claim = f"With vectors the distribution of row norms becomes {much}broader, as in fig. 3 {where}"
+                verdicts.append(judge(claim, statistic, by_seed, within))
+    found = Findings(
+        csvs={"breadth": breadth},
+        shown={"breadth": _shown(breadth)},
+        figures={"row_norms": _figure(ends)},
+        captions={"row_norms": _CAPTION},
+        warnings=evidence.warnings,
+        reading=_READING,
+        unit="Breadths are standard deviations of ln(row norm)",
+    )
+    return with_verdicts(found, verdicts)
+
+
+def _shown(breadth: pd.DataFrame) -> pd.DataFrame:
+    cells = [
+        {
+            "optimizer": optimizer_name(row.optimizer),
+            "role": row.role,
+            **{arm: tables.number(getattr(row, arm)) for arm in _ARMS},
+            "vectors / none": tables.number(row.ratio),
+            "95 % interval": tables.interval(row.low, row.high, row.seeds),
+            "seeds": f"{row.seeds:.0f}",
+        }
+        for row in rows(breadth)
+    ]
+    return pd.DataFrame(cells)
+
+
+@styled
+def _figure(ends: pd.DataFrame) -> Figure:
+    drawn = [role for roles in _GROUPS.values() for role in roles]
+    quantiles = ends[ends["quantity"].isin(LEVELS) & ends["role"].isin(drawn)].dropna(subset="value")
+    logs = np.log(quantiles["value"])
+    edges = np.linspace(logs.min(), logs.max(), _BINS + 1)
+    optimizers = list(ends["optimizer"].unique())
+    figure, axes = panel_grid(len(optimizers), len(_GROUPS), 2.2, sharex=True, sharey="row")
+    figure.set_size_inches(7.0, figure.get_figheight())
+    styles = line_styles(_ARMS)
+    for optimizer, across in zip(optimizers, axes, strict=True):
+        for (group, roles), ax in zip(_GROUPS.items(), across, strict=True):
+            chosen = quantiles[(quantiles["optimizer"] == optimizer) & quantiles["role"].isin(roles)]
+            for arm, matrices in chosen.groupby("arm"):
+                colour = styles[str(arm)]["color"]
+                mean = density(matrices, edges)
+                ax.stairs(mean, np.exp(edges), color=colour, lw=1.3, label=arm)
+                ax.stairs(mean, np.exp(edges), color=colour, fill=True, alpha=0.15)
+            ax.set_title(f"{group}, {optimizer_name(optimizer)}")
+            ax.set_xscale("log", base=2)
+        across[0].set_ylabel("density in ln(norm)")
+    for ax in axes[-1]:
+        ax.set_xlabel("row norm / mean of the matrix")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    return figure
+
+
+def density(quantiles: pd.DataFrame, edges: Floats) -> Floats:
+    """Mean density over matrices in bins of ln(norm), from the quantiles of each."""
+    by_matrix = quantiles.pivot(index=["cell", "name"], columns="quantity", values="value")[list(LEVELS)]
+    below = [np.interp(edges, np.log(of_matrix), list(LEVELS.values())) for of_matrix in by_matrix.to_numpy(float)]
+    return np.asarray(np.diff(np.mean(below, axis=0)) / np.diff(edges))

@@ -1,0 +1,158 @@
+"""Learned scalars, logits and norms against width at one learning rate and decay (arXiv:2601.04890 sec. 4.2, fig. 5).
+
+With muP's scaling left to the scalars they should fall as d^-1 (head) and d^-2 (query times key), slightly slower in
+the paper, while norms of matrices and logits keep their size (its table 1, the row through the multiplier).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from lit_mult.analysis import tables
+from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
+from lit_mult.analysis.exponents import larger_half
+from lit_mult.analysis.findings import Findings
+from lit_mult.analysis.frame import rows
+from lit_mult.analysis.scaling import averaged, geometric_means, slopes
+from lit_mult.analysis.style import against_width, draw_means, in_octaves, line_styles, panel_grid, styled
+from lit_mult.analysis.verdict import judge, means_over_seeds
+from lit_mult.roles import HIDDEN_ROLES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class _Claim:
+    text: str
+    low: float
+    high: float
+
+
+# "Hardly change": ±0.1 is a factor of 1.23 over 8 times the width. Logits are the outcome of all scales together, so
+# they get ±0.15 (1.37); without a scalar they would grow by a power of 1/2 at the least. "Slightly slower" than a power
+# of -1 or -2: no steeper than it, and more than half of it, as half of it is another law, that of independent weights.
+_CLAIMS = {
+    "‖W‖ of hidden matrices": _Claim("Norms of hidden matrices hardly change with width", -0.1, 0.1),
+    "‖W‖ of the head": _Claim("The norm of the head's matrix hardly changes with width", -0.1, 0.1),
+    "logits": _Claim("Logits keep their size", -0.15, 0.15),
+    "attention logits": _Claim("Attention logits keep their size", -0.15, 0.15),
+    "scalar of the head": _Claim("The learned scalar of the head falls slightly slower than d^-1", -1.0, -0.5),
+    "query · key": _Claim("The product of query and key scalars falls slightly slower than d^-2", -2.0, -1.0),
+}
+_SCALES: dict[str, tuple[str, list[str]]] = {
+    "scalar of the head": ("scalar_value", ["lm_head"]),
+    "query · key": ("scalar_value", ["q_proj", "k_proj"]),
+    "value · out": ("scalar_value", ["v_proj", "o_proj"]),
+    "gate": ("scalar_value", ["gate_proj"]),
+    "up · down": ("scalar_value", ["up_proj", "down_proj"]),
+    "scalar of the embedding": ("scalar_value", ["embedding"]),
+    "‖W‖ of hidden matrices": ("weight_rms", [*HIDDEN_ROLES]),
+    "‖W‖ of the head": ("weight_rms", ["lm_head"]),
+    "logits": ("logits_rms", []),
+    "attention logits": ("attention_logits_rms", []),
+}
+"""Scale -> quantity and roles of the diagnostics (none: all); scalars of several roles are multiplied."""
+_CAPTION = """\
+Learned scalars of the head and of query times key (top), RMS of logits and norms of matrices (bottom) against width, \
+at the end of training, as in fig. 5 of the paper: geometric means over layers and seeds; bars are 95 % intervals. \
+Dotted: the powers of the width that muP sets by hand, through the point of the smallest width."""
+_READING = """\
+- Exponents are least-squares slopes of log(value) against log(width), a seed by itself. Claims are judged on all
+  widths; where a law holds in the limit only, the larger widths are nearer to it.
+- A dot between roles is the product of their scalars, without its sign. Values are geometric means over layers, and
+  for hidden matrices over roles.
+"""
+
+
+def findings(evidence: Evidence) -> Findings:
+    """Exponents of the width of every scalar, of norms and of logits."""
+    logs = _logs(evidence)
+    larger = larger_half(logs["d_model"])
+    by_seed = slopes(logs, ["what", "seed"], "log_width")
+    over_larger = slopes(logs[logs["d_model"].isin(larger)], ["what", "seed"], "log_width")
+    exponents = means_over_seeds(by_seed, ["what"], "slope").merge(
+        means_over_seeds(over_larger, ["what"], "slope"), on="what", how="left", suffixes=("", "_larger_widths")
+    )
+    verdicts = [
+        judge(f"{claim.text}, as in fig. 5", f"Exponent of the width, {what}", of_seed, (claim.low, claim.high))
+        for what, claim in _CLAIMS.items()
+        if len(of_seed := by_seed.loc[by_seed["what"] == what, "slope"])
+    ]
+    means = geometric_means(logs, ["what", "d_model"])
+    found = Findings(
+        csvs={"means": means, "exponents": exponents},
+        shown={"exponents": _shown(exponents, larger[0])},
+        figures={"width_scaling": _figure(means)},
+        captions={"width_scaling": _CAPTION},
+        warnings=evidence.warnings,
+        reading=_READING,
+        unit="Exponents of the width",
+    )
+    if left_out := sorted(set(evidence.runs["seed"]) - set(logs["seed"])):
+        found.warnings.append(f"seeds without every width, left out: {', '.join(map(str, left_out))}")
+    return with_verdicts(found, verdicts)
+
+
+def _logs(evidence: Evidence) -> pd.DataFrame:
+    """Columns d_model, seed, log, what and log_width, over layers the mean; of the seeds that have every width."""
+    ends = evidence.at_end(*{quantity for quantity, _ in _SCALES.values()})
+    widths = ends.groupby("seed")["d_model"].transform("nunique")
+    ends = ends[widths == widths.max()]
+    ends = ends.assign(log=np.log(ends["value"].abs()))
+    parts = []
+    for what, (quantity, roles) in _SCALES.items():
+        chosen = ends[(ends["quantity"] == quantity) & (ends["role"].isin(roles) | (not roles))]
+        part = averaged(chosen, ["d_model", "seed"]).assign(what=what)
+        if quantity == "scalar_value":
+            part["log"] *= len(roles)  # from the mean over roles to their product
+        parts.append(part)
+    logs = pd.concat(parts, ignore_index=True)
+    return logs.assign(log_width=np.log(logs["d_model"].astype(float)))
+
+
+def _shown(exponents: pd.DataFrame, larger: int) -> pd.DataFrame:
+    cells = [
+        {
+            "scale": row.what,
+            "claimed": f"{_CLAIMS[row.what].low:g} to {_CLAIMS[row.what].high:g}" if row.what in _CLAIMS else "",
+            "seeds": str(row.seeds),
+            "exponent": tables.signed(row.slope),
+            "95 % interval": tables.interval(row.low, row.high, row.seeds),
+            f"from width {larger}": tables.signed(row.slope_larger_widths),
+            "95 % interval ": tables.interval(row.low_larger_widths, row.high_larger_widths, row.seeds),
+        }
+        for row in rows(exponents)
+    ]
+    return pd.DataFrame(cells)
+
+
+@styled
+def _figure(means: pd.DataFrame) -> Figure:
+    panels: dict[str, dict[str, int | None]] = {
+        "learned scalar": {"scalar of the head": -1},
+        "product of learned scalars": {"query · key": -2},
+        "RMS": {"logits": None, "attention logits": None},
+        "norm of the matrices": {"‖W‖ of hidden matrices": None, "‖W‖ of the head": None},
+    }
+    figure, axes = panel_grid(2, 2, 2.3)
+    figure.set_size_inches(7.0, figure.get_figheight())
+    for (label, lines), ax in zip(panels.items(), axes.flat, strict=True):
+        against_width(ax, means["d_model"])
+        styles = line_styles(lines)
+        for what, power in lines.items():
+            line = means[means["what"] == what].sort_values("d_model")
+            look: dict[str, Any] = styles[what] | {"label": what}
+            widths = line["d_model"].to_numpy(float)
+            draw_means(ax, widths, line, "value", look)
+            if power and len(line):
+                guide = line["value"].iloc[0] * (widths / widths[0]) ** power
+                ax.plot(widths, guide, color="0.4", ls=":", label=f"$d^{{{power}}}$")
+        in_octaves(ax)
+        ax.set(xlabel="width $d$", ylabel=label)
+        ax.legend()
+    return figure

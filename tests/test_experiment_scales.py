@@ -1,0 +1,207 @@
+"""Experiments on learned scales over depth, rows and width: planted slopes and breadths come back, both ways."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from experiment_data import Reading, evidence
+
+from lit_mult.analysis import style
+from lit_mult.analysis.experiments import depth_scales, row_norms, width_scaling
+from lit_mult.analysis.findings import Findings
+from lit_mult.roles import MATRIX_ROLES
+
+Cell = tuple[dict[str, Any], list[Reading]]
+WIDTHS = (32, 64, 128, 256)
+DIVERGED = {"status": "diverged", "final_loss": math.nan}
+
+
+def outcomes(found: Findings) -> dict[str, str]:
+    table = found.csvs["verdicts"]
+    return dict(zip(table["claim"], table["outcome"], strict=True))
+
+
+def check_figure(found: Findings, name: str) -> None:
+    assert list(found.captions) == [name]
+    assert style.save(found.figures[name])["png"].startswith(b"\x89PNG")
+
+
+def depth_cell(arm: str, seed: int, growth: float, pattern: float, **columns: Any) -> Cell:
+    """Outputs e^(0.2 layer), times e^(growth layer) with scalars; scalars alternate by ±pattern over the layers."""
+    readings = []
+    for layer in range(6):
+        noise = 0.01 * math.sin(7 * layer + 3 * seed)
+        size = math.exp(0.2 * layer + seed + (growth * layer + noise if arm == "scalars" else 0))
+        block = f"layers.{layer}"
+        readings += [(9, "attention_output_rms", f"{block}.self_attn", size)]
+        readings += [(9, "mlp_output_rms", f"{block}.mlp", size), (4, "mlp_output_rms", f"{block}.mlp", 77.0)]
+        if arm == "scalars":
+            for place, role in (("self_attn", "o_proj"), ("mlp", "down_proj"), ("self_attn", "q_proj")):
+                value = math.exp(pattern * (-1) ** layer + noise)
+                readings.append((9, "scalar_value", f"{block}.{place}.{role}", -value if role == "q_proj" else value))
+    return {"arm": arm, "seed": seed, **columns}, [*readings, (9, "scalar_value", "lm_head", 5.0)]
+
+
+def depth_cells(growth: float, pattern: float, seeds: int = 3) -> list[Cell]:
+    return [depth_cell(arm, seed, growth, pattern) for arm in ("none", "scalars") for seed in range(seeds)]
+
+
+def test_outputs_that_grow_with_depth_and_patterned_scalars_are_found() -> None:
+    found = depth_scales.findings(evidence(depth_cells(growth=0.1, pattern=0.5)))
+    assert outcomes(found) == {
+        "Block outputs grow with depth relative to the baseline, as in fig. 2 (attention output, AdamW)": "reproduced",
+        "Block outputs grow with depth relative to the baseline, as in fig. 2 (MLP output, AdamW)": "reproduced",
+        "Scalars out of a block have a pattern over depth, as in fig. 2 (AdamW)": "reproduced",
+        "Scalars inside a block have a pattern over depth, as in fig. 2 (AdamW)": "reproduced",
+    }
+    slope = found.csvs["slopes"].set_index("what")
+    assert slope.at["MLP output, scalars / none", "slope"] == pytest.approx(0.1, abs=0.005)
+    means = found.csvs["means"].set_index(["arm", "what", "layer"])["value"]
+    assert means["none", "MLP output", 2] == pytest.approx(
+        math.exp(0.4 + 1)
+    )  # seeds 0, 1, 2: e^1 on the geometric mean
+    assert means["scalars", "q_proj", 1] == pytest.approx(math.exp(-0.5), rel=0.02)
+    check_figure(found, "depth_scales")
+
+
+def test_outputs_that_shrink_with_depth_contradict_and_scalars_without_a_pattern_show_none() -> None:
+    found = depth_scales.findings(evidence(depth_cells(growth=-0.1, pattern=0.0)))
+    growing, patterned = list(outcomes(found).values())[:2], list(outcomes(found).values())[2:]
+    assert growing == ["contradicted"] * 2
+    assert "reproduced" not in patterned
+
+
+def test_depth_with_an_optimizer_a_seed_or_an_arm_missing() -> None:
+    cells = depth_cells(growth=0.1, pattern=0.5)[:-1]  # seed 2 has no scalars yet
+    cells += [depth_cell("none", 0, 0, 0, optimizer="muon")]
+    found = depth_scales.findings(evidence(cells))
+    assert set(outcomes(found).values()) == {"reproduced"}
+    assert set(found.csvs["verdicts"]["seeds"]) == {2}
+    baseline_alone = depth_scales.findings(evidence(cells[:1]))
+    assert baseline_alone.csvs["verdicts"].empty
+    check_figure(baseline_alone, "depth_scales")
+
+
+def test_a_diverged_run_leaves_its_claims_undecided_with_a_warning() -> None:
+    cells = depth_cells(growth=0.1, pattern=0.5)
+    cells[-1][0].update(DIVERGED)
+    found = depth_scales.findings(evidence(cells))
+    assert set(outcomes(found).values()) == {"undecided"}
+    assert found.warnings == [
+        "1 of 6 runs diverged or were pruned, which leaves claims that need them undecided: cell5 (diverged)"
+    ]
+
+
+def row_cell(arm: str, seed: int, log_std: float, **columns: Any) -> Cell:
+    quantiles = {"q0": -3, "q5": -1.6, "q25": -0.7, "q50": 0, "q75": 0.7, "q95": 1.6, "q100": 3}
+    names = [f"layers.{layer}.{role}" for layer in range(2) for role in ("q_proj", "k_proj", "v_proj", "gate_proj")]
+    readings: list[Reading] = []
+    for number, name in enumerate([*names, "lm_head"]):
+        breadth = log_std * (1.5 if number % 2 else 1 / 1.5) * (1 + 0.01 * seed * (arm == "vectors"))
+        readings.append((9, "row_norm_log_std", name, breadth))
+        readings += [(9, f"row_norm_{q}", name, math.exp(breadth * x)) for q, x in quantiles.items()]
+    return {"arm": arm, "seed": seed, **columns}, readings
+
+
+def row_cells(vectors: float) -> list[Cell]:
+    breadths = {"none": 0.1, "vectors": vectors}
+    return [row_cell(arm, seed, breadth) for arm, breadth in breadths.items() for seed in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("vectors", "broader", "much"),
+    [
+        (0.3, "reproduced", "reproduced"),
+        (0.15, "reproduced", "contradicted"),
+        (0.08, "contradicted", "contradicted"),
+        (0.099, "not at this scale", "contradicted"),  # seeds at 0.99, 1.0 and 1.01 times the breadth without
+    ],
+)
+def test_the_breadth_of_row_norms_is_judged_against_that_without_vectors(
+    vectors: float, broader: str, much: str
+) -> None:
+    found = row_norms.findings(evidence(row_cells(vectors)))
+    assert list(outcomes(found).values()) == [broader, much] * 2
+    breadth = found.csvs["breadth"].set_index("role")
+    assert breadth.loc["gate_proj", "ratio"] == pytest.approx(1.01 * vectors / 0.1)
+    assert breadth.loc["gate_proj", "none"] == pytest.approx(0.15)
+    assert set(breadth.index) == {"q_proj", "k_proj", "v_proj", "gate_proj", "lm_head"}
+    check_figure(found, "row_norms")
+
+
+def test_row_norms_of_one_arm_or_with_a_diverged_run() -> None:
+    alone = row_norms.findings(evidence(row_cells(0.3)[:3]))
+    assert alone.csvs["verdicts"].empty
+    assert set(alone.shown["breadth"]["vectors / none"]) == {"n/a"}
+    cells = row_cells(0.3)
+    cells[4][0].update(DIVERGED)
+    found = row_norms.findings(evidence(cells))
+    assert set(outcomes(found).values()) == {"undecided"}
+    assert len(found.warnings) == 1
+    check_figure(found, "row_norms")
+
+
+def test_the_density_of_row_norms_is_what_the_quantiles_say() -> None:
+    levels = {name: math.exp(level) for name, level in row_norms.LEVELS.items()}  # uniform in ln(norm) on [0, 1]
+    quantiles = pd.DataFrame(
+        [{"cell": "a", "name": "m", "quantity": name, "value": value} for name, value in levels.items()]
+    )
+    assert row_norms.density(quantiles, np.array([-1.0, 0.0, 0.5, 1.0, 3.0])).tolist() == pytest.approx([0, 1, 1, 0])
+
+
+def width_cells(
+    seeds: int = 3, head: float = -0.9, query: float = -0.8, matrices: float = 0.02, logits: float = 0.05
+) -> Iterator[Cell]:
+    """Scales that are powers of the width; the key's scalar has the power of the query's, others none."""
+    for seed, width in product(range(seeds), WIDTHS):
+        wiggle = 1 + 0.01 * seed * (width / 256)
+        powers = {"lm_head": head, "q_proj": query, "k_proj": query}
+        readings: list[Reading] = []
+        for role in sorted(MATRIX_ROLES):
+            for layer in range(2):
+                name = role.value if role in ("lm_head", "embedding") else f"layers.{layer}.{role}"
+                if layer == 0 or name.startswith("layers"):
+                    readings.append((9, "scalar_value", name, 3 * wiggle * width ** powers.get(role.value, 0.0)))
+                    readings.append((9, "weight_rms", name, wiggle * width**matrices))
+        readings += [(9, "attention_logits_rms", f"layers.{n}.self_attn", wiggle * width**logits) for n in range(2)]
+        yield {"seed": seed, "d_model": width}, [*readings, (9, "logits_rms", "lm_head", wiggle * width**logits)]
+
+
+def test_powers_of_the_width_are_found() -> None:
+    found = width_scaling.findings(evidence(width_cells()))
+    assert list(outcomes(found).values()) == ["reproduced"] * 6
+    exponents = found.csvs["exponents"].set_index("what")
+    for what, exponent in {"scalar of the head": -0.9, "query · key": -1.6, "up · down": 0.0, "logits": 0.05}.items():
+        assert exponents.at[what, "slope"] == pytest.approx(exponent, abs=0.02)
+        assert exponents.at[what, "slope_larger_widths"] == pytest.approx(exponent, abs=0.02)
+    assert "from width 64" in found.shown["exponents"]
+    means = found.csvs["means"].set_index(["what", "d_model"])["value"]
+    assert means["query · key", 32] == pytest.approx(9 * 32**-1.6, rel=0.01)
+    assert means["up · down", 32] == pytest.approx(9, rel=0.01)
+    assert means["gate", 32] == pytest.approx(3, rel=0.01)
+    check_figure(found, "width_scaling")
+
+
+def test_other_powers_of_the_width_contradict_the_claims() -> None:
+    found = width_scaling.findings(evidence(width_cells(head=-0.2, query=-1.4, matrices=-0.5, logits=0.5)))
+    assert list(outcomes(found).values()) == ["contradicted"] * 6
+
+
+def test_widths_and_seeds_that_are_missing() -> None:
+    cells = list(width_cells())
+    found = width_scaling.findings(evidence(cells[:-1]))
+    assert found.warnings == ["seeds without every width, left out: 2"]
+    assert set(found.csvs["verdicts"]["seeds"]) == {2}
+    one_width = width_scaling.findings(evidence(cells[:1]))
+    assert one_width.csvs["verdicts"].empty
+    check_figure(one_width, "width_scaling")
+    cells[0][0].update(DIVERGED)
+    diverged = width_scaling.findings(evidence(cells))
+    assert set(outcomes(diverged).values()) == {"undecided"}
+    assert len(diverged.warnings) == 1
