@@ -85,7 +85,8 @@ def test_one_seed_and_diverged_runs_leave_claims_undecided() -> None:
     found = brownian_overlay.findings(evidence(cells))
     assert outcomes(found) == ["undecided"] * 3
     assert found.csvs["verdicts"]["seeds"].tolist() == [3, 3, 3]
-    assert found.warnings == ["1 of 3 runs diverged; the claims that they bear on are undecided"]
+    assert len(found.warnings) == 1
+    assert found.warnings[0].startswith("1 of 3 runs diverged or were pruned")
     assert set(found.csvs["parameters"]["seed"]) == {0, 2}
     assert_drawn(found)
 
@@ -163,7 +164,7 @@ def test_partial_and_diverged_studies() -> None:
     cells[3][0]["final_loss"] = math.nan
     diverged = signal_to_noise.findings(evidence(cells))
     assert outcomes(diverged) == ["undecided"] * 4
-    assert diverged.warnings[0].startswith("1 of 9 runs diverged")
+    assert diverged.warnings[0].startswith("1 of 9 runs diverged or were pruned")
     assert_drawn(diverged)
     nothing = signal_to_noise.findings(evidence([snr_cell(8, 0, 10.0, ratio, final_loss=math.nan)]))
     assert not nothing.figures

@@ -15,13 +15,6 @@ from lit_mult.analysis.bootstrap import slope_interval
 from lit_mult.analysis.verdict import means_over_seeds
 
 
-def log_ratios(table: pd.DataFrame, of: str, against: str, on: Sequence[str]) -> pd.DataFrame:
-    """Columns `on` and log: that of arm `of` less that of arm `against`, where both have a row with equal `on`."""
-    one, other = (table.loc[table["arm"] == arm, [*on, "log"]] for arm in (of, against))
-    pairs = one.merge(other, on=list(on), suffixes=("", "_against"))
-    return pairs[list(on)].assign(log=pairs["log"] - pairs["log_against"])
-
-
 def averaged(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Columns `by` and log, a row for each combination: mean of log, NaN where one is (a diverged run)."""
     return table.groupby(list(by), sort=False)["log"].agg(lambda logs: logs.mean(skipna=False)).reset_index()

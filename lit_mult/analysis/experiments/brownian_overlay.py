@@ -24,7 +24,6 @@ from lit_mult.analysis.experiments.parameters import (
     MATRICES,
     MULTIPLIERS,
     beside_noise,
-    diverged,
     geometric_mean,
     kinds_drawn,
     parameters,
@@ -73,7 +72,7 @@ def findings(evidence: Evidence) -> Findings:
     }
     found.figures = {"brownian_overlay": trajectories(every)}
     found.captions = {"brownian_overlay": _CAPTION}
-    found.warnings = diverged(evidence.runs)
+    found.warnings = evidence.warnings
     return with_verdicts(found, list(_verdicts(evidence.runs, _by_cell(end))))
 
 

@@ -12,9 +12,9 @@ from lit_mult.analysis import tables
 from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import optimizer_name, rows
-from lit_mult.analysis.scaling import geometric_means, log_ratios, slopes
+from lit_mult.analysis.scaling import geometric_means, slopes
 from lit_mult.analysis.style import draw_means, in_octaves, line_styles, panel_grid, styled
-from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge, means_over_seeds
+from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge, means_over_seeds, paired
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ def findings(evidence: Evidence) -> Findings:
     ends = ends[ends["arm"].isin(_LOOKS)]
     ends = ends.assign(what=ends["quantity"].map(_OUTPUTS).fillna(ends["role"]), log=np.log(ends["value"].abs()))
     outputs, scalars = ends[ends["quantity"].isin(_OUTPUTS)], ends[ends["quantity"] == "scalar_value"]
-    ratios = log_ratios(outputs, "scalars", "none", on=["optimizer", "what", "seed", "layer"])
+    ratios = paired(outputs, "scalars", "none", ["optimizer", "what", "seed", "layer"], "log")
     growth = slopes(ratios, ["optimizer", "what", "seed"], "layer")
     by_seed = [growth.assign(what=growth["what"] + ", scalars / none")]
     by_seed += [slopes(scalars, ["optimizer", "what", "seed"], "layer")]

@@ -17,7 +17,7 @@ from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
 from lit_mult.analysis.experiments.scale_curves import curve
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import optimizer_name
-from lit_mult.analysis.style import CROSS, add_legend, arm_styles, panel_grid, styled
+from lit_mult.analysis.style import CROSS, add_legend, arm_styles, log_y, panel_grid, styled
 from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def findings(evidence: Evidence) -> Findings:
     """Whether the loss depends on the scale of the MLP matrices with and without scalars, under each optimizer."""
     points = scale_curves.points(evidence, FACTOR, _measured(evidence))
     fits = scale_curves.slopes(points, ["output_rms", "mlp_rms", *_SCALARS.values(), "scalars_product"])
-    found = scale_sweep.findings(points, fits, ["mlp_over_noise"])
+    found = scale_sweep.findings(evidence, points, fits, ["mlp_over_noise"])
     found.figures = {"mlp_scale": _figure(points)}
     found.captions = {"mlp_scale": _CAPTION}
     optimizers = sorted(points["optimizer"].unique())
@@ -126,7 +126,7 @@ def _figure(points: pd.DataFrame) -> Figure:
     for ax, title in zip(axes[0], _PANELS.values(), strict=True):
         ax.set_title(title)
     for ax in axes[:, 1:].flat:
-        scale_sweep.log_values(ax)
+        log_y(ax)
     for ax in axes[-1]:
         scale_sweep.against_scale(ax, table["scale"])  # for all of its column
         ax.set_xlabel("scale $S$ of MLPs")

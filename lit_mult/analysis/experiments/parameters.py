@@ -73,9 +73,3 @@ def kinds_drawn(kinds: Iterable[str]) -> list[str]:
     """The different kinds, in the order of `KINDS`."""
     present = set(kinds)
     return [kind for kind in KINDS if kind in present]
-
-
-def diverged(runs: pd.DataFrame) -> list[str]:
-    """A warning where runs have no final loss."""
-    lost = int(runs["final_loss"].isna().sum())
-    return [f"{lost} of {len(runs)} runs diverged; the claims that they bear on are undecided"] if lost else []

@@ -19,7 +19,7 @@ from lit_mult.analysis.experiments import scale_curves, scale_sweep
 from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
 from lit_mult.analysis.experiments.scale_curves import curve
 from lit_mult.analysis.findings import Findings
-from lit_mult.analysis.style import CROSS, LOSS, add_legend, arm_styles, panel_grid, styled
+from lit_mult.analysis.style import CROSS, LOSS, add_legend, arm_styles, log_y, panel_grid, styled
 from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def findings(evidence: Evidence) -> Findings:
     points = scale_curves.points(evidence, FACTOR, _measured(evidence))
     fits = scale_curves.slopes(points, ["logits_rms", "final_norm_output_rms", "head_rms", "median_row_rms"])
     fits = pd.concat([fits, scale_curves.slopes(_upper(points), ["head_rms"])], ignore_index=True)
-    found = scale_sweep.findings(points, fits, ["median_row_over_noise", "head_over_noise"])
+    found = scale_sweep.findings(evidence, points, fits, ["median_row_over_noise", "head_over_noise"])
     found.figures = {"projector_norm": _figure(points)}
     found.captions = {"projector_norm": _CAPTION}
     return with_verdicts(found, list(_verdicts(points)))
@@ -123,7 +123,7 @@ def _figure(points: pd.DataFrame) -> Figure:
             scale_sweep.draw_noise(ax, table, "noise_rms")
         ax.set_ylabel(label)
         if measure != scale_curves.LOSS:
-            scale_sweep.log_values(ax)
+            log_y(ax)
     for ax in axes[1]:
         scale_sweep.against_scale(ax, table["scale"])  # for all of its column
         ax.set_xlabel("scale $S$ of the head")

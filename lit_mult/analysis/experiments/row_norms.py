@@ -13,9 +13,9 @@ from lit_mult.analysis.bootstrap import Floats
 from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import optimizer_name, rows
-from lit_mult.analysis.scaling import averaged, geometric_means, log_ratios
+from lit_mult.analysis.scaling import averaged, geometric_means
 from lit_mult.analysis.style import line_styles, panel_grid, styled
-from lit_mult.analysis.verdict import judge, means_over_seeds
+from lit_mult.analysis.verdict import judge, means_over_seeds, paired
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ def findings(evidence: Evidence) -> Findings:
     ends = ends[ends["arm"].isin(_ARMS)]
     breadths = ends[ends["quantity"] == "row_norm_log_std"]
     breadths = breadths.assign(log=np.log(breadths["value"]))
-    ratios = log_ratios(breadths, "vectors", "none", on=["optimizer", "role", "name", "seed"])
+    ratios = paired(breadths, "vectors", "none", ["optimizer", "role", "name", "seed"], "log")
     by_role = geometric_means(averaged(breadths, ["optimizer", "role", "arm", "seed"]), ["optimizer", "role", "arm"])
     arms = by_role.set_index(["optimizer", "role", "arm"])["value"].unstack("arm", sort=False).reindex(columns=_ARMS)
     ratio = averaged(ratios, ["optimizer", "role", "seed"])

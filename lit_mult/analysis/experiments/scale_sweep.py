@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from lit_mult.analysis.experiments.evidence import Evidence
 from lit_mult.analysis.experiments.scale_curves import LOSS, by_seed, curves, level, rise
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import optimizer_name, rows
@@ -33,7 +34,7 @@ _READING = """\
 """
 
 
-def findings(table: pd.DataFrame, fits: pd.DataFrame, ratios: Sequence[str]) -> Findings:
+def findings(evidence: Evidence, table: pd.DataFrame, fits: pd.DataFrame, ratios: Sequence[str]) -> Findings:
     """Tables and warnings that every such study has, from its points, its `slopes` and columns of ratios to noise."""
     ends = (float(table["scale"].min()), float(table["scale"].max()))
     rises = pd.concat([by_seed(table, [LOSS], partial(rise, at=at), "rise", at=at) for at in ends], ignore_index=True)
@@ -45,7 +46,7 @@ def findings(table: pd.DataFrame, fits: pd.DataFrame, ratios: Sequence[str]) -> 
     return Findings(
         csvs={"points": table, "rises": rises, "slopes": fits, "levels": levels},
         shown=shown | {"means": _means(table)},
-        warnings=list(_warnings(table)),
+        warnings=[*evidence.warnings, *_warnings(table)],
         reading=_READING,
         unit="Losses and rises in nats per token; slopes and levels have no unit",
     )
@@ -73,20 +74,6 @@ def means(table: pd.DataFrame, measure: str) -> pd.DataFrame:
         return means_over_seeds(table, ["scale"], measure)
     found = means_over_seeds(table.assign(**{measure: np.log(table[measure])}), ["scale"], measure)
     return found.assign(**{name: np.exp(found[name]) for name in (measure, "low", "high")})
-
-
-def log_values(ax: Axes) -> None:
-    """Make the y axis logarithmic, with a few ticks as plain numbers however short it is; linear where it is empty."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    if not math.isfinite(ax.dataLim.minposy):  # nothing drawn yet of a study that is under way
-        return
-    ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    subs = (1, 2, 3, 4, 6, 8) if high < 8 * low else (1, 2, 5) if high < 80 * low else (1,)
-    ax.yaxis.set_major_locator(LogLocator(subs=subs))
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def draw_noise(ax: Axes, table: pd.DataFrame, measure: str) -> None:
@@ -123,8 +110,6 @@ def _shown(table: pd.DataFrame, statistic: str) -> pd.DataFrame:
 
 
 def _warnings(table: pd.DataFrame) -> Iterator[str]:
-    if diverged := int(table[LOSS].isna().sum()):
-        yield f"{diverged} of {len(table)} runs diverged: claims that rest on them are undecided"
     for (optimizer, arm), group in table.groupby(["optimizer", "arm"]):
         runs = group.groupby("seed").size()
         if lacking := [str(seed) for seed in runs.index[runs < table["scale"].nunique()]]:

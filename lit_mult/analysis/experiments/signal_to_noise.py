@@ -26,7 +26,6 @@ from lit_mult.analysis.experiments.parameters import (
     MATRICES,
     MULTIPLIERS,
     beside_noise,
-    diverged,
     geometric_mean,
     parameters,
 )
@@ -61,7 +60,7 @@ def findings(evidence: Evidence) -> Findings:
     if len(points):
         found.figures = {"signal_to_noise": motion_against_snr(points, sides, cuts, _FLOOR)}
         found.captions = {"signal_to_noise": caption(_FLOOR)}
-    found.warnings = diverged(evidence.runs)
+    found.warnings = evidence.warnings
     if unresolved := int((points["signal"] < 2 * points["error"]).sum()):
         found.warnings += [f"{unresolved} of {len(points)} signals lie less than two standard errors above 0"]
     return with_verdicts(found, list(_verdicts(evidence.runs, points)))
