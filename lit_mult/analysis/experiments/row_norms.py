@@ -26,14 +26,16 @@ LEVELS = {f"row_norm_q{level}": level / 100 for level in (0, 5, 25, 50, 75, 95, 
 _BROADER = (1.0, math.inf)
 # "Much" is no number in the paper; a distribution that is less than twice as broad would hardly be called so.
 _MUCH_BROADER = (2.0, math.inf)
-_BINS = 60
+_BINS = 100
 _CAPTION = """\
 Density of row norms of effective matrices over the mean of their matrix, at the end of training, as in fig. 3 of the \
 paper. Each matrix's distribution is known by seven quantiles, between which its density is constant in log(norm); \
-drawn is the mean of these densities over layers, matrices and seeds, with no bars."""
+drawn is the mean of these densities over layers, matrices and seeds, without bars, from the smallest 5 % quantile of \
+any matrix on."""
 _READING = """\
 - The breadth of a distribution is the standard deviation of ln(row norm) within a matrix; breadths are geometric means
-  over layers and matrices, and ratios those of the two arms at equal seed.
+  over layers and matrices, and ratios those of the two arms at equal seed. Rows that die out, with norms near 0, count
+  for much in it, in either arm.
 """
 
 
@@ -88,8 +90,9 @@ def _shown(breadth: pd.DataFrame) -> pd.DataFrame:
 def _figure(ends: pd.DataFrame) -> Figure:
     drawn = [role for roles in _GROUPS.values() for role in roles]
     quantiles = ends[ends["quantity"].isin(LEVELS) & ends["role"].isin(drawn)].dropna(subset="value")
-    logs = np.log(quantiles["value"])
-    edges = np.linspace(logs.min(), logs.max(), _BINS + 1)
+    # A dead row has next to no norm: from the smallest norm on, the panels would be mostly empty.
+    smallest = quantiles.loc[quantiles["quantity"] == "row_norm_q5", "value"].min()
+    edges = np.linspace(np.log(smallest), np.log(quantiles["value"].max()), _BINS + 1)
     optimizers = list(ends["optimizer"].unique())
     figure, axes = panel_grid(len(optimizers), len(_GROUPS), 2.2, sharex=True, sharey="row")
     figure.set_size_inches(7.0, figure.get_figheight())
