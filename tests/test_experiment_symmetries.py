@@ -55,12 +55,13 @@ def outcomes(found: Findings) -> list[str]:
 
 def test_planted_drift_is_found() -> None:
     found = symmetries.findings(study())
-    assert outcomes(found) == ["reproduced"] * 10
-    first, goes_on, small, residual = found.csvs["verdicts"]["value"][:4]
+    assert outcomes(found) == ["reproduced"] * 12
+    first, goes_on, small, grows, larger = found.csvs["verdicts"]["value"][:5]
     assert first == pytest.approx(0.61 - 0.02)
     assert goes_on == pytest.approx(0.61 / 2)
     assert small == pytest.approx(0.02)
-    assert residual == pytest.approx(1.01 - 0.1)
+    assert grows == pytest.approx(1.01 / 2)
+    assert larger == pytest.approx(1.01 - 0.1)
     assert found.csvs["verdicts"]["value"].iloc[-1] == pytest.approx(np.log(1e3))  # bf16 over fp32
     shown = found.shown["size_at_the_end"]
     row = shown[(shown["quantity"] == "log_query/key") & (shown["arm"] == "decay")].iloc[0]
@@ -71,17 +72,24 @@ def test_planted_drift_is_found() -> None:
 
 def test_the_opposite_contradicts() -> None:
     found = symmetries.findings(study(drift=-0.01, growth=-1, held=0.5, rounding={"32-true": 1e-3, "bf16-mixed": 1e-6}))
-    drifts, goes_on, small, grows = outcomes(found)[:4]
-    assert (drifts, small, grows) == ("contradicted",) * 3
+    drifts, goes_on, small, grows, larger = outcomes(found)[:5]
+    assert (drifts, small, grows, larger) == ("contradicted",) * 4
     assert goes_on == "not at this scale"  # sizes of 0.01, 0, 0.01: within the noise
     assert outcomes(found)[-2:] == ["contradicted"] * 2
+
+
+def test_a_stream_that_decay_shrinks_is_not_one_that_grows_without() -> None:
+    falling = study(growth=-0.5)
+    shrunk = falling.readings["arm"].eq("decay") & falling.readings["quantity"].eq("residual_rms")
+    falling.readings.loc[shrunk & falling.readings["step"].eq(200), "value"] *= np.exp(-3)
+    assert outcomes(symmetries.findings(falling))[3:5] == ["contradicted", "reproduced"]
 
 
 def test_the_residual_is_that_of_its_own_group() -> None:
     made = study()
     other = made.readings[made.readings["quantity"] == "residual_rms"].assign(group="outputs", value=1e9)
     made.__dict__["readings"] = pd.concat([made.readings, other])
-    assert outcomes(symmetries.findings(made)) == ["reproduced"] * 10
+    assert outcomes(symmetries.findings(made)) == ["reproduced"] * 12
 
 
 def test_a_run_that_diverged_leaves_its_claims_undecided() -> None:
@@ -93,7 +101,7 @@ def test_a_run_that_diverged_leaves_its_claims_undecided() -> None:
     cells += [(lost | {"seed": 0}, list(readings(0.6, 1, 1e-3, last=100)))]
     cells += [({**lost, "seed": 1, "status": "completed", "final_loss": 3.0}, list(readings(0.6, 1, 1e-3)))]
     found = symmetries.findings(with_group(evidence(cells)))
-    assert outcomes(found) == ["undecided", "undecided", "reproduced", "undecided", "undecided", "undecided"]
+    assert outcomes(found) == ["undecided", "undecided", "reproduced", *["undecided"] * 4]
     assert found.statements["Divergence"] == [
         "bf16-mixed, decay: 0 of 2 runs diverged",
         "bf16-mixed, no-decay: 1 of 2 runs diverged",

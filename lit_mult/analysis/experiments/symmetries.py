@@ -106,8 +106,16 @@ def _verdicts(sizes: pd.DataFrame) -> Iterator[Verdict]:
             pair.loc[pair["arm"] == "decay", "end"],
             _SMALL,
         )
+        free = residual[residual["arm"] == "no-decay"]
+        # Not no-decay - decay: decay may shrink the stream where without it nothing grows.
         yield judge(
             "Without decay the residual stream before the last norm grows, as in fig. 4",
+            f"log RMS behind the last block, {precision}, no-decay, at the end - at the middle of training",
+            free["end"] - free["middle"],
+            ABOVE_0,
+        )
+        yield judge(
+            "Decay of the multipliers holds the residual stream below what it is without",
             f"log RMS behind the last block {end}, no-decay - decay",
             paired(residual, "no-decay", "decay", ["seed"], "end")["end"],
             ABOVE_0,
