@@ -6,10 +6,20 @@ import math
 
 import pandas as pd
 import pytest
+from experiment_data import evidence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_mult.analysis.verdict import ABOVE_0, judge, mean_interval, means_over_seeds, verdicts_table
+from lit_mult.analysis.verdict import (
+    ABOVE_0,
+    best_elsewhere,
+    judge,
+    mean_interval,
+    means_over_seeds,
+    paired,
+    verdicts_table,
+)
+from lit_mult.errors import UserError
 
 
 def test_the_interval_is_students() -> None:
@@ -49,12 +59,54 @@ def test_a_claim_and_its_opposite_are_never_both_reproduced(values: list[float],
 
 def test_a_sentence_names_claim_statistic_interval_and_range() -> None:
     verdict = judge("norms follow S, as in fig. 1", "slope", [1.0, 1.02, 0.98], (0.9, 1.1))
-    said = "**reproduced**: norms follow S, as in fig. 1. slope: 1 [0.95, 1.05], 3 seeds; claimed: 0.9 to 1.1."
+    said = "**reproduced**: norms follow S, as in fig. 1. slope: 1 [0.95, 1.05], 3 seeds; judged: 0.9 to 1.1."
     assert verdict.sentence() == said
-    assert "claimed: above 0" in judge("c", "s", [1.0, 2.0], ABOVE_0).sentence()
+    assert "judged: above 0" in judge("c", "s", [1.0, 2.0], ABOVE_0).sentence()
     one = judge("c", "s", [1.0], ABOVE_0)
     assert "no interval, 1 seed;" in one.sentence()
     assert list(verdicts_table([verdict, one])["outcome"]) == ["reproduced", "undecided"]
+
+
+def test_a_claim_whose_precondition_fails_is_not_decided_by_its_statistic() -> None:
+    verdict = judge("c", "s", [1.0, 1.01, 1.02], ABOVE_0, tested=False)
+    assert verdict.outcome == "not at this scale"
+    assert verdict.sentence().endswith("which these runs do not test.")
+    assert judge("c", "s", [1.0], ABOVE_0, tested=False).outcome == "undecided"
+
+
+def test_pairs_are_one_to_one() -> None:
+    table = pd.DataFrame({"arm": ["a", "b", "b"], "seed": [0, 0, 1], "width": [32, 32, 32], "loss": [1.0, 0.5, 9.0]})
+    assert paired(table, "b", "a", ["seed"], "loss")["loss"].tolist() == [-0.5]
+    twice = pd.concat([table, table.assign(width=64)])
+    with pytest.raises(UserError, match="b and a: several runs at equal seed"):
+        paired(twice, "b", "a", ["seed"], "loss")
+    assert len(paired(twice, "b", "a", ["seed", "width"], "loss")) == 2
+
+
+def test_the_best_value_is_chosen_on_the_other_seeds() -> None:
+    losses = pd.DataFrame({0.1: [1.0, 5.0, 2.0], 0.2: [3.0, 2.0, 3.0]}, index=[0, 1, 2])
+    # without seed 0 the means are 3.5 and 2.5, without seed 1 1.5 and 3, without seed 2 3 and 2.5
+    assert best_elsewhere(losses).to_dict() == {0: 3.0, 1: 5.0, 2: 3.0}
+    assert best_elsewhere(losses, losses[[0.1]]).to_dict() == {0: 1.0, 1: 5.0, 2: 2.0}
+    diverged = losses.mask(losses == 3.0)
+    assert best_elsewhere(diverged).to_dict() == {0: 1.0, 1: 5.0, 2: 2.0}
+    assert best_elsewhere(losses.loc[[0]]).isna().all()
+
+
+def test_an_experiment_is_about_what_its_study_varies() -> None:
+    made = evidence([({"arm": arm, "model.n_layers": layers}, []) for arm in "ab" for layers in (1, 2)])
+    made.expect(["a", "b", "c"], ["model.n_layers"])
+    for arms, factors, said in (
+        (["a"], ["model.n_layers"], "has the arms a, not b"),
+        (["a", "b"], [], "does not vary model.n_layers"),
+        (["a", "b"], ["model.n_layers", "data.seq_len"], "needs the factor data.seq_len"),
+    ):
+        with pytest.raises(UserError, match=said):
+            made.expect(arms, factors)
+    wide = evidence([({"d_model": width, "optimizer": "muon"}, []) for width in (32, 64)])
+    wide.expect(["a"], ["model.d_model", "optimizer"])
+    with pytest.raises(UserError, match=r"does not vary model\.d_model"):
+        wide.expect(["a"])
 
 
 def test_means_over_seeds() -> None:

@@ -1,9 +1,11 @@
 """Verdicts: a claim, the statistic that it predicts, that statistic's interval over seeds, and what follows.
 
 The rule is one for all. A claim says in which range a statistic lies, such as a slope within 1 ± 0.1 or a difference
-above 0. The statistic is computed for each seed by itself; its 95 % interval is that of the mean of these values by
-Student's t, which is wide over few seeds, as it must be. The claim is *reproduced* when the whole interval lies in the
-range, *contradicted* when all of it lies outside, and otherwise *not at this scale*.
+above 0; where the paper gives a direction and no number, the range is this project's. The statistic has a value for
+each seed, and its 95 % interval is that of the mean of these by Student's t, which is wide over few seeds, as it must
+be. The claim is *reproduced* when the whole interval lies in the range, *contradicted* when all of it lies outside, and
+otherwise *not at this scale*, as is a claim whose precondition does not hold. It is *undecided* over one seed, or where
+a run that it needs diverged.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from lit_mult.analysis.crossed import t_quantile
+from lit_mult.errors import UserError
 
 Outcome = Literal["reproduced", "not at this scale", "contradicted", "undecided"]
 ABOVE_0 = (0.0, math.inf)
@@ -43,11 +46,15 @@ class Verdict:
     """Range in which the claim says that the statistic lies."""
     range_high: float
     seeds: int
+    tested: bool = True
+    """Whether the runs meet what the claim presupposes; if not, they say nothing of it, whatever the statistic is."""
 
     @property
     def outcome(self) -> Outcome:
         if not math.isfinite(self.low):
             return "undecided"
+        if not self.tested:
+            return "not at this scale"
         if self.range_low < self.low and self.high < self.range_high:  # strictly: equal arms differ by 0
             return "reproduced"
         outside = self.high <= self.range_low or self.low >= self.range_high
@@ -56,18 +63,21 @@ class Verdict:
     def sentence(self) -> str:
         """The verdict in words, for a list."""
         span = f"[{self.low:.3g}, {self.high:.3g}]" if self.seeds > 1 else "no interval"
-        counted = f"{self.seeds} seed{'s' * (self.seeds != 1)}; claimed: {_range(self.range_low, self.range_high)}"
+        counted = f"{self.seeds} seed{'s' * (self.seeds != 1)}; judged: {_range(self.range_low, self.range_high)}"
+        counted += "" if self.tested else ", which these runs do not test"
         return f"**{self.outcome}**: {self.claim}. {self.statistic}: {self.value:.3g} {span}, {counted}."
 
 
-def judge(claim: str, statistic: str, by_seed: ArrayLike, within: tuple[float, float]) -> Verdict:
+def judge(
+    claim: str, statistic: str, by_seed: ArrayLike, within: tuple[float, float], *, tested: bool = True
+) -> Verdict:
     """The verdict on a claim that a statistic lies `within` a range, from one value of it for each seed.
 
     A value that is not finite (a diverged run) leaves the claim undecided.
     """
     values = np.asarray(by_seed, dtype=float)
     mean, low, high = mean_interval(values)
-    return Verdict(claim, statistic, mean, low, high, *within, seeds=len(values))
+    return Verdict(claim, statistic, mean, low, high, *within, len(values), tested)
 
 
 def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
@@ -102,10 +112,34 @@ def paired(
 
     A row for each combination of the columns `by`, the seed among them, that both have; the NaN of a run that diverged
     stays.
+
+    Raises:
+        UserError: rows are not one for each combination, as the study varies something else, too.
     """
     first, second = (table[table[between] == name] for name in (of, against))
+    if first.duplicated(list(by)).any() or second.duplicated(list(by)).any():
+        raise UserError(f"{of} and {against}: several runs at equal {', '.join(by)}, so that nothing pairs them")
     both = first.merge(second, on=list(by), suffixes=("", "_against"))
     return both[list(by)].assign(**{value: both[value] - both[f"{value}_against"]})
+
+
+def best_elsewhere(losses: pd.DataFrame, among: pd.DataFrame | None = None) -> pd.Series:
+    """Loss of each seed at the value that is best on the other seeds: chosen where it is not judged, so without luck.
+
+    Args:
+        losses: a row a seed and a column a value, such as a learning rate.
+        among: the losses to choose by, where they are not the same; a value with a diverged run is not chosen.
+
+    Returns:
+        Seed -> loss; NaN where there is no other seed or no value to choose.
+    """
+    chosen_by = losses if among is None else among
+    found = {}
+    for seed in losses.index:
+        means = chosen_by.drop(index=seed, errors="ignore").mean(skipna=False).dropna()
+        best = means.idxmin() if len(means) else None
+        found[seed] = losses.at[seed, best] if best in losses.columns else math.nan
+    return pd.Series(found, dtype=float)
 
 
 def verdicts_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:

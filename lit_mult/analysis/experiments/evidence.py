@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 
 from lit_mult.analysis.diagnostics import load_diagnostics
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import rows
-from lit_mult.analysis.verdict import Verdict, verdicts_table
+from lit_mult.analysis.verdict import Outcome, Verdict, verdicts_table
+from lit_mult.errors import UserError
 
+_SEARCHED = {"optim.lr"}  # of arms that are compared at their best rate
 _COLUMNS = ["cell", "arm", "optimizer", "d_model", "lr", "seed"]
 READING = """\
-- A statistic is computed for each seed by itself; brackets and bars are 95 % intervals of the mean over seeds by
-  Student's t. A claim is *reproduced* when the whole interval lies in the range that it predicts, *contradicted* when
-  all of it lies outside, and else *not at this scale*; *undecided* when there is one seed or a run diverged. Not
-  corrected for the number of claims.
+- A statistic has a value for each seed; brackets and bars are 95 % intervals of the mean over seeds by Student's t. A
+  claim is *reproduced* when the whole interval lies in the range it is judged by, *contradicted* when all of it lies
+  outside, and else *not at this scale*; *undecided* when there is one seed or a run diverged. Where the paper gives a
+  direction and no number, the range is this project's. Not corrected for the number of claims.
 - ‖x‖ is the root mean square of the entries.
 """
 
@@ -32,6 +35,24 @@ class Evidence:
     runs: pd.DataFrame
     """`frame.load_records`."""
 
+    def expect(self, arms: Collection[str], factors: Collection[str] = ()) -> None:
+        """See that the study varies what the experiment is about and nothing else.
+
+        Raises:
+            UserError: an arm or a factor (optimizer, or a dotted field) that the experiment does not know, or none of
+                those that it needs.
+        """
+        where = f"{self.folder}: the experiment that the study names"
+        if strange := sorted(set(self.runs["arm"]) - set(arms)):
+            raise UserError(f"{where} has the arms {', '.join(arms)}, not {', '.join(strange)}")
+        columns = self.runs.rename(columns={"model.d_model": "as_factor", "d_model": "model.d_model"})
+        if lacking := sorted(name for name in factors if name not in columns):
+            raise UserError(f"{where} needs the factor {', '.join(lacking)}")
+        settings = [str(name) for name in columns if name == "optimizer" or "." in str(name)]
+        varied = {name for name in settings if columns[name].nunique(dropna=False) > 1}
+        if others := sorted(varied - set(factors) - _SEARCHED):
+            raise UserError(f"{where} does not vary {', '.join(others)}; give each of its values a study")
+
     @cached_property
     def readings(self) -> pd.DataFrame:
         """`diagnostics.load_diagnostics` with arm, optimizer, d_model, lr, seed and the factors of each cell.
@@ -40,7 +61,8 @@ class Evidence:
             UserError: there are none, or they are damaged.
         """
         factors = [name for name in self.runs if "." in str(name)]
-        return load_diagnostics(self.folder).merge(self.runs[_COLUMNS + factors], on="cell")
+        columns = list(dict.fromkeys(_COLUMNS + factors))
+        return load_diagnostics(self.folder).merge(self.runs[columns], on="cell")
 
     def at_end(self, *quantities: str) -> pd.DataFrame:
         """Readings of some quantities at the last step of each cell; NaN for a run that has no end: it diverged."""
@@ -50,11 +72,16 @@ class Evidence:
 
     @property
     def warnings(self) -> list[str]:
-        """Runs that diverged or were pruned, as one sentence; nothing where all came to their end."""
-        count = len(self._without_end)
-        named = ", ".join(f"{row.cell} ({row.status})" for row in rows(self._without_end))
-        left = "diverged or were pruned, which leaves claims that need them undecided"
-        return [f"{count} of {len(self.runs)} runs {left}: {named}"] if count else []
+        """Runs that diverged or were pruned, and those without diagnostics, a sentence each."""
+        said = []
+        if count := len(self._without_end):
+            named = ", ".join(f"{row.cell} ({row.status})" for row in rows(self._without_end))
+            left = "diverged or were pruned, which leaves claims that need them undecided"
+            said.append(f"{count} of {len(self.runs)} runs {left}: {named}")
+        if "readings" in self.__dict__:  # an experiment on losses alone has none
+            unread = sorted(set(self.runs["cell"]) - set(self.readings["cell"]))
+            said += [f"no diagnostics of {', '.join(unread)}, so left out"] * bool(unread)
+        return said
 
     @property
     def _without_end(self) -> pd.DataFrame:
@@ -64,10 +91,10 @@ class Evidence:
 def with_verdicts(found: Findings, verdicts: Sequence[Verdict]) -> Findings:
     """The findings with their verdicts as sentences, as a table and for the terminal."""
     outcomes = [verdict.outcome for verdict in verdicts]
-    counted = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes))
+    counted = ", ".join(f"{outcomes.count(one)} {one}" for one in get_args(Outcome) if one in outcomes)
     sentences = [verdict.sentence() for verdict in verdicts]
     found.csvs = {"verdicts": verdicts_table(verdicts)} | found.csvs
-    found.statements = {f"Verdict: {counted}": sentences} | found.statements
+    found.statements = {f"Verdict: {counted or 'nothing to judge'}": sentences} | found.statements
     found.reading = READING + found.reading
     found.said += ["\n".join(sentences)]
     return found

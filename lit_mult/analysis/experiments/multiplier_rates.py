@@ -22,7 +22,7 @@ from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.sensitivity import interpolated_optimum
 from lit_mult.analysis.style import CROSS, add_legend, draw_means, line_styles, panel_grid, styled
 from lit_mult.analysis.tables import means_table, signed
-from lit_mult.analysis.verdict import BELOW_0, NEGLIGIBLE, Verdict, judge, means_over_seeds
+from lit_mult.analysis.verdict import BELOW_0, NEGLIGIBLE, Verdict, best_elsewhere, judge, means_over_seeds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,12 +85,6 @@ def _best(grid: pd.DataFrame) -> float:
     return float(means.index[int(means.argmin())]) if len(means) else math.nan
 
 
-def _loss_at_best(grid: pd.DataFrame, chosen_on: pd.DataFrame) -> pd.Series:
-    """Loss of each seed at the value that is best on the other seeds of another grid."""
-    values = {seed: _best(chosen_on.drop(index=seed, errors="ignore")) for seed in grid.index}
-    return pd.Series({seed: grid.get(value, {}).get(seed, math.nan) for seed, value in values.items()}, dtype=float)
-
-
 def _excess(grids: Grids) -> pd.DataFrame:
     """Loss of each run minus that of the same seed at the best value of its arm and width."""
     parts = []
@@ -135,7 +129,7 @@ def _verdicts(grids: Grids, optima: pd.DataFrame) -> Iterator[Verdict]:
             f"The best {name} at width {widths[0]} does for width {widths[-1]}",
             f"loss at width {widths[-1]} with the best value of width {widths[0]} - with its own, nats per token "
             "(2 % of the perplexity count as nothing)",
-            _loss_at_best(largest, base) - _loss_at_best(largest, largest),
+            best_elsewhere(largest, base) - best_elsewhere(largest),
             _AS_GOOD,
         )
     for (arm, width), grid in grids.items():
@@ -143,7 +137,7 @@ def _verdicts(grids: Grids, optima: pd.DataFrame) -> Iterator[Verdict]:
             yield judge(
                 f"Decay of the multipliers lowers the loss at width {width}",
                 "loss at the best decay above 0 - at none, nats per token",
-                _loss_at_best(grid, grid.drop(columns=0)) - grid[0],
+                best_elsewhere(grid, grid.drop(columns=0)) - grid[0],
                 BELOW_0,
             )
 
