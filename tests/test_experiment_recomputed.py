@@ -21,6 +21,8 @@ pytestmark = pytest.mark.skipif(
 
 Key = tuple[str, str, int]
 """(optimizer, arm, seed)"""
+Lines = dict[Key, dict[float, tuple[float, float, float]]]
+"""Curve -> scale -> (final loss, log norm, distance of that from noise)"""
 
 
 def scale_of(record: dict[str, Any]) -> float:
@@ -32,18 +34,23 @@ def scale_of(record: dict[str, Any]) -> float:
     return gate
 
 
-def log_norm(path: Path) -> float:
-    """Log RMS of the LM head, or the mean over the MLP matrices of theirs, at the last step."""
+def log_norm(path: Path) -> tuple[float, float]:
+    """Log RMS, and how far it is from that of noise, of the LM head or on average over the MLP matrices at the end."""
     head = path.parent.parent.name == "projector_norm"
-    readings = [row for row in pq.read_table(path).to_pylist() if row["quantity"] == "weight_rms"]
-    last = max(row["step"] for row in readings)
-    logs = [
-        math.log(row["value"])
-        for row in readings
-        if row["step"] == last and (row["name"] == "lm_head" if head else ".mlp." in row["name"])
-    ]
-    assert len(logs) == 1 if head else len(logs) % 3 == 0
-    return sum(logs) / len(logs)
+    readings = pq.read_table(path).to_pylist()
+    last = max(row["step"] for row in readings if row["quantity"] == "weight_rms")
+    norms, noise = (
+        {
+            row["name"]: math.log(row["value"])
+            for row in readings
+            if (row["quantity"], row["step"]) == (quantity, last)
+            and (row["name"] == "lm_head" if head else ".mlp." in row["name"])
+        }
+        for quantity in ("weight_rms", "weight_noise_rms")
+    )
+    assert len(norms) == 1 if head else len(norms) % 3 == 0
+    distances = [abs(norm - noise[name]) for name, norm in norms.items()]
+    return sum(norms.values()) / len(norms), sum(distances) / len(norms)
 
 
 def fitted_slope(line: dict[float, float]) -> float:
@@ -59,16 +66,16 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="module")
-def lines(folder: Path) -> dict[Key, dict[float, tuple[float, float]]]:
-    """Curve -> scale -> (final loss, log norm)."""
-    found = defaultdict[Key, dict[float, tuple[float, float]]](dict)
+def lines(folder: Path) -> Lines:
+    """See `Lines`."""
+    found = Lines()
     for path in sorted((folder / "records").glob("*.json")):
         record = json.loads(path.read_text())
         key = (record["config"]["optimizer"], record["cell"]["arm"], record["seed"])
         reading = log_norm(folder / "diagnostics" / f"{path.stem}.parquet")
-        found[key][scale_of(record)] = (record["final_loss"], reading)
+        found.setdefault(key, {})[scale_of(record)] = (record["final_loss"], *reading)
     assert {len(line) for line in found.values()} == {5}
-    return dict(found)
+    return found
 
 
 def table(folder: Path, name: str) -> list[dict[str, str]]:
@@ -80,12 +87,12 @@ def key_of(row: dict[str, str]) -> Key:
     return row["optimizer"], row["arm"], int(row["seed"])
 
 
-def test_slopes_of_norms_agree_to_1e_9(folder: Path, lines: dict[Key, dict[float, tuple[float, float]]]) -> None:
+def test_slopes_of_norms_agree_to_1e_9(folder: Path, lines: Lines) -> None:
     compared = defaultdict[float, set[Key]](set)
     for row in table(folder, "slopes"):
         if row["measure"] in ("head_rms", "mlp_rms"):
             smallest = float(row["from_scale"])
-            norms = {scale: norm for scale, (_, norm) in lines[key_of(row)].items() if scale >= smallest}
+            norms = {scale: norm for scale, (_, norm, _) in lines[key_of(row)].items() if scale >= smallest}
             assert float(row["slope"]) == pytest.approx(fitted_slope(norms), abs=1e-9)
             compared[smallest].add(key_of(row))
     scales = {scale for line in lines.values() for scale in line}
@@ -93,17 +100,27 @@ def test_slopes_of_norms_agree_to_1e_9(folder: Path, lines: dict[Key, dict[float
     assert all(keys == set(lines) for keys in compared.values())
 
 
-def test_rises_of_losses_agree_to_1e_9(folder: Path, lines: dict[Key, dict[float, tuple[float, float]]]) -> None:
+def test_rises_of_losses_agree_to_1e_9(folder: Path, lines: Lines) -> None:
     compared = 0
     for row in table(folder, "rises"):
-        optimizer, arm, _ = key = key_of(row)
+        optimizer, arm, seed = key = key_of(row)
         at = float(row["at"])
-        totals = defaultdict[float, float](float)
-        for (other_optimizer, other_arm, _), line in lines.items():
-            if (other_optimizer, other_arm) == (optimizer, arm):
-                for scale, (loss, _) in line.items():
+        totals = defaultdict[float, float](float)  # over the other seeds
+        for (other_optimizer, other_arm, other_seed), line in lines.items():
+            if (other_optimizer, other_arm) == (optimizer, arm) and other_seed != seed:
+                for scale, (loss, *_) in line.items():
                     totals[scale] += loss
         best = min((scale for scale in totals if scale != at), key=totals.__getitem__)
         assert float(row["rise"]) == pytest.approx(lines[key][at][0] - lines[key][best][0], abs=1e-9)
         compared += 1
     assert compared == 2 * len(lines)  # both ends
+
+
+def test_noise_factors_agree_to_1e_9(folder: Path, lines: Lines) -> None:
+    compared = 0
+    for row in table(folder, "noise_factors"):
+        if row["measure"] in ("head_over_noise", "mlp_noise_factor"):
+            distances = [distance for _, _, distance in lines[key_of(row)].values()]
+            assert float(row["factor"]) == pytest.approx(math.exp(sum(distances) / len(distances)), abs=1e-9)
+            compared += 1
+    assert compared == len(lines)

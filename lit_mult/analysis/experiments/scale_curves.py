@@ -7,13 +7,13 @@ is a measure of an arm, a row a seed and a column a scale; a statistic of a curv
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 
 from lit_mult.analysis.experiments.evidence import Evidence
+from lit_mult.analysis.verdict import BELOW_0, Verdict, best_elsewhere, judge
 from lit_mult.errors import UserError
 
 LOSS = "final_loss"
@@ -53,35 +53,38 @@ def curve(table: pd.DataFrame, measure: str, **where: str) -> pd.DataFrame:
     return table[complete].pivot(index="seed", columns="scale", values=measure).reindex(columns=scales).astype(float)
 
 
-def best_other(losses: pd.DataFrame, at: float) -> float:
-    """Scale of the lowest mean over seeds, but `at` and those with a diverged run; NaN where there is none."""
-    means = losses.drop(columns=at).mean(skipna=False).dropna()
-    return float(means.index.to_numpy(float)[means.argmin()]) if len(means) else math.nan
-
-
 def rise(losses: pd.DataFrame, at: float) -> pd.Series:
-    """Loss at a scale minus that at the best of the others, nats per token: below 0 where `at` is the best of all."""
-    best = best_other(losses, at)
-    return losses[at] - (math.nan if math.isnan(best) else losses[best])
+    """Loss at a scale minus that at the best of the others, nats per token: below 0 where `at` is the best of all.
+
+    The best is chosen on the other seeds, so that a flat curve rises by 0 on average; NaN for a single seed. Of no seed
+    where there is a single scale.
+    """
+    others = losses.drop(columns=at)
+    return losses[at] - best_elsewhere(others) if len(others.columns) else pd.Series(dtype=float)
 
 
-def share(of: pd.Series, whole: pd.Series) -> pd.Series:
-    """of / whole at the seeds that both have; NaN where the whole is not above 0, as nothing has a share in that."""
+def judge_share(claim: str, statistic: str, of: pd.Series, whole: pd.Series, share: float) -> Verdict:
+    """The verdict on a claim that one rise is less than a share of another, of - share * whole < 0, seed by seed.
+
+    Where the other is no rise, the runs do not test it.
+    """
     of, whole = of.align(whole, join="inner")
-    return (of / whole).where(whole > 0)
+    return judge(claim, statistic, of - share * whole, BELOW_0, tested=not whole.mean() <= 0)
 
 
 def slope(values: pd.DataFrame) -> pd.Series:
-    """Least-squares slope of log value against log scale."""
+    """Least-squares slope of log value against log scale; of no seed where there is a single scale."""
+    if values.shape[1] < 2:
+        return pd.Series(dtype=float)
     x = np.log(values.columns.to_numpy(float))
     x = x - x.mean()
     fitted: pd.Series = np.log(values) @ x / (x @ x)
     return fitted
 
 
-def level(ratios: pd.DataFrame) -> pd.Series:
-    """Geometric mean over the scales."""
-    return pd.Series(np.exp(np.log(ratios.to_numpy(float)).mean(axis=1)), index=ratios.index)
+def typical_factor(ratios: pd.DataFrame) -> pd.Series:
+    """Typical factor between a ratio and 1 over the scales, exp(mean |ln ratio|): above and below do not cancel."""
+    return pd.Series(np.exp(np.abs(np.log(ratios.to_numpy(float))).mean(axis=1)), index=ratios.index)
 
 
 def slopes(table: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:

@@ -11,44 +11,46 @@ import numpy as np
 import pandas as pd
 
 from lit_mult.analysis.experiments.evidence import Evidence
-from lit_mult.analysis.experiments.scale_curves import LOSS, by_seed, curves, level, rise
+from lit_mult.analysis.experiments.scale_curves import LOSS, by_seed, curves, rise, typical_factor
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import optimizer_name, rows
 from lit_mult.analysis.style import CROSS, Styles, against_width, beside, draw_means
-from lit_mult.analysis.tables import interval, number, signed
+from lit_mult.analysis.tables import interval, number, signed, spanned
 from lit_mult.analysis.verdict import means_over_seeds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BROWNIAN: dict[str, Any] = {"color": "0.3", "ls": "--", "lw": 1.0, "zorder": 1}
 _READING = """\
 - S is the scale sqrt(lr / weight decay) of the matrices over that at a factor of 1 of their learning rate; their
   lr x weight decay is the same in every run.
-- A *rise* is the loss at an end of the scales minus that at the best of the other scales (lowest mean over seeds). As
-  the best is chosen among the same runs, the rise of a flat curve is a little above 0.
+- A *rise* is the loss at an end of the scales minus that at the best of the other scales, which is the one of the
+  lowest mean over the other seeds: chosen without the seed that it is compared on, it does not favour a rise.
 - A *slope* is that of log value against log S by least squares, 0 for what does not depend on S and 1 for what is
-  proportional to it. A *level* is the geometric mean over the scales of a norm over that of the Brownian reference:
-  a norm above it at one end and below it at the other can have level 1, so read it with the slope and the means.
-- Means over seeds are geometric but for losses, rises, slopes and levels.
+  proportional to it. A *noise factor* is the typical factor between a norm and that of the Brownian reference,
+  exp(mean |ln(norm / noise)|) over scales (and matrices): 1 for noise, more for what lies above it or below it.
+- Means over seeds are geometric but for losses, rises, slopes and noise factors.
 """
 
 
 def findings(evidence: Evidence, table: pd.DataFrame, fits: pd.DataFrame, ratios: Sequence[str]) -> Findings:
-    """Tables and warnings that every such study has, from its points, its `slopes` and columns of ratios to noise."""
+    """What every such study has to say, from its points, its `slopes` and columns of ratios to noise."""
     ends = (float(table["scale"].min()), float(table["scale"].max()))
     rises = pd.concat([by_seed(table, [LOSS], partial(rise, at=at), "rise", at=at) for at in ends], ignore_index=True)
-    levels = by_seed(table, ratios, level, "level")
-    shown = {"rises": _shown(rises, "rise"), "slopes": _shown(fits, "slope"), "levels": _shown(levels, "level")}
-    # What people look for: does the loss at this end exceed the best by more than its interval?
-    lows = means_over_seeds(rises, ["optimizer", "arm", "at"], "rise")["low"]
-    shown["rises"]["above 0"] = ["n/a" if math.isnan(low) else "yes" if low > 0 else "no" for low in lows]
+    factors = by_seed(table, ratios, typical_factor, "factor")
+    shown = {
+        "rises": _shown(rises, "rise"),
+        "slopes": _shown(fits, "slope"),
+        "noise_factors": _shown(factors, "factor"),
+    }
+    said = list(_extremes(rises))
     return Findings(
-        csvs={"points": table, "rises": rises, "slopes": fits, "levels": levels},
+        csvs={"points": table, "rises": rises, "slopes": fits, "noise_factors": factors},
         shown=shown | {"means": _means(table)},
+        statements={"Loss at the extremes": said} if said else {},
         warnings=[*evidence.warnings, *_warnings(table)],
         reading=_READING,
-        unit="Losses and rises in nats per token; slopes and levels have no unit",
+        unit="Losses and rises in nats per token; slopes and noise factors have no unit",
     )
 
 
@@ -76,10 +78,19 @@ def means(table: pd.DataFrame, measure: str) -> pd.DataFrame:
     return found.assign(**{name: np.exp(found[name]) for name in (measure, "low", "high")})
 
 
-def draw_noise(ax: Axes, table: pd.DataFrame, measure: str) -> None:
-    """The Brownian level against S, which is that of all arms."""
-    noise = means(table[table[measure].notna()], measure)
-    ax.plot(noise["scale"], noise[measure], **BROWNIAN)
+def _extremes(rises: pd.DataFrame) -> Iterator[str]:
+    """At which ends the loss exceeds its best by more than the interval of the rise, a sentence an arm."""
+    ends = means_over_seeds(rises, ["optimizer", "arm", "at"], "rise")
+    ends["answer"] = [
+        "may or may not exceed" if math.isnan(low) else "exceeds" if low > 0 else "does not exceed"
+        for low in ends["low"]
+    ]
+    for (optimizer, arm), line in ends.groupby(["optimizer", "arm"]):
+        said = []
+        for answer, found in line.groupby("answer", sort=False):
+            places = [f"S = {row.at:g} ({spanned(row.rise, row.low, row.high)} nats per token)" for row in rows(found)]
+            said.append(f"{answer} its best by more than the interval at {' and '.join(places)}")
+        yield f"{arm}, {optimizer_name(str(optimizer))}: the loss {'; it '.join(said)}."
 
 
 def _means(table: pd.DataFrame) -> pd.DataFrame:
@@ -96,7 +107,7 @@ def _place(optimizer: str, arm: str, measure: str) -> dict[str, str]:
 
 
 def _shown(table: pd.DataFrame, statistic: str) -> pd.DataFrame:
-    by, written = list(table.columns[:-2]), number if statistic == "level" else signed  # by all but seed and statistic
+    by, written = list(table.columns[:-2]), number if statistic == "factor" else signed  # by all but seed and statistic
     cells = []
     for row in rows(means_over_seeds(table, by, statistic)):
         value = getattr(row, statistic)
@@ -114,4 +125,4 @@ def _warnings(table: pd.DataFrame) -> Iterator[str]:
         runs = group.groupby("seed").size()
         if lacking := [str(seed) for seed in runs.index[runs < table["scale"].nunique()]]:
             place = f"{arm}, {optimizer_name(str(optimizer))}, seed {', '.join(lacking)}"
-            yield f"not a run at every scale, so left out of rises, slopes and levels: {place}"
+            yield f"not a run at every scale, so left out of rises, slopes and noise factors: {place}"
