@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lit_mult.errors import ConfigError
 
@@ -129,6 +129,13 @@ class PlacementConfig(_Section):
     """Module-name pattern -> none, scalar, row, column or sums such as row+column; the last match wins."""
     init: Literal["ones", "preset"] = "ones"
     """Start of the learnable multipliers: 1, or the preset's forward multipliers."""
+
+    @field_validator("overrides", mode="before")
+    @classmethod
+    def _from_pairs(cls, given: Any) -> Any:
+        """Overrides as the plan of a study keeps them: pairs, whose order is not lost when keys are sorted."""
+        pairs = isinstance(given, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in given)
+        return dict(given) if pairs else given
 
 
 class ParametrizationConfig(_Section):

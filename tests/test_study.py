@@ -126,6 +126,16 @@ def test_a_profile_is_laid_over_the_file(study_dict: MakeStudy, tmp_path: Path) 
         load_study(str(path))
 
 
+def test_a_plan_with_overrides_in_its_base_is_read_back(study_dict: MakeStudy, tmp_path: Path) -> None:
+    plain = study_dict()
+    overrides = {"*": "none", "layers.0.*": "scalar"}
+    spec = StudySpec.from_dict({**plain, "base": {**plain["base"], "placement": {"overrides": overrides}}})
+    folder = StudyFolder(tmp_path)
+    folder.claim(spec, ["corpus"])
+    assert folder.spec().base_config.hash == spec.base_config.hash
+    assert list(folder.spec().base_config.placement.overrides) == list(overrides)
+
+
 def test_the_batch_may_be_the_question(study_dict: MakeStudy) -> None:
     spec = StudySpec.from_dict(study_dict(factors={"train.batch_size": [2, 8]}))
     assert {point.first_cell().config.train.batch_size for point in spec.points()} == {2, 8}
