@@ -78,7 +78,7 @@ def findings(evidence: Evidence) -> Findings:
     found.figures = {"brownian_overlay": trajectories(every, decays)}
     found.captions = {"brownian_overlay": _CAPTION}
     found.warnings = evidence.warnings
-    found.statements = {"Hidden matrices off noise": list(_unlike_noise(end))}
+    found.statements = {"Hidden matrices unlike noise (norm over noise)": list(_unlike_noise(end))}
     return with_verdicts(found, list(_verdicts(_deviations(evidence.runs, end))))
 
 
@@ -104,9 +104,8 @@ def _verdicts(runs: pd.DataFrame) -> Iterator[Verdict]:
         yield judge(claim, f"{deviation} of multipliers - of hidden matrices", excess, _FREE)
     contrasts = paired(runs, "weak", "strong", ["optimizer", "seed"], "off_hidden")
     for optimizer, group in contrasts.groupby("optimizer", sort=False):
-        claim = (
-            f"Hidden matrices are closer to noise under strong decay ({optimizer_name(str(optimizer))}), as in fig. 1"
-        )
+        name = optimizer_name(str(optimizer))
+        claim = f"Hidden matrices are closer to noise under strong decay than under weak ({name}), as in fig. 1"
         yield judge(claim, f"{deviation} of hidden matrices, weak - strong decay", group["off_hidden"], ABOVE_0)
 
 
@@ -116,11 +115,10 @@ def _unlike_noise(end: pd.DataFrame) -> Iterator[str]:
     for (arm, optimizer), group in hidden.groupby(["arm", "optimizer"], sort=False):
         ratios = group.groupby("name")["norm_ratio"].agg(geometric_mean).sort_values()
         beyond = ratios[np.abs(np.log(ratios)) > math.log1p(TOLERANCE)]
-        named = ", ".join(f"{name} {ratio:.2f}" for name, ratio in beyond.items())
-        within = (
-            f"{arm} decay, {optimizer_name(str(optimizer))}: {len(beyond)} of {len(ratios)} hidden matrices are more"
-        )
-        yield f"{within} than {TOLERANCE:.0%} off noise at the end{f' (norm over noise: {named})' if named else ''}."
+        named = [f"{name} {ratio:.2f}" for name, ratio in beyond.items()]
+        where = f"({arm} decay, {optimizer_name(str(optimizer))})"
+        counted = f"{len(beyond)} of {len(ratios)} hidden matrices"
+        yield f"Outside {100 * TOLERANCE:g} % of noise at the end {where}: {', '.join([counted, *named])}."
 
 
 def _by_line(end: pd.DataFrame) -> pd.DataFrame:

@@ -29,8 +29,8 @@ def caption(floor: float) -> str:
         "batch's gradient in the second half of the run: matrices (left), multipliers and RMSNorm weights (middle). A "
         "point is one parameter at one batch size, mean over seeds. Shaded: ratios that count as noise; lighter, for "
         "parameters of few entries alone. Dotted: the SNR that best separates trapped from free. SNRs below "
-        f"{floor:g} stand there. Right: share of parameters that are free, mean over seeds with 95 % intervals. An open "
-        "question: the paper has no such figure."
+        f"{floor:g} stand there. Right: share of parameters that are free, mean over seeds with 95 % intervals. An "
+        "open question: the paper has no such figure."
     )
 
 
