@@ -44,8 +44,9 @@ def brownian(arguments: Sequence[str]) -> int:
     import pandas as pd
 
     from lit_mult.analysis.tables import to_csv
+    from lit_mult.noise_band import TOLERANCE
     from lit_mult.optim.brownian import MAX_DIM
-    from lit_mult.training.trapped import TOLERANCE, compare
+    from lit_mult.training.trapped import compare
 
     reference = compare(folder, namespace.max_dim or MAX_DIM, namespace.tolerance or TOLERANCE)
     table: list[tuple[str, ...]] = [("parameter", "role", "norm", "noise", "balance", "moved / noise", "verdict")]

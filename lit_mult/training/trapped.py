@@ -10,9 +10,9 @@ that arXiv:2601.04890 fig. 1 plots; before that, and for multipliers and norm we
 the start, which says nothing about learning. 1 means that updates add up as independent ones do; more, that gradients
 agree over steps; less, that the loss pulls the parameter back.
 
-**The verdict.** *trapped* when the ratio lies within `TOLERANCE` of 1, widened by what a sample of so few entries would
-do under noise (95 % of chi-square with as many degrees of freedom as entries: for a matrix nothing, for a lone scalar
-the ratio may lie anywhere below 2.2); otherwise *free*. With few entries, *trapped* is weak evidence.
+**The verdict.** *trapped* when the ratio lies in the `noise_band` of so many entries (the tolerance of 10 %, widened by
+what chance does to few entries: a lone scalar's ratio may lie anywhere below 2.4); otherwise *free*. With few entries,
+*trapped* is weak evidence.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,12 +31,10 @@ from lit_mult.errors import UserError
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.parts import Reading, trainable_parts
+from lit_mult.noise_band import TOLERANCE, noise_band
 from lit_mult.optim.brownian import MAX_DIM, Motion, Particle, particles, rms, simulate
 from lit_mult.parametrization.plan import plan_run
 from lit_mult.training.trained import load_trained
-
-TOLERANCE = 0.1
-"""Of the ratio: the level of 10 % to which matrices at the balance are expected to follow noise."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ def compare(folder: Path, max_dim: int = MAX_DIM, tolerance: float = TOLERANCE) 
         if not math.isfinite(moved):
             raise UserError(f"{trained.checkpoint}: {row.name} holds values that are not numbers; the run has diverged")
         ratio = moved / motion.moved
-        low, high = _bounds(end.numel(), tolerance)
+        low, high = noise_band(end.numel(), tolerance)
         comparisons.append(
             Comparison(
                 name=row.name,
@@ -169,10 +166,3 @@ def _start(config: RunConfig, vocab_size: int) -> Llama:
 
         start_from_pretrained(model, plan, config)
     return model
-
-
-def _bounds(entries: int, tolerance: float) -> tuple[float, float]:
-    """Ratios that are trapped."""
-    draws = np.random.default_rng(0).chisquare(entries, 20_000) / entries
-    low, high = np.sqrt(np.quantile(draws, (0.025, 0.975)))
-    return float(low) / (1 + tolerance), float(high) * (1 + tolerance)

@@ -15,6 +15,7 @@ from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import rows
 from lit_mult.analysis.verdict import Outcome, Verdict, verdicts_table
 from lit_mult.errors import UserError
+from lit_mult.record import RunRecord
 
 _SEARCHED = {"optim.lr"}  # of arms that are compared at their best rate
 _COLUMNS = ["cell", "arm", "optimizer", "d_model", "lr", "seed"]
@@ -69,6 +70,14 @@ class Evidence:
         chosen = self.readings[self.readings["quantity"].isin(quantities)]
         last = chosen[chosen["step"] == chosen.groupby("cell")["step"].transform("max")]
         return last.assign(value=last["value"].mask(last["cell"].isin(self._without_end["cell"])))
+
+    def record(self, arm: str) -> RunRecord:
+        """The record of an arm's first run, for what all of its runs have in common.
+
+        Raises:
+            UserError: it has gone or is damaged.
+        """
+        return RunRecord.read(Path(self.runs.loc[self.runs["arm"] == arm, "path"].iloc[0]))
 
     @property
     def warnings(self) -> list[str]:

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 
 from lit_mult.analysis.experiments.evidence import Evidence
-from lit_mult.roles import Role
+from lit_mult.config import ModelConfig
+from lit_mult.record import RunRecord
+from lit_mult.roles import Role, matrix_shapes
 
 KINDS = {
     "query, key": "#0072B2",
@@ -26,8 +28,6 @@ KINDS = {
 HIDDEN = ("query, key", "value, output", "MLP")
 MATRICES = (*HIDDEN, "embedding", "LM head")
 MULTIPLIERS = ("row multipliers", "column multipliers", "scalar multipliers")
-BAND = (0.9, 1.1)
-"""Ratios to noise that count as noise, the tolerance of `lit-mult brownian`."""
 
 _PARTS = {"row": MULTIPLIERS[0], "column": MULTIPLIERS[1], "scalar": MULTIPLIERS[2], "norm": "RMSNorm weights"}
 _MATRICES: dict[str, str] = {
@@ -62,6 +62,19 @@ def beside_noise(parameters: pd.DataFrame) -> pd.DataFrame:
     """
     end = parameters[parameters["final_loss"].notna()].dropna(subset=["moved", "noise_moved"])  # read at the end alone
     return end.assign(ratio=end["moved"] / end["noise_moved"])
+
+
+def entries(record: RunRecord, name: str, role: str, part: str) -> int:
+    """How many numbers a parameter of a run is made of."""
+    model = ModelConfig.model_validate(record.config["model"])
+    if part == "norm":
+        return 1 if name == "norm" and model.final_norm == "scalar" else model.d_model
+    embeddings = (
+        record.parameters["total"] - record.parameters["non_embedding"]
+    )  # the embedding's matrix and the head's
+    vocab_size = embeddings // model.d_model // (1 if model.tie_embeddings else 2)
+    d_out, d_in = matrix_shapes(model, vocab_size)[Role(role)]
+    return {"weight": d_out * d_in, "row": d_out, "column": d_in, "scalar": 1}[part]
 
 
 def geometric_mean(values: pd.Series) -> float:

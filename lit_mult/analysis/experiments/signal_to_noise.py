@@ -22,10 +22,10 @@ import pandas as pd
 from lit_mult.analysis import tables
 from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
 from lit_mult.analysis.experiments.parameters import (
-    BAND,
     MATRICES,
     MULTIPLIERS,
     beside_noise,
+    entries,
     geometric_mean,
     parameters,
 )
@@ -33,16 +33,17 @@ from lit_mult.analysis.experiments.snr_plots import caption, motion_against_snr
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import rows
 from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge, mean_interval, means_over_seeds
+from lit_mult.noise_band import noise_band
 
-_BATCH = "train.batch_size"
+_ARM, _BATCH = "vectors", "train.batch_size"
 _FLOOR = 1e-3
 """SNRs below this, negative estimates among them, count as this in the figure and for the cut: both take logs."""
 _READING = f"""\
 - The SNR is B * signal / noise of a parameter's whole gradient, from the two halves of a batch of B (arXiv:1812.06162
   app. A.1); signal and noise are averaged over the second half of the run before they are divided. The estimate has no
   bias but an error, larger in vectors, so that it may be negative; errors weaken correlations and blur the cut.
-- A parameter is *free* when the ratio of moved and of noise's moved lies outside {BAND[0]} to {BAND[1]}, on either
-  side. A vector of 64 entries does so by chance in one case of four, a matrix never.
+- A parameter is *free* when the ratio of moved and of noise's moved is off 1 by more than 10 %, on either side, and by
+  what chance does to so few entries, as in `lit-mult brownian`: outside 0.75 to 1.29 for a vector of 64.
 - *SNR at the cut*: the value that best splits a seed's parameters of all batch sizes into trapped (below) and free, the
   geometric mean of the SNRs on its two sides and of all cuts that are as good; SNRs below {_FLOOR:g} count as that.
   *Misplaced without*: share of parameters misplaced when all are called the same; without a better cut there is none.
@@ -51,10 +52,12 @@ _READING = f"""\
 
 def findings(evidence: Evidence) -> Findings:
     """SNR against motion, the cut between trapped and free, and verdicts."""
+    evidence.expect([_ARM], [_BATCH])
     points = _points(evidence)
     cuts, kinds, sides = _cuts(points), _by_batch(points, "kind"), _by_batch(points, "side")
     found = Findings(reading=_READING, unit="SNRs (means), ratios (geometric means) and shares with 95 % intervals")
-    names = ["seed", "batch", "name", "role", "part", "signal", "error", "noise", "snr", "ratio", "free"]
+    names = ["seed", "batch", "name", "role", "part", "signal", "error", "noise", "snr", "ratio", "low", "high"]
+    names += ["free"]
     found.csvs = {"parameters": points[names], "kinds": kinds, "sides": sides, "cuts": cuts}
     found.shown = {"kinds": _kinds_shown(kinds), "trapped_or_free": _cuts_shown(cuts)}
     if len(points):
@@ -67,7 +70,10 @@ def findings(evidence: Evidence) -> Findings:
 
 
 def _points(evidence: Evidence) -> pd.DataFrame:
-    """A row for each parameter of a completed run: signal with its standard error, noise, snr, ratio, free, side."""
+    """A row for each parameter of a completed run: signal with its standard error, noise, snr, ratio, side, free.
+
+    Low and high are the ratios between which it is not free.
+    """
     every = parameters(evidence, "signal", "noise", "moved", "noise_moved")
     read = every.dropna(subset=["signal", "noise"])
     late = read[read["step"] >= read.groupby("cell")["step"].transform("max") / 2]
@@ -76,7 +82,10 @@ def _points(evidence: Evidence) -> pd.DataFrame:
     points = beside_noise(every).drop(columns=["signal", "noise"]).merge(means, on=key)
     points["batch"] = points[_BATCH]
     points["snr"] = points["batch"] * points["signal"] / points["noise"]
-    points["free"] = ~points["ratio"].between(*BAND)
+    record = evidence.record(_ARM)  # of any batch size: the model is one
+    bands = [noise_band(entries(record, row.name, row.role, row.part)) for row in rows(points)]
+    points[["low", "high"]] = np.array(bands).reshape(-1, 2)
+    points["free"] = ~points["ratio"].between(points["low"], points["high"])
     points["side"] = np.where(points["kind"].isin(MATRICES), "matrices", "vectors")
     return points
 

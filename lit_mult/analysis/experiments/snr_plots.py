@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lit_mult.analysis.experiments.parameters import BAND, KINDS, geometric_mean, kinds_drawn
+from lit_mult.analysis.experiments.parameters import KINDS, geometric_mean, kinds_drawn
 from lit_mult.analysis.frame import rows
 from lit_mult.analysis.style import against_width, draw_means, log_y, mark_legend, panel_grid, styled
 
@@ -27,10 +27,10 @@ def caption(floor: float) -> str:
     return (
         "What parameters moved over what their Brownian reference did, against the signal-to-noise ratio (SNR) of a "
         "batch's gradient in the second half of the run: matrices (left), multipliers and RMSNorm weights (middle). A "
-        "point is one parameter at one batch size, mean over seeds. Shaded: like noise "
-        f"({BAND[0]} to {BAND[1]}). Dotted: the SNR that best separates trapped from free. SNRs below {floor:g} stand "
-        "there. Right: share of parameters that are free, mean over seeds with 95 % intervals. An open question: the "
-        "paper has no such figure."
+        "point is one parameter at one batch size, mean over seeds. Shaded: ratios that count as noise; lighter, for "
+        "parameters of few entries alone. Dotted: the SNR that best separates trapped from free. SNRs below "
+        f"{floor:g} stand there. Right: share of parameters that are free, mean over seeds with 95 % intervals. An "
+        "open question: the paper has no such figure."
     )
 
 
@@ -39,7 +39,7 @@ def motion_against_snr(points: pd.DataFrame, sides: pd.DataFrame, cuts: pd.DataF
     """Ratio of moved against SNR, for matrices and for vectors, and the share that is free against batch size.
 
     Args:
-        points: a row a parameter of a run: side, kind, name, part, batch, snr, ratio.
+        points: a row a parameter of a run: side, kind, name, part, batch, snr, ratio, low, high (of ratios like noise).
         sides: mean and interval of the share that is free: side, batch, measure, value, low, high.
         cuts: SNR between trapped and free for each side and seed, NaN for none.
         floor: what lower SNRs are drawn at.
@@ -47,7 +47,7 @@ def motion_against_snr(points: pd.DataFrame, sides: pd.DataFrame, cuts: pd.DataF
     figure, axes = panel_grid(1, 3, 3.2)
     sizes = sorted(points["batch"].unique())
     markers = {size: _MARKERS[number % len(_MARKERS)] for number, size in enumerate(sizes)}
-    over_seeds = points.groupby(["side", "kind", "batch", "name", "part"])
+    over_seeds = points.groupby(["side", "kind", "batch", "name", "part", "low", "high"])
     drawn = over_seeds.agg(snr=("snr", "mean"), ratio=("ratio", geometric_mean)).reset_index()
     drawn["snr"] = drawn["snr"].clip(lower=floor)
     for ax, side in zip(axes[0], _SIDES, strict=False):
@@ -76,4 +76,5 @@ def _scatter(ax: Axes, drawn: pd.DataFrame, markers: dict[Any, str]) -> None:
     for row in rows(drawn):
         look: dict[str, Any] = {"color": KINDS[row.kind], "marker": markers[row.batch]}
         ax.plot(row.snr, row.ratio, **look, ls="none", ms=3.5, mew=0.7, mfc="none")
-    ax.axhspan(*BAND, color="0.88", lw=0)
+    ax.axhspan(drawn["low"].min(), drawn["high"].max(), color="0.93", lw=0)
+    ax.axhspan(drawn["low"].max(), drawn["high"].min(), color="0.85", lw=0)
