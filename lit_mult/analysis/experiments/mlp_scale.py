@@ -15,12 +15,12 @@ import pandas as pd
 
 from lit_mult.analysis.experiments import scale_curves, scale_sweep
 from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
-from lit_mult.analysis.experiments.parameters import BAND
 from lit_mult.analysis.experiments.scale_curves import curve
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import optimizer_name
 from lit_mult.analysis.style import CROSS, add_legend, arm_styles, log_y, panel_grid, styled
 from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge
+from lit_mult.noise_band import TOLERANCE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,7 +55,7 @@ _CAPTION = (
 # "compensate" has no number in the digest: this project asks for a product of S^-3, to a tenth. Matrices and ABM
 # "coincide": 10 %, the tolerance of `training.trapped`; of a typical factor since the first runs, as a mean cancels.
 _FLAT, _CONSTANT, _GROWS = 0.25, (-0.25, 0.25), (0.25, math.inf)
-_COMPENSATE, _PROPORTIONAL, _COINCIDE = (-3.3, -2.7), (0.9, 1.1), (-math.inf, BAND[1])
+_COMPENSATE, _PROPORTIONAL, _COINCIDE = (-3.3, -2.7), (0.9, 1.1), (-math.inf, 1 + TOLERANCE)
 
 
 def findings(evidence: Evidence) -> Findings:
@@ -130,7 +130,7 @@ def _figure(points: pd.DataFrame) -> Figure:
         here = table[table["optimizer"] == optimizer]
         for ax, measure in ((loss, scale_curves.LOSS), (outputs, "output_rms"), (norms, "mlp_over_noise")):
             scale_sweep.draw(ax, here, measure, styles)
-        norms.axhspan(*BAND, color=_NOISE["color"], lw=0, zorder=0)
+        norms.axhspan(1 - TOLERANCE, 1 + TOLERANCE, color=_NOISE["color"], lw=0, zorder=0)
         for measure, look in _SCALAR_LOOKS.items():
             scale_sweep.draw(scalars, here, measure, styles, look)
         scales = np.sort(here["scale"].unique())

@@ -18,11 +18,11 @@ import pandas as pd
 
 from lit_mult.analysis.experiments import scale_curves, scale_sweep
 from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
-from lit_mult.analysis.experiments.parameters import BAND
 from lit_mult.analysis.experiments.scale_curves import curve
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.style import CROSS, LOSS, add_legend, arm_styles, log_y, panel_grid, styled
 from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge
+from lit_mult.noise_band import TOLERANCE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ _CAPTION = (
 # Chosen before any run of the study. Digest of fig. 1: "flat" is a rise that a reader of the figure would not see
 # beside FPN's, a tenth; a slope of 0.1 over the paper's range of scales, 8^4, is a factor of 2.3; ABM and matrices
 # "coincide": 10 %, the tolerance of `training.trapped`; of a typical factor since the first runs, as a mean cancels.
-_FLAT, _STABLE, _PROPORTIONAL, _COINCIDE = 0.1, (-0.1, 0.1), (0.9, 1.1), (-math.inf, BAND[1])
+_FLAT, _STABLE, _PROPORTIONAL, _COINCIDE = 0.1, (-0.1, 0.1), (0.9, 1.1), (-math.inf, 1 + TOLERANCE)
 
 
 def findings(evidence: Evidence) -> Findings:

@@ -68,7 +68,7 @@ def motion_against_snr(points: pd.DataFrame, sides: pd.DataFrame, cuts: pd.DataF
     marks = [(kind, {"color": KINDS[kind], "marker": "o", "mfc": "none"}) for kind in kinds_drawn(points["kind"])]
     marks += [(f"batch size {size}", {"color": "0.3", "marker": markers[size], "mfc": "none"}) for size in sizes]
     marks += [(f"share of {side}", look) for side, look in _SIDES.items()]
-    mark_legend(figure, [*marks, ("cut", _CUT)])
+    mark_legend(figure, [*marks, *[("cut", _CUT)] * bool(cuts["snr"].notna().any())])
     return figure
 
 
