@@ -28,9 +28,9 @@ def caption(floor: float) -> str:
         "What parameters moved over what their Brownian reference did, against the signal-to-noise ratio (SNR) of a "
         "batch's gradient in the second half of the run: matrices (left), multipliers and RMSNorm weights (middle). A "
         "point is one parameter at one batch size, mean over seeds. Shaded: ratios that count as noise; lighter, for "
-        "parameters of few entries alone. Dotted: the SNR that best separates trapped from free. SNRs below "
-        f"{floor:g} stand there. Right: share of parameters that are free, mean over seeds with 95 % intervals. An "
-        "open question: the paper has no such figure."
+        "parameters of few entries alone. Dotted, where any does: the SNR that best separates trapped from free. SNRs "
+        f"below {floor:g} stand there. Right: share of parameters that are free, mean over seeds with 95 % intervals. "
+        "An open question: the paper has no such figure."
     )
 
 
@@ -68,7 +68,8 @@ def motion_against_snr(points: pd.DataFrame, sides: pd.DataFrame, cuts: pd.DataF
     marks = [(kind, {"color": KINDS[kind], "marker": "o", "mfc": "none"}) for kind in kinds_drawn(points["kind"])]
     marks += [(f"batch size {size}", {"color": "0.3", "marker": markers[size], "mfc": "none"}) for size in sizes]
     marks += [(f"share of {side}", look) for side, look in _SIDES.items()]
-    mark_legend(figure, [*marks, *[("cut", _CUT)] * bool(cuts["snr"].notna().any())])
+    marks += [("cut", _CUT)] if cuts["snr"].notna().any() else []
+    mark_legend(figure, marks)
     return figure
 
 
