@@ -13,6 +13,7 @@ from lit_mult.analysis.experiments import ablation
 from lit_mult.analysis.experiments.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import load_records
+from lit_mult.errors import UserError
 
 TIERS = ("NONE", "LR", "LRWD", "FULL")
 FIXED = (2.2, 2.1, 2.05, 2.0)
@@ -92,3 +93,10 @@ def test_what_lacks_is_no_crash(tmp_path: Path) -> None:
     assert "1 of 2 runs diverged or were pruned" in alone.warnings[0]
     for found in (single, alone):
         assert all("png" in style.save(figure) for figure in found.figures.values())
+
+
+def test_a_study_of_several_widths_is_refused(tmp_path: Path) -> None:
+    for width in (32, 64):
+        write_run(tmp_path, 2.0, arm="fixed", width=width, factors={"parametrization.tier": "NONE"})
+    with pytest.raises(UserError, match=r"does not vary model\.d_model"):
+        ablation.findings(Evidence(tmp_path, load_records(tmp_path)))

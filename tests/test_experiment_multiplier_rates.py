@@ -12,6 +12,7 @@ from lit_mult.analysis import style
 from lit_mult.analysis.experiments import multiplier_rates
 from lit_mult.analysis.experiments.evidence import Evidence
 from lit_mult.analysis.findings import Findings
+from lit_mult.errors import UserError
 
 RATES, DECAYS = (2**-10, 2**-8, 2**-6, 2**-4, 2**-2), (0, 0.02, 0.08, 0.32)
 Loss = Callable[[int, float, int], float]
@@ -114,3 +115,18 @@ def test_runs_that_diverged_or_lack() -> None:
     single = multiplier_rates.findings(study(steep, decay_gains(0), widths=(32,), seeds=1))
     assert set(outcomes(single)) == {"undecided"}
     assert "png" in style.save(single.figures["multiplier_rates"])
+
+
+def test_seeds_of_as_many_but_other_values_are_not_averaged() -> None:
+    made = study(optimum_at(0), decay_gains(0.1))
+    lacking = {(0, RATES[0]), (1, RATES[0]), (2, RATES[-1])}
+    pairs = zip(made.runs["seed"], made.runs["optim.multiplier_lr"], strict=True)
+    kept = made.runs[[pair not in lacking for pair in pairs]]
+    excess = multiplier_rates.findings(Evidence(made.folder, kept)).csvs["excess"].query("arm == 'rate'")
+    assert (set(excess["seed"]), set(excess["value"])) == ({0, 1}, set(RATES[1:]))
+
+
+def test_a_study_of_other_arms_is_refused() -> None:
+    made = study(optimum_at(0), decay_gains(0.1))
+    with pytest.raises(UserError, match="has the arms"):
+        multiplier_rates.findings(Evidence(made.folder, made.runs.assign(arm="muP")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import product
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from experiment_data import Reading, evidence
 from lit_mult.analysis import style
 from lit_mult.analysis.experiments import depth_scales, row_norms, width_scaling
 from lit_mult.analysis.findings import Findings
+from lit_mult.analysis.scaling import slope
+from lit_mult.errors import UserError
 from lit_mult.roles import MATRIX_ROLES
 
 Cell = tuple[dict[str, Any], list[Reading]]
@@ -131,6 +134,8 @@ def test_the_breadth_of_row_norms_is_judged_against_that_without_vectors(
     breadth = found.csvs["breadth"].set_index("role")
     assert breadth.loc["gate_proj", "ratio"] == pytest.approx(1.01 * vectors / 0.1)
     assert breadth.loc["gate_proj", "none"] == pytest.approx(0.15)
+    shown = found.shown["breadth"].set_index("role").loc["gate_proj"]
+    assert (shown["optimizer"], shown["none"], shown["seeds"]) == ("AdamW", "0.1500", "3")
     assert set(breadth.index) == {"q_proj", "k_proj", "v_proj", "gate_proj", "lm_head"}
     check_figure(found, "row_norms")
 
@@ -138,7 +143,8 @@ def test_the_breadth_of_row_norms_is_judged_against_that_without_vectors(
 def test_row_norms_of_one_arm_or_with_a_diverged_run() -> None:
     alone = row_norms.findings(evidence(row_cells(0.3)[:3]))
     assert alone.csvs["verdicts"].empty
-    assert set(alone.shown["breadth"]["vectors / none"]) == {"n/a"}
+    assert alone.shown["breadth"].empty
+    check_figure(alone, "row_norms")
     cells = row_cells(0.3)
     cells[4][0].update(DIVERGED)
     found = row_norms.findings(evidence(cells))
@@ -158,7 +164,10 @@ def test_the_density_of_row_norms_is_what_the_quantiles_say() -> None:
 def width_cells(
     seeds: int = 3, head: float = -0.9, query: float = -0.8, matrices: float = 0.02, logits: float = 0.05
 ) -> Iterator[Cell]:
-    """Scales that are powers of the width; the key's scalar has the power of the query's, others none."""
+    """Scales that are powers of the width; the key's scalar has the power of the query's, others none.
+
+    Half way, the head's scalar has half of its power.
+    """
     for seed, width in product(range(seeds), WIDTHS):
         wiggle = 1 + 0.01 * seed * (width / 256)
         powers = {"lm_head": head, "q_proj": query, "k_proj": query}
@@ -170,7 +179,9 @@ def width_cells(
                     readings.append((9, "scalar_value", name, 3 * wiggle * width ** powers.get(role.value, 0.0)))
                     readings.append((9, "weight_rms", name, wiggle * width**matrices))
         readings += [(9, "attention_logits_rms", f"layers.{n}.self_attn", wiggle * width**logits) for n in range(2)]
-        yield {"seed": seed, "d_model": width}, [*readings, (9, "logits_rms", "lm_head", wiggle * width**logits)]
+        readings += [(9, "logits_rms", "lm_head", wiggle * width**logits)]
+        readings += [(5, "scalar_value", "lm_head", 3 * width ** (head / 2)), (0, "scalar_value", "lm_head", 1.0)]
+        yield {"arm": "scalars", "seed": seed, "d_model": width}, readings
 
 
 def test_powers_of_the_width_are_found() -> None:
@@ -180,7 +191,10 @@ def test_powers_of_the_width_are_found() -> None:
     for what, exponent in {"scalar of the head": -0.9, "query · key": -1.6, "up · down": 0.0, "logits": 0.05}.items():
         assert exponents.at[what, "slope"] == pytest.approx(exponent, abs=0.02)
         assert exponents.at[what, "slope_larger_widths"] == pytest.approx(exponent, abs=0.02)
-    assert "from width 64" in found.shown["exponents"]
+    assert exponents.at["scalar of the head", "slope_halfway"] == pytest.approx(-0.45)
+    shown = found.shown["exponents"].set_index("scale").loc["scalar of the head"]
+    assert (shown["judged"], shown["half way"]) == ("-1 to -0.5", "-0.45 [-0.45, -0.45]")
+    assert "at the end, from width 64" in shown
     means = found.csvs["means"].set_index(["what", "d_model"])["value"]
     assert means["query · key", 32] == pytest.approx(9 * 32**-1.6, rel=0.01)
     assert means["up · down", 32] == pytest.approx(9, rel=0.01)
@@ -196,12 +210,42 @@ def test_other_powers_of_the_width_contradict_the_claims() -> None:
 def test_widths_and_seeds_that_are_missing() -> None:
     cells = list(width_cells())
     found = width_scaling.findings(evidence(cells[:-1]))
-    assert found.warnings == ["seeds without every width, left out: 2"]
+    assert found.warnings == ["seeds without the widths of the others, left out: 2"]
     assert set(found.csvs["verdicts"]["seeds"]) == {2}
-    one_width = width_scaling.findings(evidence(cells[:1]))
+    one_width = width_scaling.findings(evidence([cells[0], cells[len(WIDTHS)]]))  # of two seeds
     assert one_width.csvs["verdicts"].empty
     check_figure(one_width, "width_scaling")
     cells[0][0].update(DIVERGED)
     diverged = width_scaling.findings(evidence(cells))
     assert set(outcomes(diverged).values()) == {"undecided"}
     assert len(diverged.warnings) == 1
+
+
+def test_seeds_of_as_many_but_other_widths_are_not_averaged() -> None:
+    cells = [
+        cell for cell in width_cells() if (cell[0]["seed"], cell[0]["d_model"]) not in {(0, 32), (1, 32), (2, 256)}
+    ]
+    found = width_scaling.findings(evidence(cells))
+    assert found.warnings == ["seeds without the widths of the others, left out: 2"]
+    assert set(found.csvs["means"]["d_model"]) == {64, 128, 256}
+
+
+def test_a_placement_without_a_scalar_on_the_key_counts_the_query_once() -> None:
+    cells = [(run, [reading for reading in readings if "k_proj" not in reading[2]]) for run, readings in width_cells()]
+    exponents = width_scaling.findings(evidence(cells)).csvs["exponents"].set_index("what")["slope"]
+    assert exponents["query · key"] == pytest.approx(-0.8, abs=0.02)
+
+
+@pytest.mark.parametrize("experiment", [depth_scales, row_norms, width_scaling])
+def test_a_study_of_other_arms_or_factors_is_refused(experiment: ModuleType) -> None:
+    with pytest.raises(UserError, match="has the arms"):
+        experiment.findings(evidence([({"arm": "muP"}, [])]))
+    arm = "scalars" if experiment is not row_norms else "vectors"
+    varied = [({"arm": arm, "optim.weight_decay": decay}, []) for decay in (0.1, 0.4)]
+    with pytest.raises(UserError, match=r"does not vary optim\.weight_decay"):
+        experiment.findings(evidence(varied))
+
+
+def test_slopes_are_those_of_least_squares() -> None:
+    assert slope([0, 1, 5], [1, 3, 2]) == pytest.approx(np.polyfit([0, 1, 5], [1, 3, 2], 1)[0])
+    assert math.isnan(slope([0, 1], [1, math.nan]))

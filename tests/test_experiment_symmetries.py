@@ -13,6 +13,7 @@ from lit_mult.analysis import style
 from lit_mult.analysis.experiments import symmetries
 from lit_mult.analysis.experiments.evidence import Evidence
 from lit_mult.analysis.findings import Findings
+from lit_mult.errors import UserError
 
 ROUNDING = {"32-true": 1e-6, "bf16-mixed": 1e-3}
 
@@ -115,3 +116,10 @@ def test_one_run_is_enough_for_a_page() -> None:
     found = symmetries.findings(with_group(evidence(cells)))
     assert set(outcomes(found)) == {"undecided"}
     assert "png" in style.save(found.figures["drift"])
+
+
+def test_a_study_of_two_optimizers_is_refused_instead_of_averaged() -> None:
+    made = study()
+    made.runs.loc[::2, "optimizer"] = "muon"
+    with pytest.raises(UserError, match="does not vary optimizer"):
+        symmetries.findings(made)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis import tables
 from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
 from lit_mult.analysis.findings import Findings
-from lit_mult.analysis.frame import optimizer_name, rows
+from lit_mult.analysis.frame import optimizer_name
 from lit_mult.analysis.scaling import geometric_means, slopes
 from lit_mult.analysis.style import draw_means, in_octaves, line_styles, panel_grid, styled
+from lit_mult.analysis.tables import means_table, signed
 from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge, means_over_seeds, paired
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ means over seeds; bars are 95 % intervals."""
 _READING = """\
 - Slopes are least-squares slopes of a natural logarithm against layer: 0.1 is a factor of 1.105 a layer. Output
   ratios are those of the two arms at equal seed and layer.
+- A slope of a ratio is above 0, too, where outputs of the first blocks shrink instead of those of the last growing.
+- Scalars of which the product alone acts, and that start equal, stay equal: query and key, value and out, up and down.
 - The spread over seeds, with which the spread over layers is compared, is one number for all seeds; its own error is
   not in the interval.
 """
@@ -39,8 +41,8 @@ _READING = """\
 
 def findings(evidence: Evidence) -> Findings:
     """Slopes of outputs and scalars over depth, and whether scalars differ between layers more than between seeds."""
+    evidence.expect(_LOOKS, ["optimizer"])
     ends = evidence.at_end(*_OUTPUTS, "scalar_value").dropna(subset="layer")
-    ends = ends[ends["arm"].isin(_LOOKS)]
     ends = ends.assign(what=ends["quantity"].map(_OUTPUTS).fillna(ends["role"]), log=np.log(ends["value"].abs()))
     outputs, scalars = ends[ends["quantity"].isin(_OUTPUTS)], ends[ends["quantity"] == "scalar_value"]
     ratios = paired(outputs, "scalars", "none", ["optimizer", "what", "seed", "layer"], "log")
@@ -48,10 +50,11 @@ def findings(evidence: Evidence) -> Findings:
     by_seed = [growth.assign(what=growth["what"] + ", scalars / none")]
     by_seed += [slopes(scalars, ["optimizer", "what", "seed"], "layer")]
     slope = means_over_seeds(pd.concat(by_seed), ["optimizer", "what"], "slope")
+    shown = slope.assign(optimizer=slope["optimizer"].map(optimizer_name)).rename(columns={"what": "scale"})
     means = geometric_means(ends, ["optimizer", "arm", "what", "layer"])
     found = Findings(
         csvs={"means": means, "slopes": slope},
-        shown={"slopes": _shown(slope)},
+        shown={"slopes": means_table(shown, ["optimizer", "scale", "slope"], signed)},
         figures={"depth_scales": _figure(means)},
         captions={"depth_scales": _CAPTION},
         warnings=evidence.warnings,
@@ -81,20 +84,6 @@ def _patterned(scalars: pd.DataFrame) -> Iterator[Verdict]:
             yield judge(claim, statistic, over_layers / over_seeds, (1.0, np.inf))
 
 
-def _shown(slope: pd.DataFrame) -> pd.DataFrame:
-    cells = [
-        {
-            "optimizer": optimizer_name(row.optimizer),
-            "scale": row.what,
-            "slope": tables.signed(row.slope),
-            "95 % interval": tables.interval(row.low, row.high, row.seeds),
-            "seeds": str(row.seeds),
-        }
-        for row in rows(slope)
-    ]
-    return pd.DataFrame(cells)
-
-
 @styled
 def _figure(means: pd.DataFrame) -> Figure:
     from matplotlib.ticker import MaxNLocator
@@ -109,8 +98,9 @@ def _figure(means: pd.DataFrame) -> Figure:
         for optimizer, ax in zip(optimizers, across, strict=True):
             of_optimizer = means[(means["optimizer"] == optimizer) & means["what"].isin(lines)]
             for (what, arm), line in of_optimizer.groupby(["what", "arm"], sort=False):
-                look = styles[str(what)] | _LOOKS[str(arm)]
-                name = f"{what}, {arm}" if what in _OUTPUTS.values() else what
+                both = what in _OUTPUTS.values()  # arms; of scalars there is one, and dashes tell equal lines apart
+                look = styles[str(what)] | (_LOOKS[str(arm)] if both else {})
+                name = f"{what}, {arm}" if both else what
                 draw_means(ax, line["layer"].to_numpy(float), line, "value", look | {"label": name})
         in_octaves(across[0])
         across[0].set_ylabel(label)

@@ -19,6 +19,7 @@ import pandas as pd
 from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
 from lit_mult.analysis.exponents import TOLERANCE
 from lit_mult.analysis.findings import Findings
+from lit_mult.analysis.scaling import of_like_seeds, slope
 from lit_mult.analysis.sensitivity import interpolated_optimum
 from lit_mult.analysis.style import CROSS, add_legend, draw_means, line_styles, panel_grid, styled
 from lit_mult.analysis.tables import means_table, signed
@@ -47,6 +48,7 @@ _READING = """\
 
 def findings(evidence: Evidence) -> Findings:
     """Do the best rate and the best decay of the multipliers move with the width, and what does a fixed one cost?"""
+    evidence.expect(_FIELDS, ["model.d_model", *_FIELDS.values()])
     grids = _grids(evidence.runs)
     excess, optima = _excess(grids), _optima(grids)
     rates = means_over_seeds(optima, ["d_model"], "log2_optimum")
@@ -67,15 +69,15 @@ def findings(evidence: Evidence) -> Findings:
 
 
 def _grids(runs: pd.DataFrame) -> Grids:
-    """Final loss by seed (rows) and value (columns) of each arm and width, of the seeds that have most values.
+    """Final loss by seed (rows) and value (columns) of each arm and width, of the seeds with the most values.
 
     The loss of a run that diverged is NaN.
     """
     grids = {}
-    for (arm, width), here in runs[runs["arm"].isin(_FIELDS)].groupby(["arm", "d_model"]):
-        values = here.groupby("seed")["seed"].transform("size")
-        complete = here[values == values.max()]
-        grids[str(arm), int(str(width))] = complete.pivot(index="seed", columns=_FIELDS[str(arm)], values="final_loss")
+    for (arm, width), here in runs.groupby(["arm", "d_model"]):
+        field = _FIELDS[str(arm)]
+        alike = of_like_seeds(here, field)
+        grids[str(arm), int(str(width))] = alike.pivot(index="seed", columns=field, values="final_loss")
     return grids
 
 
@@ -109,7 +111,7 @@ def _slope(optima: pd.DataFrame) -> float:
     """Least-squares slope of log2 (optimum) against log2 (width); NaN with an optimum at the edge, or with none."""
     if optima["at_edge"].any() or optima["log2_optimum"].isna().any():
         return math.nan
-    return float(np.polyfit(np.log2(optima["d_model"]), optima["log2_optimum"], 1)[0])
+    return slope(np.log2(optima["d_model"]), optima["log2_optimum"])
 
 
 def _verdicts(grids: Grids, optima: pd.DataFrame) -> Iterator[Verdict]:

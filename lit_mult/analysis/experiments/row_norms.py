@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis import tables
 from lit_mult.analysis.bootstrap import Floats
 from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
 from lit_mult.analysis.findings import Findings
-from lit_mult.analysis.frame import optimizer_name, rows
+from lit_mult.analysis.frame import optimizer_name
 from lit_mult.analysis.scaling import averaged, geometric_means
 from lit_mult.analysis.style import line_styles, panel_grid, styled
+from lit_mult.analysis.tables import means_table, number
 from lit_mult.analysis.verdict import judge, means_over_seeds, paired
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ _READING = """\
 
 def findings(evidence: Evidence) -> Findings:
     """How much broader vectors make the distribution of row norms, by role and for the groups of the paper."""
+    evidence.expect(_ARMS, ["optimizer"])
     ends = evidence.at_end("row_norm_log_std", *LEVELS)
-    ends = ends[ends["arm"].isin(_ARMS)]
     breadths = ends[ends["quantity"] == "row_norm_log_std"]
     breadths = breadths.assign(log=np.log(breadths["value"]))
     ratios = paired(breadths, "vectors", "none", ["optimizer", "role", "name", "seed"], "log")
@@ -50,7 +50,7 @@ def findings(evidence: Evidence) -> Findings:
     arms = by_role.set_index(["optimizer", "role", "arm"])["value"].unstack("arm", sort=False).reindex(columns=_ARMS)
     ratio = averaged(ratios, ["optimizer", "role", "seed"])
     ratio = means_over_seeds(ratio.assign(ratio=np.exp(ratio["log"])), ["optimizer", "role"], "ratio")
-    breadth = arms.reset_index().merge(ratio, how="left").fillna({"seeds": 0})
+    breadth = arms.reset_index().merge(ratio)
     verdicts = []
     for group, roles in _GROUPS.items():
         for optimizer, chosen in ratios[ratios["role"].isin(roles)].groupby("optimizer", sort=False):
@@ -72,18 +72,12 @@ def findings(evidence: Evidence) -> Findings:
 
 
 def _shown(breadth: pd.DataFrame) -> pd.DataFrame:
-    cells = [
-        {
-            "optimizer": optimizer_name(row.optimizer),
-            "role": row.role,
-            **{arm: tables.number(getattr(row, arm)) for arm in _ARMS},
-            "vectors / none": tables.number(row.ratio),
-            "95 % interval": tables.interval(row.low, row.high, row.seeds),
-            "seeds": f"{row.seeds:.0f}",
-        }
-        for row in rows(breadth)
-    ]
-    return pd.DataFrame(cells)
+    shown = breadth.assign(
+        optimizer=breadth["optimizer"].map(optimizer_name), **{arm: breadth[arm].map(number) for arm in _ARMS}
+    )
+    return means_table(
+        shown.rename(columns={"ratio": "vectors / none"}), ["optimizer", "role", *_ARMS, "vectors / none"]
+    )
 
 
 @styled

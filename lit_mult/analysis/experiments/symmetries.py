@@ -45,6 +45,7 @@ _READING = """\
 
 def findings(evidence: Evidence) -> Findings:
     """Do query and key, and the residual stream, drift without decay of the multipliers, and hold still with it?"""
+    evidence.expect(["no-decay", "decay"], [_PRECISION])
     readings = evidence.readings[evidence.readings["group"] == "symmetry"]  # residual_rms is read by outputs, too
     sizes = _sizes(readings)
     run = [_PRECISION, "arm", "quantity"]

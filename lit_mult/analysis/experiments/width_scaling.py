@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis import tables
 from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
 from lit_mult.analysis.exponents import larger_half
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import rows
-from lit_mult.analysis.scaling import averaged, geometric_means, slopes
+from lit_mult.analysis.scaling import averaged, geometric_means, of_like_seeds, slopes
 from lit_mult.analysis.style import against_width, draw_means, in_octaves, line_styles, panel_grid, styled
+from lit_mult.analysis.tables import spanned
 from lit_mult.analysis.verdict import judge, means_over_seeds
 from lit_mult.roles import HIDDEN_ROLES
 
@@ -34,15 +34,15 @@ class _Claim:
 
 
 # "Hardly change": ±0.1 is a factor of 1.23 over 8 times the width. Logits are the outcome of all scales together, so
-# they get ±0.15 (1.37); without a scalar they would grow by a power of 1/2 at the least. "Slightly slower" than a power
-# of -1 or -2: no steeper than it, and more than half of it, as half of it is another law, that of independent weights.
+# they get ±0.15 (1.37); without a scalar they would grow by a power of 1/2 at the least. "More slowly" than a power of
+# -1 or -2: no steeper than it, and more than half of it, as half of it is another law, that of independent weights.
 _CLAIMS = {
     "‖W‖ of hidden matrices": _Claim("Norms of hidden matrices hardly change with width", -0.1, 0.1),
     "‖W‖ of the head": _Claim("The norm of the head's matrix hardly changes with width", -0.1, 0.1),
     "logits": _Claim("Logits keep their size", -0.15, 0.15),
     "attention logits": _Claim("Attention logits keep their size", -0.15, 0.15),
-    "scalar of the head": _Claim("The learned scalar of the head falls slightly slower than d^-1", -1.0, -0.5),
-    "query · key": _Claim("The product of query and key scalars falls slightly slower than d^-2", -2.0, -1.0),
+    "scalar of the head": _Claim("The learned scalar of the head falls more slowly than d^-1", -1.0, -0.5),
+    "query · key": _Claim("The product of query and key scalars falls more slowly than d^-2", -2.0, -1.0),
 }
 _SCALES: dict[str, tuple[str, list[str]]] = {
     "scalar of the head": ("scalar_value", ["lm_head"]),
@@ -56,28 +56,34 @@ _SCALES: dict[str, tuple[str, list[str]]] = {
     "logits": ("logits_rms", []),
     "attention logits": ("attention_logits_rms", []),
 }
-"""Scale -> quantity and roles of the diagnostics (none: all); scalars of several roles are multiplied."""
+"""Scale -> quantity and roles of the diagnostics (none: all); learned scalars of several roles are multiplied."""
 _CAPTION = """\
 Learned scalars of the head and of query times key (top), RMS of logits and norms of matrices (bottom) against width, \
 at the end of training, as in fig. 5 of the paper: geometric means over layers and seeds; bars are 95 % intervals. \
 Dotted: the powers of the width that muP sets by hand, through the point of the smallest width."""
 _READING = """\
-- Exponents are least-squares slopes of log(value) against log(width), a seed by itself. Claims are judged on all
-  widths; where a law holds in the limit only, the larger widths are nearer to it.
+- Exponents are least-squares slopes of log(value) against log(width), a seed by itself, with 95 % intervals. Claims are
+  judged on all widths at the end; where a law holds in the limit only, the larger widths are nearer to it. The ranges
+  are this project's: the paper says "slightly slower" than d^-1 and d^-2, and half of these powers is another law.
+- Scalars still move when training ends, and the decay of the learning rate moves them again: exponents half way stand
+  beside those at the end, and neither need be those of an equilibrium.
 - A dot between roles is the product of their scalars, without its sign. Values are geometric means over layers, and
-  for hidden matrices over roles.
+  for hidden matrices over roles. Of query and key the product of the scalars alone acts: starting equal, they stay so.
 """
 
 
 def findings(evidence: Evidence) -> Findings:
     """Exponents of the width of every scalar, of norms and of logits."""
-    logs = _logs(evidence)
+    evidence.expect(["scalars"], ["model.d_model"])
+    quantities = {quantity for quantity, _ in _SCALES.values()}
+    logs = _logs(evidence.at_end(*quantities))
+    halfway = _logs(_halfway(evidence.readings[evidence.readings["quantity"].isin(quantities)]))
     larger = larger_half(logs["d_model"])
     by_seed = slopes(logs, ["what", "seed"], "log_width")
-    over_larger = slopes(logs[logs["d_model"].isin(larger)], ["what", "seed"], "log_width")
-    exponents = means_over_seeds(by_seed, ["what"], "slope").merge(
-        means_over_seeds(over_larger, ["what"], "slope"), on="what", how="left", suffixes=("", "_larger_widths")
-    )
+    exponents = means_over_seeds(by_seed, ["what"], "slope")
+    for when, other in (("larger_widths", logs[logs["d_model"].isin(larger)]), ("halfway", halfway)):
+        means = means_over_seeds(slopes(other, ["what", "seed"], "log_width"), ["what"], "slope")
+        exponents = exponents.merge(means, on="what", how="left", suffixes=("", f"_{when}"))
     verdicts = [
         judge(f"{claim.text}, as in fig. 5", f"Exponent of the width, {what}", of_seed, (claim.low, claim.high))
         for what, claim in _CLAIMS.items()
@@ -94,23 +100,31 @@ def findings(evidence: Evidence) -> Findings:
         unit="Exponents of the width",
     )
     if left_out := sorted(set(evidence.runs["seed"]) - set(logs["seed"])):
-        found.warnings.append(f"seeds without every width, left out: {', '.join(map(str, left_out))}")
+        found.warnings.append(f"seeds without the widths of the others, left out: {', '.join(map(str, left_out))}")
     return with_verdicts(found, verdicts)
 
 
-def _logs(evidence: Evidence) -> pd.DataFrame:
-    """Columns d_model, seed, log, what and log_width, over layers the mean; of the seeds that have every width."""
-    ends = evidence.at_end(*{quantity for quantity, _ in _SCALES.values()})
-    widths = ends.groupby("seed")["d_model"].transform("nunique")
-    ends = ends[widths == widths.max()]
-    ends = ends.assign(log=np.log(ends["value"].abs()))
+def _halfway(readings: pd.DataFrame) -> pd.DataFrame:
+    """Readings at the step, of those recorded, that is nearest to half of the last."""
+    steps = readings["step"].unique()
+    halfway: pd.DataFrame = readings[readings["step"] == steps[np.abs(steps - steps.max() / 2).argmin()]]
+    return halfway
+
+
+def _logs(readings: pd.DataFrame) -> pd.DataFrame:
+    """Columns d_model, seed, log, what and log_width, over layers the mean; of the seeds that have the same widths."""
+    alike = of_like_seeds(readings, "d_model")
+    alike = alike.assign(log=np.log(alike["value"].abs()))
     parts = []
     for what, (quantity, roles) in _SCALES.items():
-        chosen = ends[(ends["quantity"] == quantity) & (ends["role"].isin(roles) | (not roles))]
-        part = averaged(chosen, ["d_model", "seed"]).assign(what=what)
+        chosen = alike[(alike["quantity"] == quantity) & (alike["role"].isin(roles) | (not roles))]
+        run = ["d_model", "seed"]
         if quantity == "scalar_value":
-            part["log"] *= len(roles)  # from the mean over roles to their product
-        parts.append(part)
+            by_role = averaged(chosen, [*run, "role"]).groupby(run)["log"]
+            part = by_role.agg(lambda logs: logs.sum(skipna=False)).reset_index()
+        else:
+            part = averaged(chosen, run)
+        parts.append(part.assign(what=what))
     logs = pd.concat(parts, ignore_index=True)
     return logs.assign(log_width=np.log(logs["d_model"].astype(float)))
 
@@ -119,12 +133,13 @@ def _shown(exponents: pd.DataFrame, larger: int) -> pd.DataFrame:
     cells = [
         {
             "scale": row.what,
-            "claimed": f"{_CLAIMS[row.what].low:g} to {_CLAIMS[row.what].high:g}" if row.what in _CLAIMS else "",
+            "judged": f"{_CLAIMS[row.what].low:g} to {_CLAIMS[row.what].high:g}" if row.what in _CLAIMS else "",
             "seeds": str(row.seeds),
-            "exponent": tables.signed(row.slope),
-            "95 % interval": tables.interval(row.low, row.high, row.seeds),
-            f"from width {larger}": tables.signed(row.slope_larger_widths),
-            "95 % interval ": tables.interval(row.low_larger_widths, row.high_larger_widths, row.seeds),
+            "at the end": spanned(row.slope, row.low, row.high),
+            f"at the end, from width {larger}": spanned(
+                row.slope_larger_widths, row.low_larger_widths, row.high_larger_widths
+            ),
+            "half way": spanned(row.slope_halfway, row.low_halfway, row.high_halfway),
         }
         for row in rows(exponents)
     ]
