@@ -159,7 +159,6 @@ def _verdicts(runs: pd.DataFrame, early: pd.DataFrame, clipped: pd.DataFrame, le
             "final loss, excluded - none, nats per token",
             gain,
             BELOW_0,
-            tested=tested,
         )
         # Not the ratio of the two gains: over few seeds the mean of a ratio is anything where the divisor nears 0.
         included = paired(here, "included", "none", ["seed"], "final_loss").set_index("seed")["final_loss"]

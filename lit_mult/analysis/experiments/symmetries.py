@@ -67,7 +67,7 @@ def findings(evidence: Evidence) -> Findings:
 
 
 def _sizes(readings: pd.DataFrame) -> pd.DataFrame:
-    """Size of each coordinate in each run: at the middle of the study's steps and at the end, NaN where none is."""
+    """Size of each coordinate in each run at the start, the middle and the end of the steps; NaN where none is."""
     pairs = readings[readings["quantity"].isin([_QUERY_KEY, *_HELD])]
     last = _last_residual(readings)
     sizes = pd.concat([pairs.assign(value=pairs["value"].abs()), last.assign(value=np.log(last["value"]))])
@@ -75,7 +75,7 @@ def _sizes(readings: pd.DataFrame) -> pd.DataFrame:
     by_step = sizes.groupby([*run, "step"])["value"].mean(skipna=False).unstack("step")
     steps = by_step.columns.to_numpy()
     end, middle = steps.max(), steps[np.abs(steps - steps.max() / 2).argmin()]
-    return pd.DataFrame({"middle": by_step[middle], "end": by_step[end]}).reset_index()
+    return pd.DataFrame({"start": by_step[steps.min()], "middle": by_step[middle], "end": by_step[end]}).reset_index()
 
 
 def _last_residual(readings: pd.DataFrame) -> pd.DataFrame:
@@ -111,8 +111,8 @@ def _verdicts(sizes: pd.DataFrame) -> Iterator[Verdict]:
         # Not no-decay - decay: decay may shrink the stream where without it nothing grows.
         yield judge(
             "Without decay the residual stream before the last norm grows, as in fig. 4",
-            f"log RMS behind the last block, {precision}, no-decay, at the end - at the middle of training",
-            free["end"] - free["middle"],
+            f"log RMS behind the last block, {precision}, no-decay, at the end - at the start of training",
+            free["end"] - free["start"],
             ABOVE_0,
         )
         yield judge(
