@@ -107,6 +107,10 @@ def test_an_experiment_is_about_what_its_study_varies() -> None:
     wide.expect(["a"], ["model.d_model", "optimizer"])
     with pytest.raises(UserError, match=r"does not vary model\.d_model"):
         wide.expect(["a"])
+    rates = evidence([({"lr": lr}, []) for lr in (0.01, 0.02)])
+    rates.expect(["a"], ["optim.lr"])  # for arms that are compared at their best rate
+    with pytest.raises(UserError, match=r"does not vary optim\.lr"):
+        rates.expect(["a"])
 
 
 def test_means_over_seeds() -> None:

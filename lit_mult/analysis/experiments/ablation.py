@@ -59,7 +59,7 @@ _CAPTIONS = {
 
 def findings(evidence: Evidence) -> Findings:
     """What do learnable vectors add to tuned multipliers, and can they stand in for them?"""
-    evidence.expect(["fixed", "vectors"], ["optimizer", _TIER])
+    evidence.expect(["fixed", "vectors"], ["optimizer", _TIER, "optim.lr"])
     runs = evidence.runs.assign(optimizer=evidence.runs["optimizer"].map(optimizer_name))
     runs = runs.assign(place=runs[_TIER].map(_TIERS.index)).sort_values(["optimizer", "place"], ignore_index=True)
     best = best_rates(runs)

@@ -17,7 +17,6 @@ from lit_mult.analysis.verdict import Outcome, Verdict, verdicts_table
 from lit_mult.errors import UserError
 from lit_mult.record import RunRecord
 
-_SEARCHED = {"optim.lr"}  # of arms that are compared at their best rate
 _COLUMNS = ["cell", "arm", "optimizer", "d_model", "lr", "seed"]
 READING = """\
 - A statistic has a value for each seed; brackets and bars are 95 % intervals of the mean over seeds by Student's t. A
@@ -46,12 +45,14 @@ class Evidence:
         where = f"{self.folder}: the experiment that the study names"
         if strange := sorted(set(self.runs["arm"]) - set(arms)):
             raise UserError(f"{where} has the arms {', '.join(arms)}, not {', '.join(strange)}")
-        columns = self.runs.rename(columns={"model.d_model": "as_factor", "d_model": "model.d_model"})
+        # Width and rate have columns of their own, whether or not they are factors.
+        plain = {"model.d_model": "width", "optim.lr": "rate"}
+        columns = self.runs.rename(columns=plain | {"d_model": "model.d_model", "lr": "optim.lr"})
         if lacking := sorted(name for name in factors if name not in columns):
             raise UserError(f"{where} needs the factor {', '.join(lacking)}")
         settings = [str(name) for name in columns if name == "optimizer" or "." in str(name)]
         varied = {name for name in settings if columns[name].nunique(dropna=False) > 1}
-        if others := sorted(varied - set(factors) - _SEARCHED):
+        if others := sorted(varied - set(factors)):
             raise UserError(f"{where} does not vary {', '.join(others)}; give each of its values a study")
 
     @cached_property
