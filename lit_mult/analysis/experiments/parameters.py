@@ -69,9 +69,7 @@ def entries(record: RunRecord, name: str, role: str, part: str) -> int:
     model = ModelConfig.model_validate(record.config["model"])
     if part == "norm":
         return 1 if name == "norm" and model.final_norm == "scalar" else model.d_model
-    embeddings = (
-        record.parameters["total"] - record.parameters["non_embedding"]
-    )  # the embedding's matrix and the head's
+    embeddings = record.parameters["total"] - record.parameters["non_embedding"]  # of the embedding and the head
     vocab_size = embeddings // model.d_model // (1 if model.tie_embeddings else 2)
     d_out, d_in = matrix_shapes(model, vocab_size)[Role(role)]
     return {"weight": d_out * d_in, "row": d_out, "column": d_in, "scalar": 1}[part]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pandas as pd
 
+from lit_mult.analysis import scaling
 from lit_mult.analysis.experiments.evidence import Evidence
 from lit_mult.analysis.verdict import BELOW_0, Verdict, best_elsewhere, judge
 from lit_mult.errors import UserError
@@ -76,10 +77,8 @@ def slope(values: pd.DataFrame) -> pd.Series:
     """Least-squares slope of log value against log scale; of no seed where there is a single scale."""
     if values.shape[1] < 2:
         return pd.Series(dtype=float)
-    x = np.log(values.columns.to_numpy(float))
-    x = x - x.mean()
-    fitted: pd.Series = np.log(values) @ x / (x @ x)
-    return fitted
+    along = np.log(values.columns.to_numpy(float))
+    return pd.Series({seed: scaling.slope(along, np.log(row)) for seed, row in values.iterrows()}, dtype=float)
 
 
 def typical_factor(ratios: pd.DataFrame) -> pd.Series:
