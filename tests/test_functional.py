@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lit_mult.nn.functional import interleave_halves, rms_norm, rotary_table, rotate_qkv, swiglu
+from lit_mult.nn.functional import embedding, linear, pair_rotary_rows, rms_norm, rotary_table, rotate_qkv, swiglu
 
 B, T, K = 2, 5, 6
 HEADS = [(1, 1), (4, 4), (4, 2), (6, 1)]  # multi-head, grouped, multi-query
@@ -27,7 +28,7 @@ def angles() -> Tensor:
 
 
 def rotations() -> Tensor:
-    return torch.polar(torch.ones_like(angles()), angles())
+    return torch.stack([angles().cos(), angles().sin()], -1)
 
 
 def textbook_qkv(qkv_BTNK: Tensor, H: int, G: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,7 +84,7 @@ def test_rotate_qkv_is_the_textbook_rotation(H: int, G: int) -> None:
 def test_rotation_by_hand() -> None:
     # K = 2, one head of each kind, angle pi/2 at position 0: (a, b) -> (-b, a); values are left alone.
     qkv_BTNK = torch.tensor([[[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]]], dtype=torch.float64)
-    q, k, v = rotate_qkv(qkv_BTNK, torch.tensor([[1j]], dtype=torch.complex128), 1, 1)
+    q, k, v = rotate_qkv(qkv_BTNK, torch.tensor([[[0.0, 1.0]]], dtype=torch.float64), 1, 1)
     assert q.flatten().tolist() == [-2.0, 1.0]
     assert k.flatten().tolist() == [-4.0, 3.0]
     assert v.flatten().tolist() == [5.0, 6.0]
@@ -91,16 +92,63 @@ def test_rotation_by_hand() -> None:
 
 def test_the_rotary_table_by_hand() -> None:
     # K = 4, theta = 100: frequencies 1 and 100^(-1/2) = 0.1; position 3 turns by 3 and 0.3 radians.
-    table_TK = rotary_table(4, 4, 100.0, torch.device("cpu"))
-    wanted = torch.tensor([math.cos(3) + 1j * math.sin(3), math.cos(0.3) + 1j * math.sin(0.3)])
-    torch.testing.assert_close(table_TK[3], wanted.to(torch.complex64))
-    assert table_TK[0].tolist() == [1, 1]
+    table_TK2 = rotary_table(4, 4, 100.0, torch.device("cpu"))
+    wanted = torch.tensor([[math.cos(3), math.sin(3)], [math.cos(0.3), math.sin(0.3)]])
+    torch.testing.assert_close(table_TK2[3], wanted)
+    assert table_TK2[0].tolist() == [[1, 0], [1, 0]]
 
 
-def test_interleaving_brings_rotary_pairs_together_head_by_head() -> None:
+def test_rows_of_rotary_pairs_come_together_head_by_head() -> None:
     # Two heads of K = 4: pairs are (0, 2), (1, 3) and (4, 6), (5, 7).
     weight = torch.arange(8.0)[:, None].expand(8, 3)
-    assert interleave_halves(weight, 4)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert pair_rotary_rows(weight, 4)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+def traced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as a compiler sees it, run without one."""
+    torch._dynamo.reset()
+    return torch.compile(function, backend="eager", dynamic=False, fullgraph=True)
+
+
+def test_a_compiler_is_given_the_textbook_formulas() -> None:
+    H, G = 4, 2
+    halves = lambda x: torch.cat([x[..., ::2], x[..., 1::2]], -1)  # noqa: E731 - it keeps the weights' own layout
+    qkv_BTNK = normal(B, T, H + 2 * G, K)
+    qkv_of_halves = torch.cat([halves(qkv_BTNK[:, :, : H + G]), qkv_BTNK[:, :, H + G :]], 2)
+    q, k, v = traced(lambda x: rotate_qkv(x, rotations(), H, G))(qkv_of_halves)
+    for out, want in zip((q, k, v), textbook_qkv(qkv_BTNK, H, G), strict=True):
+        torch.testing.assert_close(out, want if out is v else halves(want), rtol=1e-12, atol=1e-12)
+    gate_up, x, weight = normal(B, T, 14), normal(B, T, 7), normal(7, seed=4)
+    torch.testing.assert_close(traced(swiglu)(gate_up), textbook_swiglu(gate_up), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(traced(rms_norm)(x, weight, 0.1), textbook_rms_norm(x, weight, 0.1))
+    rows = torch.arange(8.0)[:, None]
+    assert torch.equal(traced(lambda w: pair_rotary_rows(w, 4))(rows), rows)
+    table = traced(lambda: rotary_table(9, 4, 100.0, torch.device("cpu")))()
+    torch.testing.assert_close(table, rotary_table(9, 4, 100.0, torch.device("cpu")), rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize("wrap", [lambda function: function, traced], ids=["eager", "traced"])
+def test_members_of_a_stack_meet_their_own_weights(wrap: Callable[..., Any]) -> None:
+    M, D, V = 3, 7, 11
+    x, weight = normal(M * B, T, D), normal(M, 5, D, seed=1)
+    ids = torch.randint(V, (M * B, T), generator=torch.Generator().manual_seed(0))
+    table, norm = normal(M, V, D, seed=2), normal(M, D, seed=3)
+
+    def one_by_one(function: Callable[..., Tensor], rows: Tensor, weight_M: Tensor) -> tuple[Tensor]:
+        return (torch.cat([function(part, own) for part, own in zip(rows.chunk(M), weight_M, strict=True)]),)
+
+    assert_same_values_and_gradients(
+        lambda x, w: (wrap(linear)(x, w),), lambda x, w: one_by_one(lambda a, b: a @ b.T, x, w), x, weight
+    )
+    assert_same_values_and_gradients(
+        lambda t: (wrap(embedding)(ids, t),), lambda t: one_by_one(lambda a, b: b[a], ids, t), table
+    )
+    assert_same_values_and_gradients(
+        lambda x, w: (wrap(rms_norm)(x, w, 0.1),),
+        lambda x, w: one_by_one(lambda a, b: textbook_rms_norm(a, b, 0.1), x, w),
+        x,
+        norm,
+    )
 
 
 def test_swiglu_is_the_textbook_formula() -> None:
@@ -133,10 +181,10 @@ def test_rms_norm_of_zeros_has_finite_gradients() -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-2)])
 def test_low_precision_keeps_the_dtype_and_stays_near_float64(dtype: torch.dtype, tolerance: float) -> None:
     H, G = 4, 2
-    rotation_TK = rotations().to(torch.complex64)
+    rotation_TK2 = rotations().float()
     cases = [
         (
-            lambda x: rotate_qkv(x, rotation_TK, H, G),
+            lambda x: rotate_qkv(x, rotation_TK2, H, G),
             lambda x: textbook_qkv(x, H, G),
             (normal(B, T, H + 2 * G, K),),
         ),

@@ -24,16 +24,16 @@ def outputs(model: Llama, ids_BT: Tensor) -> Iterator[Reading]:
     where the causal mask lets them through. There is no dropout here, whatever mode the model is in.
     """
     x_BTD = model.embed_tokens(ids_BT)
-    rotation_TK = rotary_table(ids_BT.shape[1], model.head_dim, model.rope_theta, x_BTD.device)
+    rotation_TK2 = rotary_table(ids_BT.shape[1], model.head_dim, model.rope_theta, x_BTD.device)
     yield _key("residual_rms", "embed_tokens", "residual"), rms(x_BTD)
     for layer, block in enumerate(model.layers):
         assert isinstance(block, Block)
         name = f"layers.{layer}"
         normed_BTD = block.input_layernorm(x_BTD)
-        q_BTHK, k_BTGK, _ = block.self_attn.project(normed_BTD, rotation_TK)
+        q_BTHK, k_BTGK, _ = block.self_attn.project(normed_BTD, rotation_TK2)
         logits_rms = attention_logits_rms(q_BTHK, k_BTGK, block.self_attn.scale)
         yield _key("attention_logits_rms", f"{name}.self_attn", "attention"), logits_rms
-        attention_BTD = block.self_attn(normed_BTD, rotation_TK)
+        attention_BTD = block.self_attn(normed_BTD, rotation_TK2)
         yield _key("attention_output_rms", f"{name}.self_attn", "attention"), rms(attention_BTD)
         x_BTD = x_BTD + attention_BTD
         mlp_BTD = block.mlp(block.post_attention_layernorm(x_BTD))

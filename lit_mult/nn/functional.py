@@ -2,9 +2,15 @@
 
 At small width a training step spends as long on reading and writing activations as on matrix products, and autograd
 writes twice what is needed: the slices of a joint projection each get a zero-padded gradient, which are then added.
-Each function here is tested against autograd on the textbook formula.
+Each function here is tested against autograd on the textbook formula, which is what a compiler is given instead: it
+fuses passes itself, and has no code for complex numbers.
 
-Shapes in names: B batch, T time, D width, H query heads, G key/value heads, K head size, F hidden.
+A stack of M models trains as one (see `nn.stack`): its weights have a leading dimension M, and its activations hold the
+members' batches one after the other, M*B rows in all. Weights meet activations in `linear`, `embedding` and `rms_norm`
+alone; nothing else knows of stacks.
+
+Shapes in names: M members of a stack, B batch, T time, D width, H query heads, G key/value heads, K head size,
+F hidden.
 """
 
 from __future__ import annotations
@@ -17,22 +23,47 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Product of x (..., d_in) with weight (d_out, d_in) -> (..., d_out).
+
+    Of a stack, x (M*B, ..., d_in) and weight (M, d_out, d_in) -> (M*B, ..., d_out).
+    """
+    if weight.ndim == 2:
+        return F.linear(x, weight)
+    rows = x.reshape(len(weight), -1, x.shape[-1])
+    return torch.bmm(rows, weight.mT).view(*x.shape[:-1], weight.shape[-2])
+
+
+def embedding(ids: Tensor, weight: Tensor) -> Tensor:
+    """Rows of weight (V, D) by id, ids (...) -> (..., D); of a stack, ids (M*B, ...), weight (M, V, D)."""
+    if weight.ndim == 2:
+        return F.embedding(ids, weight)
+    M, V, _ = weight.shape
+    first_M1 = torch.arange(0, M * V, V, device=ids.device)[:, None]
+    return F.embedding((ids.reshape(M, -1) + first_M1).view_as(ids), weight.reshape(M * V, -1))
+
+
 def rotary_table(length: int, head_dim: int, theta: float, device: torch.device) -> Tensor:
-    """Rotations exp(i angle) (T, K/2), complex64, for positions 0..length-1 (arXiv:2104.09864)."""
+    """Rotations for positions 0..length-1 (arXiv:2104.09864): cosine and sine of the angles, (T, K/2, 2), float32."""
     exponent = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
     position = torch.arange(length, device=device, dtype=torch.float32)
     angle_TK = torch.outer(position, theta**-exponent)
-    return torch.polar(torch.ones_like(angle_TK), angle_TK)
+    if torch.compiler.is_compiling():
+        return torch.stack([angle_TK.cos(), angle_TK.sin()], -1)
+    return torch.view_as_real(torch.polar(torch.ones_like(angle_TK), angle_TK))
 
 
-def interleave_halves(weight: Tensor, head_dim: int) -> Tensor:
-    """Reorder the rows of a query or key weight (H*K, D) so that those of a rotary pair, i and i + K/2, are neighbours.
+def pair_rotary_rows(weight: Tensor, head_dim: int) -> Tensor:
+    """Reorder the rows of a query or key weight (..., H*K, D) so that those of a rotary pair are neighbours.
 
-    Weights keep the half-split layout of Hugging Face; a pair that lies side by side is a complex number, and its
-    rotation one product. Attention scores do not depend on the order of a head's components.
+    Weights keep the half-split layout of Hugging Face, in which i and i + K/2 are a pair; one that lies side by side is
+    a complex number, and its rotation one product. Attention scores do not depend on the order of a head's components.
+    A compiler keeps the halves: its vector instructions load neighbours.
     """
-    paired: Tensor = weight.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2)
-    return paired.flatten(0, 2)
+    if torch.compiler.is_compiling():
+        return weight
+    paired: Tensor = weight.unflatten(-2, (-1, 2, head_dim // 2)).transpose(-3, -2)
+    return paired.flatten(-4, -2)
 
 
 def _as_complex(x: Tensor) -> Tensor:
@@ -43,7 +74,8 @@ def _as_complex(x: Tensor) -> Tensor:
 
 class _RotateQKV(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv_BTNK: Tensor, rotation_TK: Tensor, heads: tuple[int, int]) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, qkv_BTNK: Tensor, rotation_TK2: Tensor, heads: tuple[int, int]) -> tuple[Tensor, ...]:
+        rotation_TK = torch.view_as_complex(rotation_TK2)
         ctx.save_for_backward(rotation_TK)
         H, G = ctx.heads = heads
         qk_BTNK = torch.view_as_real(_as_complex(qkv_BTNK[:, :, : H + G]) * rotation_TK.unsqueeze(-2)).flatten(-2)
@@ -89,6 +121,7 @@ class _SwiGLU(torch.autograd.Function):
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x (N, D) and weight (D,), or of a stack x (M, N, D) and weight (M, 1, D)."""
         scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         unit = x * scale
         ctx.save_for_backward(unit, scale, weight)
@@ -100,28 +133,42 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor | None, None]:
         unit, scale, weight = ctx.saved_tensors
         product = grad_out * unit
-        grad_weight = product.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
-        along = torch.mv(product.flatten(0, -2), weight).view_as(scale).div_(-unit.shape[-1])
+        stacked = weight.ndim == 3
+        grad_weight = product.sum(-2, keepdim=stacked) if ctx.needs_input_grad[1] else None
+        along = torch.bmm(product, weight.mT) if stacked else torch.mv(product, weight)[:, None]
+        along.div_(-unit.shape[-1])
         grad_x = (grad_out * weight).addcmul_(unit, along).mul_(scale)
         return grad_x, grad_weight, None
 
 
-def rotate_qkv(qkv_BTNK: Tensor, rotation_TK: Tensor, n_heads: int, n_kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Split a joint projection (B, T, H+2G, K), rotary pairs interleaved, into rotated queries and keys, and values.
+def rotate_qkv(qkv_BTNK: Tensor, rotation_TK2: Tensor, n_heads: int, n_kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Split a joint projection (B, T, H+2G, K), rotary rows paired, into rotated queries and keys, and values.
 
-    Rotations are (T, K/2), or (B, T, K/2) where the rows stand at different positions.
+    Rotations are (T, K/2, 2), or (B, T, K/2, 2) where the rows stand at different positions.
     """
-    q_BTHK, k_BTGK, v_BTGK = _RotateQKV.apply(qkv_BTNK, rotation_TK, (n_heads, n_kv_heads))  # type: ignore[no-untyped-call]
+    if torch.compiler.is_compiling():
+        cosine, sine = rotation_TK2[..., None, :, 0], rotation_TK2[..., None, :, 1]
+        a, b = qkv_BTNK[:, :, : n_heads + n_kv_heads].chunk(2, dim=-1)
+        qk_BTNK = torch.cat([a * cosine - b * sine, b * cosine + a * sine], dim=-1).to(qkv_BTNK.dtype)
+        return qk_BTNK[:, :, :n_heads], qk_BTNK[:, :, n_heads:], qkv_BTNK[:, :, n_heads + n_kv_heads :]
+    q_BTHK, k_BTGK, v_BTGK = _RotateQKV.apply(qkv_BTNK, rotation_TK2, (n_heads, n_kv_heads))  # type: ignore[no-untyped-call]
     return q_BTHK, k_BTGK, v_BTGK
 
 
 def swiglu(gate_up_BTF: Tensor) -> Tensor:
     """silu(gate) * up (arXiv:2002.05202) of a joint projection (B, T, 2F), gate first -> (B, T, F)."""
+    if torch.compiler.is_compiling():
+        gate, up = gate_up_BTF.chunk(2, dim=-1)
+        return F.silu(gate) * up
     out: Tensor = _SwiGLU.apply(gate_up_BTF)  # type: ignore[no-untyped-call]
     return out
 
 
-def rms_norm(x_BTD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (arXiv:1910.07467)."""
-    out: Tensor = _RMSNorm.apply(x_BTD, weight_D, eps)  # type: ignore[no-untyped-call]
-    return out
+def rms_norm(x_BTD: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (arXiv:1910.07467); weight (D,), of a stack (M, D)."""
+    rows = x_BTD.flatten(0, -2) if weight.ndim == 1 else x_BTD.reshape(len(weight), -1, x_BTD.shape[-1])
+    weight = weight if weight.ndim == 1 else weight[:, None]
+    if torch.compiler.is_compiling():
+        return (rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + eps) * weight).view_as(x_BTD)
+    out: Tensor = _RMSNorm.apply(rows, weight, eps)  # type: ignore[no-untyped-call]
+    return out.view_as(x_BTD)

@@ -50,12 +50,12 @@ class Span:
         """Slots of all new tokens, counted through the batch (B*T,); None where every row takes first..seen-1."""
         self.mask_B1TS: Tensor | None = None
         if not cache.ragged:
-            self.rotation = cache.rotation_SK[self.first : self.seen]
-            """Rotations of the new tokens (T, K/2), or (B, T, K/2) where rows differ in length."""
+            self.rotation = cache.rotation_SK2[self.first : self.seen]
+            """Rotations of the new tokens (T, K/2, 2), or (B, T, K/2, 2) where rows differ in length."""
             position_BT = torch.arange(self.first, self.seen, device=device)[None]
         else:
             position_BT = cache.lengths_B[:, None] + torch.arange(length, device=device)
-            self.rotation = cache.rotation_SK[position_BT]
+            self.rotation = cache.rotation_SK2[position_BT]
             row_B1 = torch.arange(len(position_BT), device=device)[:, None]
             self.slots_N = (row_B1 * cache.slots + position_BT).flatten()
         if self.first and (cache.ragged or length > 1):
@@ -75,10 +75,10 @@ class KVCache:
         logits_BTV = model(next_B1, cache)  # one more token for each row, and so on
     """
 
-    def __init__(self, layers: Sequence[LayerCache], rotation_SK: Tensor, lengths: Sequence[int]) -> None:
+    def __init__(self, layers: Sequence[LayerCache], rotation_SK2: Tensor, lengths: Sequence[int]) -> None:
         """Take what `empty` and `select` make."""
-        self.layers, self.rotation_SK = layers, rotation_SK
-        self.slots = len(rotation_SK)
+        self.layers, self.rotation_SK2 = layers, rotation_SK2
+        self.slots = len(rotation_SK2)
         self._set_lengths(lengths)
 
     @classmethod
@@ -103,10 +103,10 @@ class KVCache:
         self.lengths = list(lengths)
         # Known on the host, so that no step has to wait for a device.
         self.longest, self.ragged = max(lengths), len(set(lengths)) > 1
-        self.lengths_B = torch.tensor(self.lengths, device=self.rotation_SK.device)
+        self.lengths_B = torch.tensor(self.lengths, device=self.rotation_SK2.device)
 
     def extend(self, length: int) -> Tensor:
-        """Make ready for `length` new tokens a row, and return their rotations (T, K/2) or (B, T, K/2).
+        """Make ready for `length` new tokens a row, and return their rotations (T, K/2, 2) or (B, T, K/2, 2).
 
         Raises:
             ValueError: there is no room for them.
@@ -138,4 +138,4 @@ class KVCache:
             LayerCache(layer.keys_BSGK.index_select(0, rows_N), layer.values_BSGK.index_select(0, rows_N))
             for layer in self.layers
         ]
-        return KVCache(layers, self.rotation_SK, [self.lengths[row] for row in rows])
+        return KVCache(layers, self.rotation_SK2, [self.lengths[row] for row in rows])

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_mult.config import ModelConfig, NormKind
-from lit_mult.nn.functional import interleave_halves, rms_norm, rotary_table, rotate_qkv, swiglu
+from lit_mult.nn.functional import linear, pair_rotary_rows, rms_norm, rotary_table, rotate_qkv, swiglu
 from lit_mult.nn.kv_cache import KVCache, LayerCache
 from lit_mult.nn.multipliers import MultipliedEmbedding, MultipliedLinear
 from lit_mult.parametrization.plan import RunPlan
@@ -32,14 +32,14 @@ class RMSNorm(nn.Module):
         """
         super().__init__()
         self.weight = nn.Parameter(torch.empty(() if kind == "scalar" else size), requires_grad=kind != "frozen")
-        self.size, self.eps = size, eps
+        self.size, self.eps, self.is_scalar = size, eps, kind == "scalar"
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return rms_norm(x_BTD, self.weight_vector(), self.eps)
 
     def weight_vector(self) -> Tensor:
-        """The factor of every channel (size,), differentiable in the weight."""
-        return self.weight if self.weight.ndim else self.weight.expand(self.size)
+        """The factor of every channel (size,), of a stack (M, size), differentiable in the weight."""
+        return self.weight[..., None].expand(*self.weight.shape, self.size) if self.is_scalar else self.weight
 
 
 class Attention(nn.Module):
@@ -58,24 +58,24 @@ class Attention(nn.Module):
         self.register_buffer("joint_weight", None, persistent=False)
 
     def form_joint_weight(self) -> Tensor:
-        """Effective query, key and value weights ((H+2G)*K, D), rotary pairs interleaved, for one product."""
-        q_weight = interleave_halves(self.q_proj.effective_weight(), self.head_dim)
-        k_weight = interleave_halves(self.k_proj.effective_weight(), self.head_dim)
-        return torch.cat([q_weight, k_weight, self.v_proj.effective_weight()])
+        """Effective query, key and value weights ((H+2G)*K, D), rotary rows paired, for one product."""
+        q_weight = pair_rotary_rows(self.q_proj.effective_weight(), self.head_dim)
+        k_weight = pair_rotary_rows(self.k_proj.effective_weight(), self.head_dim)
+        return torch.cat([q_weight, k_weight, self.v_proj.effective_weight()], dim=-2)
 
-    def project(self, x_BTD: Tensor, rotation_TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries (B, T, H, K) and keys (B, T, G, K), rotary pairs interleaved, and values (B, T, G, K)."""
+    def project(self, x_BTD: Tensor, rotation_TK2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries (B, T, H, K) and keys (B, T, G, K), rotary rows paired, and values (B, T, G, K)."""
         B, T, _ = x_BTD.shape
         H, G = self.n_heads, self.n_kv_heads
         # One product for the three: joining weights is cheap, reading and differentiating x three times is not.
         qkv_weight = self.form_joint_weight() if self.joint_weight is None else self.joint_weight
-        qkv_BTNK = F.linear(x_BTD, qkv_weight).view(B, T, H + 2 * G, self.head_dim)
-        return rotate_qkv(qkv_BTNK, rotation_TK, H, G)
+        qkv_BTNK = linear(x_BTD, qkv_weight).view(B, T, H + 2 * G, self.head_dim)
+        return rotate_qkv(qkv_BTNK, rotation_TK2, H, G)
 
-    def forward(self, x_BTD: Tensor, rotation_TK: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation_TK2: Tensor, cache: LayerCache | None = None) -> Tensor:
         B, T, _ = x_BTD.shape
         H, G = self.n_heads, self.n_kv_heads
-        q_BTHK, k_BSGK, v_BSGK = self.project(x_BTD, rotation_TK)
+        q_BTHK, k_BSGK, v_BSGK = self.project(x_BTD, rotation_TK2)
         mask_BHTS = None
         if cache is not None:
             k_BSGK, v_BSGK, mask_BHTS = cache.extend(k_BSGK, v_BSGK)
@@ -106,11 +106,11 @@ class MLP(nn.Module):
 
     def form_joint_weight(self) -> Tensor:
         """Effective gate and up weights (2F, D), for one product."""
-        return torch.cat([self.gate_proj.effective_weight(), self.up_proj.effective_weight()])
+        return torch.cat([self.gate_proj.effective_weight(), self.up_proj.effective_weight()], dim=-2)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         gate_up_weight = self.form_joint_weight() if self.joint_weight is None else self.joint_weight
-        out_BTD: Tensor = self.down_proj(swiglu(F.linear(x_BTD, gate_up_weight)))
+        out_BTD: Tensor = self.down_proj(swiglu(linear(x_BTD, gate_up_weight)))
         return out_BTD
 
 
@@ -125,8 +125,8 @@ class Block(nn.Module):
         self.mlp = MLP(plan, f"{name}.mlp")
         self.dropout = config.dropout
 
-    def forward(self, x_BTD: Tensor, rotation_TK: Tensor, cache: LayerCache | None = None) -> Tensor:
-        x_BTD = x_BTD + self._drop(self.self_attn(self.input_layernorm(x_BTD), rotation_TK, cache))
+    def forward(self, x_BTD: Tensor, rotation_TK2: Tensor, cache: LayerCache | None = None) -> Tensor:
+        x_BTD = x_BTD + self._drop(self.self_attn(self.input_layernorm(x_BTD), rotation_TK2, cache))
         return x_BTD + self._drop(self.mlp(self.post_attention_layernorm(x_BTD)))
 
     def _drop(self, x_BTD: Tensor) -> Tensor:
@@ -163,13 +163,13 @@ class Llama(nn.Module):
         x_BTD = self.embed_tokens(ids_BT)
         if cache is None:
             # Anew in every forward: next to nothing, and a table that is kept goes stale (meta device, inference mode).
-            rotation_TK = rotary_table(ids_BT.shape[1], self.head_dim, self.rope_theta, x_BTD.device)
+            rotation_TK2 = rotary_table(ids_BT.shape[1], self.head_dim, self.rope_theta, x_BTD.device)
             for block in self.layers:
-                x_BTD = block(x_BTD, rotation_TK)
+                x_BTD = block(x_BTD, rotation_TK2)
         else:
-            rotation_TK = cache.extend(ids_BT.shape[1])
+            rotation_TK2 = cache.extend(ids_BT.shape[1])
             for block, layer in zip(self.layers, cache.layers, strict=True):
-                x_BTD = block(x_BTD, rotation_TK, layer)
+                x_BTD = block(x_BTD, rotation_TK2, layer)
         out_BTD: Tensor = self.norm(x_BTD)
         return out_BTD
 

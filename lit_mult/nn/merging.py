@@ -30,6 +30,7 @@ def merged(model: Llama) -> Llama:
             module.scale = usual
         if isinstance(module, RMSNorm):
             module.weight = nn.Parameter(module.weight_vector().clone(), requires_grad=False)
+            module.is_scalar = False
     # All are formed before any is put in place: a tied head reads the embedding's W.
     matrices = [module for module in plain.modules() if isinstance(module, MultipliedMatrix)]
     weights = [matrix.merged_weight() for matrix in matrices]

@@ -8,16 +8,16 @@ elements, once a forward), never on activations (batch * time * width elements).
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_mult.nn.functional import embedding, linear
 from lit_mult.parametrization.plan import MatrixPlan
 from lit_mult.placement import Axis
 
 
 def effective_weight(
     weight: Tensor,
-    constant: float = 1.0,
+    constant: float | Tensor = 1.0,
     scalar: Tensor | None = None,
     row: Tensor | None = None,
     column: Tensor | None = None,
@@ -30,22 +30,31 @@ def effective_weight(
         scalar: ()
         row: (d_out,)
         column: (d_in,)
+
+    Of a stack of M models everything has a leading dimension M; a constant is (M,), or one for all.
     """
-    scale: Tensor | float = constant if scalar is None else constant * scalar
-    plain = scalar is None and constant == 1.0
+    scale = constant if scalar is None else constant * scalar
+    plain = scalar is None and not isinstance(constant, Tensor) and constant == 1.0
     # The scale joins a vector where there is one, so that the matrix is read as few times as possible.
     if row is not None:
-        weight = weight * (row if plain else row * scale)[:, None]
+        weight = weight * (row if plain else row * _along(scale, 1))[..., :, None]
         plain = True
     if column is not None:
-        weight = weight * (column if plain else column * scale)
+        weight = weight * (column if plain else column * _along(scale, 1))[..., None, :]
         plain = True
-    return weight if plain else weight * scale
+    return weight if plain else weight * _along(scale, 2)
+
+
+def _along(scale: float | Tensor, dims: int) -> float | Tensor:
+    """The scale of one model, or (M,) those of a stack with `dims` dimensions behind them."""
+    stacked = isinstance(scale, Tensor) and scale.ndim
+    return scale.view(-1, *[1] * dims) if isinstance(scale, Tensor) and stacked else scale
 
 
 class MultipliedMatrix(nn.Module):
     """A weight matrix of one role with the multipliers that its plan gives it."""
 
+    constant: float | Tensor
     scalar: nn.Parameter | None
     row: nn.Parameter | None
     column: nn.Parameter | None
@@ -82,11 +91,11 @@ class MultipliedLinear(MultipliedMatrix):
     """y = W_eff x without bias; x (..., d_in) -> y (..., d_out)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.effective_weight())
+        return linear(x, self.effective_weight())
 
 
 class MultipliedEmbedding(MultipliedMatrix):
     """Rows of W_eff (vocabulary, d_model) by token; ids (...) -> (..., d_model)."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.effective_weight())
+        return embedding(ids, self.effective_weight())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -21,6 +20,7 @@ from lit_mult.optim.hybrid import HybridOptimizer
 from lit_mult.optim.schedules import schedule_factor
 from lit_mult.parametrization.plan import plan_run
 from lit_mult.roles import Role
+from lit_mult.training.objective import compiled, objective, predict
 
 
 class LitLlama(LightningModule):
@@ -38,8 +38,8 @@ class LitLlama(LightningModule):
         self.plan = plan_run(self.config, vocab_size)
         self.model = Llama(self.config.model, self.plan)
         initialize(self.model, self.plan, self.config.seed)
-        if self.config.trainer.compile:
-            self.model.compile()
+        # Training alone: validation is rare, and would have to be compiled anew.
+        self._objective = compiled(objective) if self.config.trainer.compile else objective
         self.val_loss = MeanMetric(nan_strategy="disable")  # a loss that is not a number must be seen
         self.last_train_loss: Tensor | None = None
         """Mean cross-entropy () of the latest micro-batch, z-loss left out."""
@@ -52,18 +52,9 @@ class LitLlama(LightningModule):
         logits_BTV: Tensor = self.model(ids_BT)
         return logits_BTV
 
-    def _predict(self, window_BT1: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, T, V) in float32, and their mean cross-entropy () in nats per token."""
-        logits_BTV = self.model(window_BT1[:, :-1]).float()
-        return logits_BTV, F.cross_entropy(logits_BTV.flatten(0, 1), window_BT1[:, 1:].flatten())
-
     def training_loss(self, window_BT1: Tensor) -> tuple[Tensor, Tensor]:
         """What training minimizes (), and its mean cross-entropy (), z-loss left out; nats per token."""
-        logits_BTV, cross_entropy = self._predict(window_BT1)
-        if not self.config.model.z_loss:
-            return cross_entropy, cross_entropy
-        # arXiv:2204.02311 sec. 5: keeps the softmax normalizer near 1.
-        return cross_entropy + self.config.model.z_loss * logits_BTV.logsumexp(-1).square().mean(), cross_entropy
+        return self._objective(self.model, window_BT1, self.config.model.z_loss)
 
     def training_step(self, window_BT1: Tensor, batch_index: int) -> Tensor:
         loss, cross_entropy = self.training_loss(window_BT1)
@@ -71,7 +62,7 @@ class LitLlama(LightningModule):
         return loss
 
     def validation_step(self, window_BT1: Tensor, batch_index: int) -> None:
-        _, loss = self._predict(window_BT1)
+        _, loss = predict(self.model, window_BT1)
         self.val_loss.update(loss, weight=window_BT1[:, 1:].numel())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
