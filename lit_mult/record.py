@@ -102,6 +102,8 @@ class RunRecord(_Written):
     versions: dict[str, str]
     """Versions of Python and of the packages that computed the run."""
     device: str
+    members: int = 1
+    """Runs that were trained together with this one, as a stack, itself among them."""
     started_at: str
     """UTC, ISO 8601."""
     corpus_hash: str
@@ -115,9 +117,9 @@ class RunRecord(_Written):
     tokens: int
     """Tokens trained on."""
     wall_seconds: float
-    """Seconds in training and validation, over all parts of a resumed run."""
+    """Seconds in training and validation, over all parts of a resumed run; of a stack, the run's share."""
     tokens_per_second: float
-    """Training tokens per second of training time (validation left out)."""
+    """Training tokens per second of training time (validation left out); of a stack, of the run's share of it."""
     initial_loss: float | None
     """Validation loss before the first step, nats per token; None when it is not finite."""
     final_loss: float | None

@@ -1,91 +1,101 @@
-"""The history of a run: its loss curves and its clock, and the end of a run that diverges."""
+"""The history of a run, or of every run of a stack: loss curves and clock, and the end of a run that diverges."""
 
 from __future__ import annotations
 
-import math
+import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lit_mult.config import TrainConfig
-from lit_mult.training.module import LitLlama
+from lit_mult.training.curves import Curve, Curves
 
-Curve = list[tuple[int, float]]
+
+class _Trained(Protocol):
+    """What a module shows: the losses () of its run, or (M,) of the members of its stack."""
+
+    device: torch.device
+    last_train_loss: Tensor | None
+    val_loss: Any
 
 
 class History(Callback):
-    """Loss curves and training time, kept in checkpoints; ends a run whose loss has left its senses."""
+    """Loss curves and training time, kept in checkpoints; ends training when every run has ended early."""
 
     def __init__(
         self,
-        config: TrainConfig,
-        on_progress: Callable[[int, float], None] | None = None,
-        prune: Callable[[Curve], bool] | None = None,
+        runs: Sequence[Curves],
+        on_progress: Callable[[int, int, float], None] | None = None,
+        prune: Callable[[int, Curve], bool] | None = None,
     ) -> None:
-        """`on_progress(step, loss)` is called with every point of the training-loss curve.
+        """`on_progress(run, step, loss)` is called with every point of a training-loss curve.
 
-        `prune(curve)` is called after every validation on the way with the validation curve up to then, by optimizer
-        step; when it answers True the run ends there.
+        `prune(run, curve)` is called after every validation on the way with the validation curve up to then, by
+        optimizer step; when it answers True the run ends there.
         """
-        self.config = config
+        self.runs = list(runs)
         self.on_progress, self.prune = on_progress, prune
-        self.train_curve: Curve = []
-        self.val_curve: Curve = []
-        self.diverged = self.pruned = False
-        self.train_seconds = 0.0
-        self.val_seconds = 0.0
+        self.saved = 0
+        """The run whose state goes into a checkpoint."""
         self._pending: list[Tensor] = []
         self._clock: float | None = None  # start of the lap under way
 
-    @property
-    def initial_loss(self) -> float:
-        return self.val_curve[0][1]
+    def running(self) -> list[int]:
+        """The runs that have not ended early."""
+        return [index for index, run in enumerate(self.runs) if run.ended_at is None]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, LitLlama)
-        assert pl_module.last_train_loss is not None
-        self._pending.append(pl_module.last_train_loss)
+        module: _Trained = pl_module  # type: ignore[assignment]
+        assert module.last_train_loss is not None
+        self._pending.append(module.last_train_loss)
         step = trainer.global_step
         # Micro-batches of one optimizer step share their global_step: wait for the last of them.
-        if step % self.config.log_every or (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if step % self.runs[0].config.log_every or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        losses = torch.stack([loss.to(pl_module.device) for loss in self._pending])  # resumed ones are on the CPU
-        loss = float(trainer.strategy.reduce(losses.mean(), reduce_op="mean"))
+        pending = torch.stack([loss.to(module.device) for loss in self._pending])  # resumed ones are on the CPU
+        losses = trainer.strategy.reduce(pending.mean(0), reduce_op="mean").reshape(-1).tolist()
         self._pending.clear()
-        self.train_curve.append((step, loss))
-        pl_module.log("train/loss", loss, prog_bar=True)
-        if self.on_progress is not None:
-            self.on_progress(step, loss)
-        self._check(loss, trainer)
+        running = self.running()
+        pl_module.log("train/loss", statistics.fmean(losses[index] for index in running), prog_bar=True)
+        for index in running:
+            self.runs[index].add_train(step, losses[index])
+            if self.on_progress is not None:
+                self.on_progress(index, step, losses[index])
+        self._end(trainer, pl_module, running)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._lap("train_seconds")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._lap("val_seconds")
-        assert isinstance(pl_module, LitLlama)
-        loss = float(pl_module.val_loss.compute())
-        pl_module.val_loss.reset()
-        self.val_curve.append((trainer.global_step, loss))
+        module: _Trained = pl_module  # type: ignore[assignment]
+        losses = module.val_loss.compute().reshape(-1).tolist()
+        module.val_loss.reset()
+        step = trainer.global_step
+        # The validation that Lightning adds at the end of training belongs to the runs that have ended it.
+        running = [index for index, run in enumerate(self.runs) if run.ended_at in (None, step)]
         if trainer.logger is not None:
-            trainer.logger.log_metrics({"val/loss": loss}, step=trainer.global_step)
-        self._check(loss, trainer)
-        on_the_way = 0 < trainer.global_step < self.config.steps and not self.diverged
-        if on_the_way and self.prune is not None and self.prune(self.val_curve[1:]):
-            self.pruned = trainer.should_stop = True
+            loss = statistics.fmean(losses[index] for index in running)
+            trainer.logger.log_metrics({"val/loss": loss}, step=step)
+        for index in running:
+            run = self.runs[index]
+            run.add_val(step, losses[index])
+            on_the_way = 0 < step < run.config.steps and run.ended_at is None
+            if on_the_way and self.prune is not None and self.prune(index, run.val[1:]):
+                run.prune(step)
+        self._end(trainer, pl_module, running)
         if trainer.state.fn != TrainerFn.FITTING:  # the last validation, after training
             self._clock = None
 
-    def _check(self, loss: float, trainer: Trainer) -> None:
-        if not math.isfinite(loss) or loss > self.config.divergence_factor * self.initial_loss:
-            self.diverged = True
+    def _end(self, trainer: Trainer, pl_module: LightningModule, running: list[int]) -> None:
+        """Act on the end of those of the runs in `running` that have ended just now."""
+        if not self.running():
             trainer.should_stop = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -96,27 +106,27 @@ class History(Callback):
         self._clock = None
 
     def _lap(self, account: str) -> None:
-        """Book the time since the last lap; none is booked while neither training nor validation runs."""
+        """Book the time since the last lap, in equal shares; none while neither training nor validation runs."""
         now = time.perf_counter()
+        sharing = self.running() or range(len(self.runs))
         if self._clock is not None:
-            setattr(self, account, getattr(self, account) + now - self._clock)
+            for index in sharing:
+                run = self.runs[index]
+                setattr(run, account, getattr(run, account) + (now - self._clock) / len(sharing))
         self._clock = now
 
     def state_dict(self) -> dict[str, Any]:
         if self._clock is not None:
             self._lap("train_seconds")
-        return {
-            "train_curve": list(self.train_curve),
-            "val_curve": list(self.val_curve),
-            "diverged": self.diverged,
-            "pending": [float(loss) for loss in self._pending],
-            "train_seconds": self.train_seconds,
-            "val_seconds": self.val_seconds,
-        }
+        pending = [float(loss.reshape(-1)[self.saved]) for loss in self._pending]
+        return {**self.runs[self.saved].state_dict(), "pending": pending}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.train_curve = [(int(step), float(loss)) for step, loss in state_dict["train_curve"]]
-        self.val_curve = [(int(step), float(loss)) for step, loss in state_dict["val_curve"]]
-        self.diverged = state_dict["diverged"]
-        self._pending = [torch.tensor(loss) for loss in state_dict["pending"]]
-        self.train_seconds, self.val_seconds = state_dict["train_seconds"], state_dict["val_seconds"]
+        self.load([state_dict])
+        self._pending = [loss[0] for loss in self._pending]
+
+    def load(self, states: Sequence[dict[str, Any]]) -> None:
+        """Take the state of every run, each as from a checkpoint of its own."""
+        for run, state in zip(self.runs, states, strict=True):
+            run.load_state_dict(state)
+        self._pending = list(torch.tensor([state["pending"] for state in states]).T)

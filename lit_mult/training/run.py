@@ -25,14 +25,15 @@ from lit_mult.data.cache import TokenizedCorpus, prepare
 from lit_mult.data.module import TextDataModule
 from lit_mult.errors import ConfigError, Interrupted, UserError
 from lit_mult.record import CellInfo, RunRecord
-from lit_mult.roles import Role
-from lit_mult.training import provenance, trapped
+from lit_mult.training import trapped
 from lit_mult.training.checkpoints import Checkpoints, RngState, save_checkpoint
+from lit_mult.training.curves import Curve, Curves
 from lit_mult.training.diagnostics import PROBE_WINDOWS, Diagnostics
 from lit_mult.training.folder import RunFolder
-from lit_mult.training.history import Curve, History
+from lit_mult.training.history import History
 from lit_mult.training.module import LitLlama
 from lit_mult.training.readings import require_pyarrow
+from lit_mult.training.recording import make_record
 
 # Trainer arguments that follow from other fields of the config or carry the run's own machinery.
 _OWN_TRAINER_ARGUMENTS = {
@@ -108,7 +109,12 @@ def run(
         return finished
     watch = _diagnostics(config, corpus)
 
-    history = History(config.train, on_progress, prune)
+    curves = Curves(config.train)
+    history = History(
+        [curves],
+        None if on_progress is None else lambda _, step, loss: on_progress(step, loss),
+        None if prune is None else lambda _, curve: prune(curve),
+    )
     torch.manual_seed(config.seed)  # dropout; initialization and data have generators of their own
     with _quiet_lightning():
         module = LitLlama(config.to_dict(), corpus.vocab_size)
@@ -130,8 +136,7 @@ def run(
                 warnings.warn(f"{path}: damaged, set aside; going on from the one before, or the start", stacklevel=2)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=folder.newest_checkpoint(), weights_only=True)
-            ended_early = history.diverged or history.pruned
-            if not ended_early and history.val_curve[-1][0] != trainer.global_step:
+            if curves.ended_at is None and curves.val[-1][0] != trainer.global_step:
                 trainer.validate(module, datamodule=data, verbose=False)
         except SIGTERMException:  # it came where only Lightning was listening: before the first step or in validation
             raise Interrupted("stopped; the same command goes on from the last checkpoint") from None
@@ -142,7 +147,16 @@ def run(
         if keep_checkpoint:
             save_checkpoint(trainer, folder.final_checkpoint)
 
-    record = _record(config, corpus, module, trainer, history, started_at, cell)
+    record = make_record(
+        config,
+        corpus,
+        module.plan_parameters(),
+        curves,
+        steps=trainer.global_step,
+        device=trainer.strategy.root_device,
+        started_at=started_at,
+        cell=cell,
+    )
     if trainer.is_global_zero:
         if isinstance(trainer.logger, TensorBoardLogger):
             final = record.final_loss if record.final_loss is not None else math.nan
@@ -221,52 +235,6 @@ def _trainer(config: RunConfig, folder: RunFolder, callbacks: list[Callback]) ->
         )
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:  # a flag it refuses
         raise UserError(f"trainer: {' '.join(str(error).split())}") from None
-
-
-def _record(
-    config: RunConfig,
-    corpus: TokenizedCorpus,
-    module: LitLlama,
-    trainer: Trainer,
-    history: History,
-    started_at: str,
-    cell: CellInfo | None,
-) -> RunRecord:
-    rows = module.plan_parameters()
-    sizes = {
-        "total": sum(row.parameter.numel() for row in rows),
-        "non_embedding": sum(row.parameter.numel() for row in rows if row.role not in (Role.EMBEDDING, Role.LM_HEAD)),
-        "multipliers": sum(row.parameter.numel() for row in rows if row.role is Role.MULTIPLIER),
-    }
-    steps = trainer.global_step
-    tokens = steps * config.train.batch_size * config.data.seq_len
-    finite_val = [(step, loss) for step, loss in history.val_curve if math.isfinite(loss)]
-    ended_early = history.diverged or history.pruned
-    final_loss = None if ended_early else history.val_curve[-1][1]
-    return RunRecord(
-        status="diverged" if history.diverged else "pruned" if history.pruned else "completed",
-        config=config.to_dict(),
-        config_hash=config.hash,
-        seed=config.seed,
-        cell=cell,
-        git_commit=provenance.git_commit(),
-        versions=provenance.versions(),
-        device=provenance.describe_device(trainer.strategy.root_device),
-        started_at=started_at,
-        corpus_hash=corpus.hash,
-        train_tokens_available=len(corpus.train),
-        parameters=sizes,
-        steps=steps,
-        tokens=tokens,
-        wall_seconds=history.train_seconds + history.val_seconds,
-        tokens_per_second=tokens / history.train_seconds if history.train_seconds else 0.0,
-        initial_loss=history.initial_loss if math.isfinite(history.initial_loss) else None,
-        final_loss=final_loss,
-        best_loss=min((loss for _, loss in finite_val), default=None),
-        final_bits_per_byte=None if final_loss is None else final_loss / math.log(2) / corpus.val_bytes_per_token,
-        train_curve=[(step, loss) for step, loss in history.train_curve if math.isfinite(loss)],
-        val_curve=finite_val,
-    )
 
 
 @contextmanager
