@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,10 @@ class Checkpoints(Callback):
         self._requested = False
         self._previous: dict[signal.Signals, Any] = {}
 
+    def folders(self, trainer: Trainer) -> Iterator[RunFolder]:
+        """The folders of the runs under way; what is saved while one is at hand is the checkpoint of its run."""
+        yield self.folder
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Here, after Lightning has set handlers of its own, whose SIGTERM gives no chance to write a checkpoint.
         if threading.current_thread() is threading.main_thread():
@@ -87,7 +91,8 @@ class Checkpoints(Callback):
     def _end_of_step(self, trainer: Trainer) -> None:
         step = trainer.global_step
         if self.config.keep_every and step % self.config.keep_every == 0 and step < self.config.steps:
-            save_checkpoint(trainer, self.folder.kept(step), weights_only=True)
+            for folder in self.folders(trainer):
+                save_checkpoint(trainer, folder.kept(step), weights_only=True)
         if step == self.config.steps or trainer.should_stop:  # the run ends here: at its last step, diverged or pruned
             return
         requested = self._requested or (self.should_stop is not None and self.should_stop())
@@ -95,8 +100,9 @@ class Checkpoints(Callback):
             on_pace = step % self.config.log_every == 0
             requested = on_pace and trainer.strategy.reduce_boolean_decision(requested, all=False)
         if requested or (self.config.checkpoint_every and step % self.config.checkpoint_every == 0):
-            older = self.folder.resumable()
-            save_checkpoint(trainer, self.folder.checkpoint(step))
+            older = [checkpoint for folder in self.folders(trainer) for checkpoint in folder.resumable()]
+            for folder in self.folders(trainer):
+                save_checkpoint(trainer, folder.checkpoint(step))
             if trainer.is_global_zero:
                 for checkpoint in older:
                     checkpoint.unlink(missing_ok=True)  # somebody who took this process for dead may be at it, too

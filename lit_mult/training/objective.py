@@ -33,6 +33,19 @@ def objective(model: Llama, window_BT1: Tensor, z_loss: float) -> tuple[Tensor, 
     return cross_entropy + z_loss * logits_BTV.logsumexp(-1).square().mean(), cross_entropy
 
 
+def stacked_objective(model: Llama, window_NT1: Tensor, z_loss_M: Tensor | None, members: int) -> tuple[Tensor, Tensor]:
+    """`objective` of every member (M,), and the mean cross-entropies (M,).
+
+    The sum over members is what is differentiated: members share nothing, so each has the gradient of its own.
+    """
+    logits_NTV = model(window_NT1[:, :-1]).float()
+    loss_N = F.cross_entropy(logits_NTV.flatten(0, 1), window_NT1[:, 1:].flatten(), reduction="none")
+    cross_entropy_M = loss_N.view(members, -1).mean(1)
+    if z_loss_M is None:
+        return cross_entropy_M, cross_entropy_M
+    return cross_entropy_M + z_loss_M * logits_NTV.logsumexp(-1).square().view(members, -1).mean(1), cross_entropy_M
+
+
 def compiled(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
     """The function under torch.compile, with code of its own for every shape that it meets.
 

@@ -2,64 +2,33 @@
 
 from __future__ import annotations
 
-import inspect
-import logging
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from lightning import Trainer
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_mult.config import RunConfig, flatten
 from lit_mult.data.batches import validation_windows
 from lit_mult.data.cache import TokenizedCorpus, prepare
 from lit_mult.data.module import TextDataModule
-from lit_mult.errors import ConfigError, Interrupted, UserError
+from lit_mult.errors import UserError
 from lit_mult.record import CellInfo, RunRecord
 from lit_mult.training import trapped
 from lit_mult.training.checkpoints import Checkpoints, RngState, save_checkpoint
 from lit_mult.training.curves import Curve, Curves
 from lit_mult.training.diagnostics import PROBE_WINDOWS, Diagnostics
+from lit_mult.training.fitting import check_trainer_arguments, fit, make_trainer, quiet_lightning
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.history import History
 from lit_mult.training.module import LitLlama
 from lit_mult.training.readings import require_pyarrow
 from lit_mult.training.recording import make_record
-
-# Trainer arguments that follow from other fields of the config or carry the run's own machinery.
-_OWN_TRAINER_ARGUMENTS = {
-    "callbacks",
-    "logger",
-    "max_steps",
-    "max_epochs",
-    "max_time",
-    "min_steps",
-    "min_epochs",
-    "val_check_interval",
-    "check_val_every_n_epoch",
-    "num_sanity_val_steps",
-    "enable_checkpointing",
-    "enable_progress_bar",
-    "default_root_dir",
-    "gradient_clip_val",
-    "gradient_clip_algorithm",
-    "use_distributed_sampler",
-    "log_every_n_steps",
-    "fast_dev_run",
-    "overfit_batches",
-    "limit_train_batches",
-    "limit_val_batches",
-    "reload_dataloaders_every_n_epochs",
-}
 
 
 def run(
@@ -100,7 +69,7 @@ def run(
     folder = RunFolder(Path(out))
     corpus = prepare(config.data)
     data = TextDataModule(config, corpus)
-    _check_trainer_arguments(config)
+    check_trainer_arguments(config)
     finished = folder.finished(config, corpus.hash)
     diagnostics_path = diagnostics_path or folder.diagnostics
     if finished is not None:
@@ -116,7 +85,7 @@ def run(
         None if prune is None else lambda _, curve: prune(curve),
     )
     torch.manual_seed(config.seed)  # dropout; initialization and data have generators of their own
-    with _quiet_lightning():
+    with quiet_lightning():
         module = LitLlama(config.to_dict(), corpus.vocab_size)
         if config.model.pretrained is not None:
             from lit_mult.hf.pretrained import start_from_pretrained
@@ -125,7 +94,7 @@ def run(
             start_from_pretrained(module.model, module.plan, config)
         watching = [] if watch is None else [watch]
         own = [history, RngState(), *watching, *callbacks, Checkpoints(folder, config.train, should_stop)]
-        trainer = _trainer(config, folder, own)
+        trainer = make_trainer(config, folder, own)
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
         data.check(trainer.world_size)
         if watch is not None:
@@ -134,16 +103,7 @@ def run(
             folder.claim(config, corpus.hash)
             for path in folder.set_aside_damaged():
                 warnings.warn(f"{path}: damaged, set aside; going on from the one before, or the start", stacklevel=2)
-        try:
-            trainer.fit(module, datamodule=data, ckpt_path=folder.newest_checkpoint(), weights_only=True)
-            if curves.ended_at is None and curves.val[-1][0] != trainer.global_step:
-                trainer.validate(module, datamodule=data, verbose=False)
-        except SIGTERMException:  # it came where only Lightning was listening: before the first step or in validation
-            raise Interrupted("stopped; the same command goes on from the last checkpoint") from None
-        except SystemExit as error:
-            if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning makes an exit of
-                raise KeyboardInterrupt from None
-            raise
+        fit(trainer, module, data, history, folder.newest_checkpoint())
         if keep_checkpoint:
             save_checkpoint(trainer, folder.final_checkpoint)
 
@@ -188,71 +148,3 @@ def _diagnostics(config: RunConfig, corpus: TokenizedCorpus) -> Diagnostics | No
     windows = min(PROBE_WINDOWS, config.train.batch_size // config.trainer.accumulate_grad_batches)
     probe_BT1 = torch.from_numpy(validation_windows(corpus.val, config.data.seq_len, windows))
     return Diagnostics(config.train, probe_BT1[:, :-1])
-
-
-def _check_trainer_arguments(config: RunConfig) -> None:
-    if any(start in config.trainer.strategy for start in ("spawn", "fork", "notebook")):
-        allowed = "starts processes whose history this one would not see; use ddp"
-        raise ConfigError("trainer.strategy", config.trainer.strategy, allowed)
-    known = set(inspect.signature(Trainer).parameters)
-    for name, value in config.trainer.extra.items():
-        if name not in known:
-            raise ConfigError(f"trainer.extra.{name}", value, "not an argument of lightning.Trainer")
-        if name in _OWN_TRAINER_ARGUMENTS or name in type(config.trainer).model_fields:
-            raise ConfigError(f"trainer.extra.{name}", value, "is set through other fields of the config")
-
-
-def _trainer(config: RunConfig, folder: RunFolder, callbacks: list[Callback]) -> Trainer:
-    train, flags = config.train, config.trainer
-    logger: TensorBoardLogger | bool = False
-    if flags.tensorboard:
-        logger = TensorBoardLogger(folder.path, name="tensorboard", version="", default_hp_metric=False)
-        callbacks = [LearningRateMonitor(logging_interval="step"), *callbacks]
-    if flags.progress_bar:
-        callbacks = [TQDMProgressBar(refresh_rate=train.log_every), *callbacks]
-    try:
-        return Trainer(
-            accelerator=flags.accelerator,
-            devices=flags.devices,
-            num_nodes=flags.num_nodes,
-            strategy=flags.strategy,
-            precision=flags.precision,  # type: ignore[arg-type]
-            accumulate_grad_batches=flags.accumulate_grad_batches,
-            callbacks=callbacks,
-            logger=logger,
-            max_steps=train.steps,
-            max_epochs=-1,
-            val_check_interval=(train.eval_every or train.steps) * flags.accumulate_grad_batches,
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=-1,  # the whole validation set: the loss at initialization
-            log_every_n_steps=train.log_every,
-            enable_checkpointing=False,
-            enable_progress_bar=flags.progress_bar,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            default_root_dir=folder.path,
-            **flags.extra,
-        )
-    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:  # a flag it refuses
-        raise UserError(f"trainer: {' '.join(str(error).split())}") from None
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's tips and start-up lines, which say nothing about this run, off the terminal."""
-    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-            warnings.filterwarnings("ignore", message=".*num_sanity_val_steps.*")
-            warnings.filterwarnings("ignore", message=".*IterableDataset.*")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -1,0 +1,141 @@
+"""Lightning at work on a run or a stack: the Trainer that a config asks for, and training with it from end to end."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lit_mult.config import RunConfig
+from lit_mult.errors import ConfigError, Interrupted, UserError
+from lit_mult.training.folder import RunFolder
+from lit_mult.training.history import History
+
+# Trainer arguments that follow from other fields of the config or carry the run's own machinery.
+_OWN_TRAINER_ARGUMENTS = {
+    "callbacks",
+    "logger",
+    "max_steps",
+    "max_epochs",
+    "max_time",
+    "min_steps",
+    "min_epochs",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+    "num_sanity_val_steps",
+    "enable_checkpointing",
+    "enable_progress_bar",
+    "default_root_dir",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "use_distributed_sampler",
+    "log_every_n_steps",
+    "fast_dev_run",
+    "overfit_batches",
+    "limit_train_batches",
+    "limit_val_batches",
+    "reload_dataloaders_every_n_epochs",
+}
+
+
+def check_trainer_arguments(config: RunConfig) -> None:
+    """Raises: ConfigError when a Trainer argument is unknown, set by another field, or not usable here."""
+    if any(start in config.trainer.strategy for start in ("spawn", "fork", "notebook")):
+        allowed = "starts processes whose history this one would not see; use ddp"
+        raise ConfigError("trainer.strategy", config.trainer.strategy, allowed)
+    known = set(inspect.signature(Trainer).parameters)
+    for name, value in config.trainer.extra.items():
+        if name not in known:
+            raise ConfigError(f"trainer.extra.{name}", value, "not an argument of lightning.Trainer")
+        if name in _OWN_TRAINER_ARGUMENTS or name in type(config.trainer).model_fields:
+            raise ConfigError(f"trainer.extra.{name}", value, "is set through other fields of the config")
+
+
+def make_trainer(config: RunConfig, folder: RunFolder, callbacks: list[Callback]) -> Trainer:
+    """The Trainer of a run, which keeps its files in `folder`. Raises: UserError when Lightning refuses a flag."""
+    train, flags = config.train, config.trainer
+    logger: TensorBoardLogger | bool = False
+    if flags.tensorboard:
+        logger = TensorBoardLogger(folder.path, name="tensorboard", version="", default_hp_metric=False)
+        callbacks = [LearningRateMonitor(logging_interval="step"), *callbacks]
+    if flags.progress_bar:
+        callbacks = [TQDMProgressBar(refresh_rate=train.log_every), *callbacks]
+    try:
+        return Trainer(
+            accelerator=flags.accelerator,
+            devices=flags.devices,
+            num_nodes=flags.num_nodes,
+            strategy=flags.strategy,
+            precision=flags.precision,  # type: ignore[arg-type]
+            accumulate_grad_batches=flags.accumulate_grad_batches,
+            callbacks=callbacks,
+            logger=logger,
+            max_steps=train.steps,
+            max_epochs=-1,
+            val_check_interval=(train.eval_every or train.steps) * flags.accumulate_grad_batches,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=-1,  # the whole validation set: the loss at initialization
+            log_every_n_steps=train.log_every,
+            enable_checkpointing=False,
+            enable_progress_bar=flags.progress_bar,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=folder.path,
+            **flags.extra,
+        )
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:  # a flag it refuses
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from None
+
+
+def fit(
+    trainer: Trainer,
+    module: LightningModule,
+    data: LightningDataModule,
+    history: History,
+    checkpoint: Path | None,
+) -> None:
+    """Train, from a checkpoint or from the start, and validate at the end.
+
+    Raises:
+        Interrupted: a stop was requested.
+    """
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        if any(history.runs[index].val[-1][0] != trainer.global_step for index in history.running()):
+            trainer.validate(module, datamodule=data, verbose=False)
+    except SIGTERMException:  # it came where only Lightning was listening: before the first step or in validation
+        raise Interrupted("stopped; the same command goes on from the last checkpoint") from None
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning makes an exit of
+            raise KeyboardInterrupt from None
+        raise
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's tips and start-up lines, which say nothing about this run, off the terminal."""
+    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+            warnings.filterwarnings("ignore", message=".*num_sanity_val_steps.*")
+            warnings.filterwarnings("ignore", message=".*IterableDataset.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,272 @@
+"""A stack against its members trained one by one: losses, weights, ends, checkpoints; in float64 arithmetic or float32.
+
+Member and run differ by rounding only: products of a batch of matrices are summed in another order. Over the few dozen
+steps here that stays below 1e-4 nats.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_mult.config import RunConfig
+from lit_mult.errors import Interrupted
+from lit_mult.nn.init import initialize
+from lit_mult.nn.llama import Llama
+from lit_mult.nn.stack import member_state, stack
+from lit_mult.parametrization.plan import plan_run
+from lit_mult.record import RunRecord
+from lit_mult.training.folder import RunFolder
+from lit_mult.training.run import run
+from lit_mult.training.stack_run import Member, run_stack
+from lit_mult.training.trained import load_trained
+
+Tiny = Callable[..., RunConfig]
+TOLERANCE = 1e-4
+
+DIFFERENT = [
+    {"seed": 0, "optim.lr": 0.01},
+    {"seed": 1, "optim.lr": 0.02, "optim.clip": 0.1, "optim.clip_multipliers": True},
+    {"seed": 0, "optim.lr": 0.005, "optim.clip": None, "optim.weight_decay": 0.5, "schedule.name": "cosine"},
+    {
+        "seed": 2,
+        "optim.multiplier_lr": 0.03,
+        "model.z_loss": 0.01,
+        "parametrization.forward": {"o_proj": 0.5, "lm_head": 2},
+    },
+]
+"""What may differ between members."""
+
+SHARED: dict[str, dict[str, Any]] = {
+    "AdamW, vectors, two layers": {"multipliers": "vector", "model.n_layers": 2},
+    "Muon, scalars, grouped queries": {
+        "optimizer": "muon",
+        "multipliers": "scalar",
+        "model.num_key_value_groups": 2,
+        "parametrization.base_d_model": 16,
+    },
+    "Muon, vectors, preset starts": {"optimizer": "muon", "multipliers": "vector", "placement.init": "preset"},
+    "fixed multipliers, tied": {"multipliers": "fixed", "model.tie_embeddings": True},
+    "scalar norm": {"multipliers": "fixed", "model.final_norm": "scalar", "model.block_norms": "frozen"},
+}
+
+
+def configs(tiny: Tiny, shared: dict[str, Any], different: list[dict[str, Any]] = DIFFERENT) -> list[RunConfig]:
+    return [tiny({"train.steps": 24, **shared, **own}) for own in different]
+
+
+def members(configs: list[RunConfig], folder: Path) -> list[Member]:
+    return [Member(config, folder / str(index)) for index, config in enumerate(configs)]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(torch.load(RunFolder(folder).final_checkpoint, weights_only=True)["state_dict"])
+
+
+def assert_like(record: RunRecord, alone: RunRecord, rel: float = 1e-5) -> None:
+    """A member's record is that of the run by itself, losses up to rounding, which a run that diverges blows up."""
+    own = {"train_curve", "val_curve", "initial_loss", "final_loss", "best_loss", "final_bits_per_byte"}
+    own |= {"started_at", "wall_seconds", "tokens_per_second", "members"}
+    assert record.model_dump(exclude=own) == alone.model_dump(exclude=own)
+    for name in ("train_curve", "val_curve"):
+        mine, theirs = getattr(record, name), getattr(alone, name)
+        assert [step for step, _ in mine] == [step for step, _ in theirs]
+        assert [loss for _, loss in mine] == pytest.approx([loss for _, loss in theirs], abs=TOLERANCE, rel=rel)
+    assert (record.final_loss is None) == (alone.final_loss is None)
+
+
+@pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED)
+def test_members_train_as_they_would_alone(tiny: Tiny, tmp_path: Path, shared: dict[str, Any]) -> None:
+    of_all = configs(tiny, {"train.eval_every": 8, **shared})
+    alone = [run(config, tmp_path / "alone" / str(index)) for index, config in enumerate(of_all)]
+
+    records = run_stack(members(of_all, tmp_path / "stack"))
+
+    assert len({record.final_loss for record in alone}) == len(alone)  # the members are different runs
+    for index, (record, single) in enumerate(zip(records, alone, strict=True)):
+        assert_like(record, single)
+        assert (record.members, single.members) == (4, 1)
+        assert RunRecord.read(tmp_path / "stack" / str(index) / "record.json") == record
+        mine, theirs = weights(tmp_path / "stack" / str(index)), weights(tmp_path / "alone" / str(index))
+        assert mine.keys() == theirs.keys()
+        for name in mine:
+            torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=2e-3, msg=name)
+        load_trained(tmp_path / "stack" / str(index))
+
+
+def test_the_time_of_a_stack_is_shared_out(tiny: Tiny, tmp_path: Path) -> None:
+    records = run_stack(members(configs(tiny, {}), tmp_path))
+    assert len({record.wall_seconds for record in records}) == 1
+    for record in records:
+        assert record.tokens_per_second == pytest.approx(24 * 4 * 16 / record.wall_seconds, rel=0.5)
+
+
+def test_a_diverging_member_leaves_and_the_others_train_on(tiny: Tiny, tmp_path: Path) -> None:
+    wild = {"optim.lr": 3.0, "schedule.warmup_fraction": 0.0, "optim.weight_decay": 0.0}
+    of_all = configs(tiny, {"train.steps": 60}, [{"seed": 0}, wild, {"seed": 1}])
+    alone = [run(config, tmp_path / "alone" / str(index)) for index, config in enumerate(of_all)]
+    assert [record.status for record in alone] == ["completed", "diverged", "completed"]
+    order: list[tuple[int, int]] = []
+
+    records = run_stack(
+        members(of_all, tmp_path / "stack"), on_record=lambda index, one: order.append((index, one.steps))
+    )
+
+    assert order[0] == (1, alone[1].steps)
+    assert sorted(order) == [(0, 60), (1, alone[1].steps), (2, 60)]
+    for index, (record, single) in enumerate(zip(records, alone, strict=True)):
+        assert_like(record, single, rel=0.05 if index == 1 else 1e-5)
+    ended, single = weights(tmp_path / "stack" / "1"), weights(tmp_path / "alone" / "1")
+    off = [float((ended[name] - single[name]).norm() / single[name].norm()) for name in ended]
+    assert max(off) < 0.3, off  # of its last step, not of the stack's
+
+
+def test_a_stack_ends_when_all_members_have(tiny: Tiny, tmp_path: Path) -> None:
+    wild = {"schedule.warmup_fraction": 0.0, "optim.weight_decay": 0.0, "train.steps": 400}
+    of_all = configs(tiny, wild, [{"optim.lr": 1e4}, {"optim.lr": 2e4, "seed": 1}])
+    records = run_stack(members(of_all, tmp_path / "stack"))
+    for index, (record, config) in enumerate(zip(records, of_all, strict=True)):
+        single = run(config, tmp_path / "alone" / str(index))
+        assert (record.status, record.steps) == (single.status, single.steps) == ("diverged", single.steps)
+        assert [step for step, _ in record.val_curve] == [step for step, _ in single.val_curve]
+
+
+def test_a_pruned_member_leaves(tiny: Tiny, tmp_path: Path) -> None:
+    of_all = configs(tiny, {"train.eval_every": 8})
+    asked: list[tuple[int, int]] = []
+
+    def prune(member: int, curve: list[tuple[int, float]]) -> bool:
+        asked.append((member, curve[-1][0]))
+        return member == 2 and curve[-1][0] == 16
+
+    records = run_stack(members(of_all, tmp_path), prune=prune)
+
+    assert [(record.status, record.steps) for record in records] == [("completed", 24)] * 2 + [
+        ("pruned", 16),
+        ("completed", 24),
+    ]
+    assert asked == [(member, step) for step in (8, 16) for member in range(4)]
+    assert records[2].final_loss is None
+
+
+@pytest.mark.parametrize("shared", [{"multipliers": "vector"}, {"optimizer": "muon", "multipliers": "vector"}])
+def test_a_stopped_stack_goes_on_as_another_stack_or_alone(tiny: Tiny, tmp_path: Path, shared: dict[str, Any]) -> None:
+    of_all = configs(tiny, shared)
+    whole = run_stack(members(of_all, tmp_path / "whole"))
+
+    def stop(member: int, step: int, loss: float) -> None:
+        if (member, step) == (0, 12):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    for place in ("same", "mixed"):
+        with pytest.raises(Interrupted, match="step 12 of 24"):
+            run_stack(members(of_all, tmp_path / place), on_progress=stop)
+    seen: list[tuple[int, int]] = []
+    same = run_stack(members(of_all, tmp_path / "same"), on_progress=lambda *point: seen.append(point[:2]))
+
+    assert min(step for _, step in seen) == 14
+    for record, expected in zip(same, whole, strict=True):
+        assert record.train_curve == expected.train_curve  # the very same bits: the same stack
+        assert record.val_curve == expected.val_curve
+    assert_like(run(of_all[1], tmp_path / "mixed" / "1"), whole[1])  # alone
+    others = members(of_all, tmp_path / "mixed")
+    for record, expected in zip(run_stack([others[3], others[0]]), (whole[3], whole[0]), strict=True):
+        assert_like(record, expected)
+    assert run_stack(others[:2])[0].members == 2  # finished, both: nothing is trained again
+
+
+def test_a_run_that_was_begun_alone_goes_on_in_a_stack(tiny: Tiny, tmp_path: Path) -> None:
+    of_all = configs(tiny, {"optimizer": "muon", "multipliers": "vector"})
+    alone = [run(config, tmp_path / "whole" / str(index)) for index, config in enumerate(of_all)]
+
+    def stop(step: int, loss: float) -> None:
+        if step == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    for index, config in enumerate(of_all[:3]):  # the fourth has not begun: it trains apart from the others
+        with pytest.raises(Interrupted):
+            run(config, tmp_path / "parts" / str(index), on_progress=stop)
+    records = run_stack(members(of_all, tmp_path / "parts"))
+
+    assert [record.members for record in records] == [3, 3, 3, 1]
+    for record, single in zip(records, alone, strict=True):
+        assert_like(record, single)
+
+
+def test_checkpoints_torn_between_members_lead_back_to_a_common_step(tiny: Tiny, tmp_path: Path) -> None:
+    of_all = configs(tiny, {"train.checkpoint_every": 8})
+    whole = run_stack(members(of_all, tmp_path / "whole"))
+
+    def die(member: int, step: int, loss: float) -> None:
+        if step == 18:
+            raise KeyError("as if the process had died")
+
+    with pytest.raises(KeyError):
+        run_stack(members(of_all, tmp_path / "parts"), on_progress=die)
+    for index in (0, 3):  # as if it had died while the checkpoints of step 16 were written, and 8 was still there
+        checkpoints = RunFolder(tmp_path / "parts" / str(index)).checkpoints
+        assert [path.name for path in checkpoints.iterdir()] == ["step=16.ckpt"]
+        (checkpoints / "step=16.ckpt").unlink()
+    records = run_stack(members(of_all, tmp_path / "parts"))
+
+    assert [record.members for record in records] == [2, 2, 2, 2]  # no common step: two stacks
+    for record, expected in zip(records, whole, strict=True):
+        assert_like(record, expected)
+
+
+def test_runs_of_other_shapes_are_refused(tiny: Tiny, tmp_path: Path) -> None:
+    for other in ({"model.d_model": 32}, {"multipliers": "vector"}, {"model.dropout": 0.1}, {"train.steps": 10}):
+        with pytest.raises(ValueError, match="can be stacked"):
+            run_stack(members([tiny(), tiny(other)], tmp_path))
+    assert not any(tmp_path.iterdir())
+
+
+def models(tiny: Tiny, overrides: dict[str, Any], constants: list[float]) -> list[Llama]:
+    found = []
+    for seed, constant in enumerate(constants):
+        config = tiny({**overrides, "parametrization.forward": {"up_proj": constant}})
+        plan = plan_run(config, 19)
+        model = Llama(config.model, plan)
+        initialize(model, plan, seed)
+        found.append(model.double())
+    return found
+
+
+@pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED)
+def test_logits_and_gradients_of_a_stack_are_those_of_its_members(tiny: Tiny, shared: dict[str, Any]) -> None:
+    of_all = models(tiny, shared, [1.0, 0.5, 3.0])
+    stacked = stack(of_all)
+    ids_MBT = torch.randint(19, (3, 2, 8), generator=torch.Generator().manual_seed(0))
+
+    logits = stacked(ids_MBT.flatten(0, 1)).view(3, 2, 8, 19)
+    logits.square().sum().backward()
+
+    for index, model in enumerate(of_all):
+        alone = model(ids_MBT[index])
+        alone.square().sum().backward()
+        torch.testing.assert_close(logits[index], alone, rtol=1e-6, atol=1e-6)  # rotations are float32
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                gradient = stacked.get_parameter(name).grad
+                assert gradient is not None
+                torch.testing.assert_close(gradient[index], parameter.grad, rtol=1e-5, atol=1e-6, msg=name)
+        for name, value in member_state(stacked, index).items():
+            assert torch.equal(value, model.state_dict()[name])
+
+
+def test_only_models_of_the_same_tensors_are_stacked(tiny: Tiny) -> None:
+    (plain,), (multiplied,) = (models(tiny, {"multipliers": kind}, [1.0]) for kind in ("fixed", "vector"))
+    with pytest.raises(ValueError, match="same tensors"):
+        stack([plain, multiplied])
+    before = copy.deepcopy(plain.state_dict())
+    stacked = stack([plain, plain])
+    with torch.no_grad():
+        next(stacked.parameters()).add_(1)
+    assert all(torch.equal(before[name], value) for name, value in plain.state_dict().items())  # a copy
