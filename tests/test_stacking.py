@@ -151,12 +151,12 @@ def test_members_differ_in_their_own_fields_alone(tiny: Tiny, fields: set[str], 
 
 
 def test_every_other_field_that_decides_keeps_runs_apart(tiny: Tiny) -> None:
-    decisive = {field for field in flatten(tiny({"model.pretrained": "x", "model.final_norm": "frozen"}).decisive())}
+    decisive = set(flatten(tiny({"model.pretrained": "x", "model.final_norm": "frozen"}).decisive()))
     own = {field for field in decisive if field.startswith(MEMBER_FIELDS)}
     assert decisive - own - {"model.block_norms"} <= _SHARED.keys()  # a new field is to be decided upon
 
     for field, value in _SHARED.items():
-        assert stack_key(tiny({field: value})) != stack_key(tiny()), field
+        assert stack_key(tiny({"parametrization.base_d_model": 16, field: value})) != stack_key(tiny()), field
 
 
 def test_the_multipliers_of_every_matrix_keep_runs_apart(tiny: Tiny) -> None:
@@ -327,13 +327,9 @@ def test_workers_and_sweeps_share_what_waits(
     assert executor.given == [3, 3, 2]
 
     executor.given.clear()
-    other = StudyFolder((tmp_path / "two").absolute()).join()  # of two sweeps, three workers each
-    with pytest.raises(UserError, match="is not empty"):
-        sweep(spec, tmp_path / "two")
-    other.path.unlink()
     monkeypatch.setattr(StudyFolder, "running_sweeps", lambda self: [Path("this"), Path("other")])
     assert sweep(spec, tmp_path / "two", vectorize=64).ran == 8
-    assert executor.given == [2, 2, 2, 1, 1]  # 8 of 6 workers, and then 2
+    assert executor.given == [2, 2, 2, 1, 1]  # 8 cells for six workers, then 2
 
 
 def test_two_queues_hand_out_every_cell_once(study_dict: MakeStudy, tmp_path: Path) -> None:
@@ -357,22 +353,22 @@ def test_two_queues_hand_out_every_cell_once(study_dict: MakeStudy, tmp_path: Pa
         assert len({stack_key(ticket.cell.config) for ticket in stack}) == 1
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_trials_of_one_cell_do_not_meet_in_a_stack(
-    stacks: SerialStacks, study_dict: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str
+    stacks: SerialStacks, study_dict: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweeping, "_TEND_SECONDS", 0.05)
-    arms, nuisance = {"muP": {}}, {"schedule.name": ["cosine", "linear"]}
-    budget = {"steps": 6, "batch_size": 4, "trials": 7}
-    study = study_dict(arms=arms, nuisance=nuisance, seeds=[0], sampler=sampler, budget=budget)
+    arms, nuisance = {"muP": {}}, {"schedule.name": ["cosine", "linear", "constant"]}
+    budget = {"steps": 6, "batch_size": 4, "trials": 3}
+    start = [{"schedule.name": "cosine"}, {"schedule.name": "cosine"}]
+    study = study_dict(arms=arms, nuisance=nuisance, seeds=[0], sampler="random", budget=budget, start=start)
 
-    result = sweep(StudySpec.from_dict(study), tmp_path, workers=0, vectorize=7)
+    result = sweep(StudySpec.from_dict(study), tmp_path, workers=0, vectorize=3)
 
-    records = len(find_records(tmp_path))
-    assert (result.ran, result.failures) == (records, {})
-    assert records <= 2
+    assert (result.ran, result.failures) == (3, {})
     assert all(len(set(cells)) == len(cells) for cells in stacks.stacks)
-    assert states(tmp_path / "optuna.journal") == {"COMPLETE": 7}
+    found = states(tmp_path / "optuna.journal")
+    assert found.keys() == {"COMPLETE"}
+    assert found["COMPLETE"] > 3
 
 
 def test_a_sampled_search_takes_several_suggestions_at_once_and_prunes_member_by_member(
@@ -505,12 +501,12 @@ def test_an_error_of_the_sweep_s_own_is_not_one_of_training(
     stacks: SerialStacks, study_dict: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lose(*arguments: Any) -> None:
-        raise ConnectionResetError("storage gone")
+        raise ArithmeticError("of the sweep")
 
     spec = StudySpec.from_dict(study_dict())
     with monkeypatch.context() as patch:
         patch.setattr(CellQueue, "complete", lose)
-        with pytest.raises(ConnectionResetError, match="storage gone"):
+        with pytest.raises(ArithmeticError, match="of the sweep"):
             sweep(spec, tmp_path, workers=0, vectorize=8)
 
     assert sizes(stacks) == [8]  # stopped there, and not run again cell by cell
