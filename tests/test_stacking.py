@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from stack_data import MODULE, SerialCells, SerialStacks, serve_and_die_once
+from serial_stacks import MODULE, SerialCells, SerialStacks, serve_and_die_once
 from test_ray import ray  # noqa: F401 - a fixture
 from test_recovery import outcomes, states
 
@@ -639,6 +639,7 @@ def test_stacks_on_ray(
     monkeypatch.setenv("STACK_SIZES", str(tmp_path / "sizes"))
     (tmp_path / "sizes").touch()
     monkeypatch.setattr(ray_executor, "_Cells", SerialCells)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[SerialCells.__module__])  # which an actor could not import
     spec = StudySpec.from_dict(study_dict())
 
     result = sweep(spec, tmp_path / "ray", workers=1, executor="ray", vectorize=8)
