@@ -24,8 +24,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lit_mult.errors import Interrupted, UserError
 from lit_mult.record import RunRecord, find_records
 from lit_mult.study import lease as leases
+from lit_mult.study import stack as stacks
 from lit_mult.study import sweep as sweeping
-from lit_mult.study.executors import here
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.job import Failed, Job, Taken, run_job
 from lit_mult.study.lease import machine
@@ -83,13 +83,13 @@ def stop_in_the_third(spec: StudySpec, out: Path, monkeypatch: pytest.MonkeyPatc
     """Sweep until the third cell has done so many steps, and return the work folder of that cell."""
     jobs: list[Job] = []
 
-    def stop_there(job: Job, post: Any) -> Any:
+    def stop_there(job: Job, post: Any, stop: Any) -> Any:
         jobs.append(job)
         steps = iter(range(1, 100))
         return run_job(job, post, lambda: len(jobs) == 3 and next(steps) == step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(here, "run_job", stop_there)
+        patch.setattr(stacks, "run_job", stop_there)
         with pytest.raises(Interrupted):
             sweep(spec, out, workers=0)
     assert [path.stem for path in (jobs[2].work / "checkpoints").iterdir()] == [f"step={step}"]
@@ -232,12 +232,12 @@ def test_what_a_worker_leaves_that_dies_right_after_its_record(spec: StudySpec, 
 def test_a_worker_that_dies_with_its_record_written_has_not_failed(
     spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def finish_and_die(job: Job, post: Any) -> Failed:
+    def finish_and_die(job: Job, post: Any, stop: Any) -> Failed:
         run_job(job, post)
         (job.attempts / f"{job.id}.1.json").touch()
         return Failed("its worker process died (killed by SIGKILL)", died=True)
 
-    monkeypatch.setattr(here, "run_job", finish_and_die)
+    monkeypatch.setattr(stacks, "run_job", finish_and_die)
     result = sweep(spec, tmp_path / "out", workers=0, retries=0)
 
     assert (result.ran, result.failures) == (4, {})
@@ -248,7 +248,7 @@ def test_workers_that_die_as_they_start_end_the_sweep(
     spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     died = Failed("its worker process died (exit code 1)", died=True)
-    monkeypatch.setattr(here, "run_job", lambda job, post: died)
+    monkeypatch.setattr(stacks, "run_job", lambda job, post, stop: died)
 
     with pytest.raises(UserError, match=r"died before it began a cell: its worker process died \(exit code 1\)"):
         sweep(spec, tmp_path / "out", workers=0)
@@ -265,7 +265,7 @@ def test_a_cell_between_two_trials_when_its_sweep_was_killed_is_run_by_another(
         identity = folder.claim(spec, check_cells(spec))
     closed: list[str] = []
 
-    def close_one_elsewhere(job: Job, post: Any) -> Any:
+    def close_one_elsewhere(job: Job, post: Any, stop: Any) -> Any:
         if not closed:
             ticket = CellQueue(spec, folder, open_storage(folder.journal), identity, "killed", retries=3).next()
             assert ticket is not None
@@ -273,7 +273,7 @@ def test_a_cell_between_two_trials_when_its_sweep_was_killed_is_run_by_another(
             closed.append(ticket.cell.id)
         return run_job(job, post)
 
-    monkeypatch.setattr(here, "run_job", close_one_elsewhere)
+    monkeypatch.setattr(stacks, "run_job", close_one_elsewhere)
     assert sweep(spec, tmp_path / "out", workers=0).ran == 4
 
     assert closed[0] in {path.stem for path in find_records(tmp_path / "out")}
@@ -296,7 +296,7 @@ def test_an_overtaken_cell_is_left_to_its_new_holder_until_that_dies(
                 time.sleep(0.01)
         return False
 
-    def hold(job: Job, post: Any) -> Any:
+    def hold(job: Job, post: Any, stop: Any) -> Any:
         ends.append(run_job(job, post if ends else overtake))
         return ends[-1]
 
@@ -308,7 +308,7 @@ def test_an_overtaken_cell_is_left_to_its_new_holder_until_that_dies(
     monkeypatch.setattr(leases, "LEASE_SECONDS", 0.3)
     monkeypatch.setattr(sweeping, "_TEND_SECONDS", 0.1)
     monkeypatch.setattr("lit_mult.study.attempts.Lease", Held)
-    monkeypatch.setattr(here, "run_job", hold)
+    monkeypatch.setattr(stacks, "run_job", hold)
     result = sweep(spec, tmp_path / "out", workers=0)
 
     assert isinstance(ends[0], Taken)

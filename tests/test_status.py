@@ -11,7 +11,7 @@ import yaml
 
 from lit_mult.cli import main
 from lit_mult.errors import Interrupted, UserError
-from lit_mult.study.executors import here
+from lit_mult.study import stack as stacks
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.status import study_status
@@ -25,14 +25,14 @@ def test_the_status_of_a_study_under_way(
 ) -> None:
     spec = StudySpec.from_dict(study_dict())
     ids = [cell.id for point in spec.points() for n in point.grid() for cell in [point.cell(n, 0)]]
-    real = here.run_job
+    real = stacks.run_job
 
-    def stop_after_two(job: Any, post: Any) -> Any:
+    def stop_after_two(job: Any, post: Any, stop: Any) -> Any:
         if len(list((tmp_path / "records").glob("*.json"))) == 2:
             raise Interrupted
-        return real(job, post)
+        return real(job, post, stop)
 
-    monkeypatch.setattr(here, "run_job", stop_after_two)
+    monkeypatch.setattr(stacks, "run_job", stop_after_two)
     with pytest.raises(Interrupted):
         sweep(spec, tmp_path, workers=0)
     folder = StudyFolder(tmp_path)

@@ -20,7 +20,7 @@ import yaml
 
 from lit_mult.errors import UserError
 from lit_mult.record import RunRecord, find_records
-from lit_mult.study.executors import here
+from lit_mult.study import stack as stacks
 from lit_mult.study.job import Job
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.storage import open_storage
@@ -263,15 +263,15 @@ def test_a_server_that_goes_away_ends_the_sweep_in_one_line(
     study_dict: MakeStudy, tmp_path: Path, grpc_server: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, server = StudySpec.from_dict(study_dict()), grpc_server()
-    real = here.run_job
+    real = stacks.run_job
 
-    def third_time_unlucky(job: Job, post: Any) -> Any:
+    def third_time_unlucky(job: Job, post: Any, stop: Any) -> Any:
         if len(find_records(tmp_path / "out")) == 2:
             server.kill()
             server.wait()
-        return real(job, post)
+        return real(job, post, stop)
 
-    monkeypatch.setattr(here, "run_job", third_time_unlucky)
+    monkeypatch.setattr(stacks, "run_job", third_time_unlucky)
     with pytest.raises(UserError) as error:
         sweep(spec, tmp_path / "out", workers=0, storage=server.url)
 

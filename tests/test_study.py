@@ -24,7 +24,7 @@ from rich.console import Console
 from lit_mult.config import Experiment, RunConfig
 from lit_mult.errors import ConfigError, Interrupted, UserError
 from lit_mult.record import RunRecord, find_records
-from lit_mult.study.executors import here
+from lit_mult.study import stack as stacks
 from lit_mult.study.files import load_study
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.progress import SweepProgress
@@ -432,14 +432,14 @@ def test_a_sampled_search_that_goes_on_does_not_repeat_its_samples(
         factors={"model.d_model": [8]},
     )
     spec = StudySpec.from_dict(study)
-    real = here.run_job
+    real = stacks.run_job
 
-    def stop_after_two(job: Any, post: Any) -> Any:
+    def stop_after_two(job: Any, post: Any, stop: Any) -> Any:
         if len(find_records(tmp_path / "out")) == 2:
             raise Interrupted
-        return real(job, post)
+        return real(job, post, stop)
 
-    monkeypatch.setattr(here, "run_job", stop_after_two)
+    monkeypatch.setattr(stacks, "run_job", stop_after_two)
     with pytest.raises(Interrupted):
         sweep(spec, tmp_path / "out", workers=0)
     monkeypatch.undo()
@@ -491,9 +491,9 @@ def test_a_damaged_journal_is_set_aside_and_a_damaged_plan_is_named(study_dict: 
 def test_the_display_gives_every_cell_a_line_of_its_own() -> None:
     console = Console(file=io.StringIO(), width=100, force_terminal=False)
     progress = SweepProgress(Counts(cells=4, waiting=3, cost_waiting=30.0), steps=200, console=console)
-    progress.started("muP adamw 64 lr 0.0055242717 seed 0", cost=10.0)
-    progress.started("vectors muon 128 lr 0.125 seed 0", cost=10.0)
-    progress.stepped("vectors muon 128 lr 0.125 seed 0", step=50, loss=2.5)
+    progress.started("a", "muP adamw 64 lr 0.0055242717 seed 0", cost=10.0)
+    progress.started("b", "vectors muon 128 lr 0.125 seed 0", cost=10.0)
+    progress.stepped("b", step=50, loss=2.5)
 
     console.print(progress.render())
 

@@ -26,6 +26,8 @@ def sweep(arguments: Sequence[str]) -> int:
     parser.add_argument("--storage", type=str, default=None, help=_STORAGE_HELP)
     parser.add_argument("--executor", type=Literal["local", "ray"], default="local", help="where the cells run")
     parser.add_argument("--address", type=str, default=None, help="Ray cluster; auto: the one that is running here")
+    vectorize = "most cells that a worker trains together as one model: auto (what fits on a GPU), off or a number"
+    parser.add_argument("--vectorize", type=str, default="auto", help=vectorize)
     add_retries(parser)
     parser.add_argument("--retry-failed", action="store_true", help="try cells that were given up once more")
     namespace = parser.parse_args(list(arguments))
@@ -35,7 +37,7 @@ def sweep(arguments: Sequence[str]) -> int:
 
     spec = load_study(namespace.study, namespace.preset, namespace.profile)
     out = Path(namespace.out or Path("results") / spec.name)
-    options = ("storage", "executor", "address", "retries", "retry_failed")
+    options = ("storage", "executor", "address", "retries", "retry_failed", "vectorize")
     result = run_study(spec, out, namespace.workers, **{name: namespace[name] for name in options})
     if len(result.failures) < result.cells:
         print_report(out)

@@ -80,11 +80,13 @@ class Attempts:
         last = attempts[-1]
         if last.state == "failed":
             return last.reason
-        deaths = [attempt for attempt in attempts if attempt.state != "stopped"]
-        stuck = list(takewhile(lambda one: one.state == "died" and one.from_step == last.from_step, reversed(deaths)))
-        if len(stuck) > retries:
-            return f"its process died {len(stuck)} times after step {last.from_step}"
+        if (deaths := _deaths(attempts)) > retries:
+            return f"its process died {deaths} times after step {last.from_step}"
         return None
+
+    def deaths(self, cell: str) -> int:
+        """Deaths in a row that began from the same step, up to now."""
+        return _deaths(self.of(cell))
 
     def clear(self, cell: str) -> None:
         """Forget the attempts at a cell."""
@@ -101,6 +103,11 @@ class Attempts:
     @staticmethod
     def _number(path: Path) -> int:
         return int(path.name.rsplit(".", 2)[1])
+
+
+def _deaths(attempts: list[Attempt]) -> int:
+    ended = [attempt for attempt in reversed(attempts) if attempt.state != "stopped"]
+    return len(list(takewhile(lambda one: one.state == "died" and one.from_step == attempts[-1].from_step, ended)))
 
 
 def _read(cell: str, number: int, path: Path) -> Attempt:

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from lit_mult.config import RunConfig
 from lit_mult.errors import Interrupted, UserError
@@ -66,6 +66,13 @@ class Taken:
 
 
 @dataclass(frozen=True)
+class Said:
+    """A line for whoever watches the sweep."""
+
+    line: str
+
+
+@dataclass(frozen=True)
 class Failed:
     """The cell has no record."""
 
@@ -77,8 +84,59 @@ class Failed:
     trace: str = ""
 
 
-Message = Progress | Evaluated | Finished | Taken | Failed
+Message = Progress | Evaluated | Said | Finished | Taken | Failed
 Outcome = Finished | Taken | Failed
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """An attempt at a cell that this process is making."""
+
+    job: Job
+    lease: Lease
+
+    @classmethod
+    def begin(cls, job: Job) -> Self | Outcome:
+        """Begin an attempt; the outcome where there is nothing (left) to do, or no way to do it."""
+        attempts = Attempts(job.attempts)
+        checkpoint = RunFolder(job.work).newest_checkpoint()
+        try:
+            lease = attempts.begin(job.id, RunFolder.step(checkpoint) if checkpoint else 0)
+        except OSError as error:
+            return Failed(f"{job.attempts}: cannot be written ({error.strerror})", bad_input=True)
+        if lease is None:
+            return Taken()
+        begun = cls(job, lease)
+        if job.record.is_file():  # finished between being handed out and being begun
+            return begun.finished(RunRecord.read(job.record))
+        return begun
+
+    def finished(self, record: RunRecord) -> Finished:
+        """End the attempt: the cell has its record."""
+        if not self.job.keep_checkpoint and not (self.job.work / "tensorboard").exists():
+            shutil.rmtree(self.job.work, ignore_errors=True)
+        self.lease.close("done")
+        Attempts(self.job.attempts).clear(self.job.id)
+        return Finished(record)
+
+    def failed(self, error: Exception) -> Finished | Failed:
+        """End the attempt: training raised; the study goes on without this cell and says so."""
+        if self.job.record.is_file():  # by somebody who took this process for dead
+            return self.finished(RunRecord.read(self.job.record))
+        if isinstance(error, UserError):
+            self.stopped(reason_of(error))
+            return Failed(str(error), bad_input=True)
+        self.lease.close("failed", reason_of(error))
+        return Failed(reason_of(error), trace=traceback.format_exc())
+
+    def stopped(self, reason: str = "") -> None:
+        """End the attempt; another one goes on from its checkpoint."""
+        self.lease.close("stopped", reason)
+
+
+def reason_of(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def run_job(job: Job, post: Callable[[Message], bool], stop: Callable[[], bool] = lambda: False) -> Outcome:
@@ -89,18 +147,15 @@ def run_job(job: Job, post: Callable[[Message], bool], stop: Callable[[], bool] 
         post: takes the messages on the way; its answer to `Evaluated` is whether the cell is to be pruned.
         stop: asked after every step whether to write a checkpoint and leave.
     """
-    attempts = Attempts(job.attempts)
-    checkpoint = RunFolder(job.work).newest_checkpoint()
-    try:
-        lease = attempts.begin(job.id, RunFolder.step(checkpoint) if checkpoint else 0)
-    except OSError as error:
-        return Failed(f"{job.attempts}: cannot be written ({error.strerror})", bad_input=True)
-    if lease is None:
-        return Taken()
-    if job.record.is_file():  # finished between being handed out and being begun
-        return _done(job, RunRecord.read(job.record), attempts, lease)
+    begun = UnderWay.begin(job)
+    return run_begun(begun, post, stop) if isinstance(begun, UnderWay) else begun
 
+
+def run_begun(begun: UnderWay, post: Callable[[Message], bool], stop: Callable[[], bool]) -> Outcome:
+    """Run one cell whose attempt has begun; see `run_job`."""
     from lit_mult.training.run import run
+
+    job, lease = begun.job, begun.lease
 
     def progress(step: int, loss: float) -> None:
         post(Progress(step, loss))
@@ -118,25 +173,10 @@ def run_job(job: Job, post: Callable[[Message], bool], stop: Callable[[], bool] 
             should_stop=lambda: lease.lost or stop(),
         )
     except (Interrupted, KeyboardInterrupt, BrokenPipeError, EOFError) as error:
-        lease.close("stopped")
+        begun.stopped()
         if isinstance(error, Interrupted) and lease.lost and not stop():
             return Taken()
         raise
-    except Exception as error:  # the study goes on without this cell and says so
-        if job.record.is_file():  # by somebody who took this process for dead
-            return _done(job, RunRecord.read(job.record), attempts, lease)
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        if isinstance(error, UserError):
-            lease.close("stopped", reason)
-            return Failed(str(error), bad_input=True)
-        lease.close("failed", reason)
-        return Failed(reason, trace=traceback.format_exc())
-    return _done(job, record, attempts, lease)
-
-
-def _done(job: Job, record: RunRecord, attempts: Attempts, lease: Lease) -> Finished:
-    if not job.keep_checkpoint and not (job.work / "tensorboard").exists():
-        shutil.rmtree(job.work, ignore_errors=True)
-    lease.close("done")
-    attempts.clear(job.id)
-    return Finished(record)
+    except Exception as error:
+        return begun.failed(error)
+    return begun.finished(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lit_mult.config import TrainerConfig
@@ -32,7 +33,7 @@ def slots(workers: int | None, cells: int, trainer: TrainerConfig) -> list[Slot]
     Raises:
         UserError: a cell asks for more GPUs than there are.
     """
-    gpus = _gpus() if trainer.accelerator in ("auto", "gpu", "cuda") else []
+    gpus = gpus_for(trainer)
     groups: list[str | None] = [None]
     if gpus:
         size = _wanted(trainer.devices, len(gpus))
@@ -43,6 +44,24 @@ def slots(workers: int | None, cells: int, trainer: TrainerConfig) -> list[Slot]
     cores = _cores()
     count = max(1, min(workers or (len(groups) if gpus else cores), cells))
     return [Slot(max(1, cores // count), groups[index % len(groups)]) for index in range(count)]
+
+
+def gpus_for(trainer: TrainerConfig) -> list[str]:
+    """The GPUs that cells may use, as CUDA_VISIBLE_DEVICES takes them."""
+    return _gpus() if trainer.accelerator in ("auto", "gpu", "cuda") else []
+
+
+def memory_of(gpus: Sequence[str], *, sharing: int) -> int | None:
+    """Bytes of GPU memory that are free for each of `sharing` workers on a GPU; None where no GPU is used."""
+    free = free_gpu_memory() if gpus else None
+    return None if free is None else free // sharing
+
+
+def free_gpu_memory() -> int | None:
+    """Free bytes of the visible GPU that has the least of them; None without a GPU."""
+    import torch
+
+    return min((torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())), default=None)
 
 
 def _wanted(devices: int | str, available: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +17,18 @@ from rich.text import Text
 from lit_mult.study.queue import Counts
 
 _PLAIN_EVERY_SECONDS = 15.0
+_ROWS, _IN_A_LINE = 12, 3
+"""Cells under way that are shown, live and in a plain line; a stack has many."""
+
+
+@dataclass
+class _Running:
+    """A cell under way."""
+
+    label: str
+    cost: float
+    step: int = 0
+    loss: float | None = None
 
 
 class SweepProgress:
@@ -28,7 +41,7 @@ class SweepProgress:
         self.diverged = self.pruned = 0
         self._counts = counts
         self._cost = self._cost_before = counts.cost_waiting + counts.cost_elsewhere
-        self._running: dict[str, tuple[float, int, float | None]] = {}
+        self._running: dict[str, _Running] = {}
         self.start = self._last_plain = time.monotonic()
         self._live = Live(get_renderable=self.render, console=self.console, refresh_per_second=4, transient=True)
 
@@ -51,18 +64,18 @@ class SweepProgress:
         self._counts = counts
         self._tick()
 
-    def started(self, label: str, cost: float) -> None:
-        self._running[label] = (cost, 0, None)
+    def started(self, cell: str, label: str, cost: float) -> None:
+        self._running[cell] = _Running(label, cost)
         self._counts.waiting -= 1
         self._counts.cost_waiting -= cost
 
-    def stepped(self, label: str, step: int, loss: float) -> None:
-        self._running[label] = (self._running[label][0], step, loss)
+    def stepped(self, cell: str, step: int, loss: float) -> None:
+        self._running[cell].step, self._running[cell].loss = step, loss
         self._tick()
 
-    def ended(self, label: str, *, status: str = "", failed: bool = False) -> None:
+    def ended(self, cell: str, *, status: str = "", failed: bool = False) -> None:
         """A cell has come to its end: with a record of that status, failed for good, or else to wait again."""
-        cost, _, _ = self._running.pop(label)
+        cost = self._running.pop(cell).cost
         if not status and not failed:
             self._counts.waiting += 1
             self._counts.cost_waiting += cost
@@ -84,7 +97,7 @@ class SweepProgress:
     def seconds_left(self) -> float | None:
         """Time to the end at the pace so far; None before there is a pace."""
         to_come = self._counts.cost_waiting + self._counts.cost_elsewhere
-        to_come += sum(cost * (1 - step / self.steps) for cost, step, _ in self._running.values())
+        to_come += sum(one.cost * (1 - one.step / self.steps) for one in self._running.values())
         spent = self._cost - to_come
         elapsed = time.monotonic() - self.start
         return elapsed * to_come / spent if spent > 0 else None
@@ -99,12 +112,16 @@ class SweepProgress:
         return " · ".join(parts + [f"{number} {what}" for what, number in numbers.items() if number])
 
     def render(self) -> RenderableType:
-        """The display as it stands: headline, bar, and a line for each cell under way."""
+        """The display as it stands: headline, bar, and a line for each of a screenful of cells under way."""
         table = Table.grid(padding=(0, 2))
         for _ in range(3):
             table.add_column(no_wrap=True)
-        for label, (_, step, loss) in self._running.items():
-            table.add_row(label, f"step {step}/{self.steps}", "" if loss is None else f"loss {loss:.3f}")
+        running = list(self._running.values())
+        for one in running[:_ROWS]:
+            loss = "" if one.loss is None else f"loss {one.loss:.3f}"
+            table.add_row(one.label, f"step {one.step}/{self.steps}", loss)
+        if more := running[_ROWS:]:
+            table.add_row(f"and {len(more)} more")
         display = Table.grid()  # not a Group: a bar does not end its line
         bar = ProgressBar(total=self._counts.cells, completed=self.done, width=40)
         for part in (Text(self._headline()), bar, table):
@@ -116,9 +133,10 @@ class SweepProgress:
         if self.console.is_terminal or now - self._last_plain < _PLAIN_EVERY_SECONDS:
             return
         self._last_plain = now
-        losses = [(label, step, loss) for label, (_, step, loss) in self._running.items() if loss is not None]
-        running = ", ".join(f"{label} step {step} loss {loss:.3f}" for label, step, loss in losses)
-        print(f"{self._headline()} · {running}", file=sys.stderr, flush=True)
+        known = [one for one in self._running.values() if one.loss is not None]
+        running = ", ".join(f"{one.label} step {one.step} loss {one.loss:.3f}" for one in known[:_IN_A_LINE])
+        more = f" and {len(known) - _IN_A_LINE} more" if len(known) > _IN_A_LINE else ""
+        print(f"{self._headline()} · {running}{more}", file=sys.stderr, flush=True)
 
 
 def _clock(seconds: float) -> str:

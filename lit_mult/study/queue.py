@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lit_mult.config import RunConfig
 from lit_mult.errors import UserError
+from lit_mult.parametrization.stacking import share_a_key, stack_key
 from lit_mult.record import RunRecord
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.grids import grid_values, next_rate
@@ -58,6 +59,8 @@ class _Search:
     point: Point
     study: optuna.Study
     cost: float
+    key: str | None
+    """The `stack_key` of all of its cells; None when they are run by themselves."""
     waiting: int = 0
     elsewhere: int = 0
     cells: int = 0
@@ -137,7 +140,8 @@ class CellQueue:
                 study.set_user_attr(_FOLDER, identity)
             elif study.user_attrs.get(_FOLDER, identity) != identity:
                 raise UserError(f"--storage: holds {name} of another results folder; name another, or that --out")
-            search = _Search(point, study, cost(point.first_cell().config))
+            config = point.first_cell().config
+            search = _Search(point, study, cost(config), stack_key(config) if share_a_key(point.nuisance) else None)
             self._reconcile(search)
             self._searches.append(search)
         # The most expensive cells first, so that no long one is left over at the end.
@@ -156,7 +160,23 @@ class CellQueue:
 
     def next(self) -> Ticket | None:
         """The next cell to run; None when no cell waits. Cells that have a record are closed on the way."""
-        for search in self._searches:
+        return next(self._from(self._searches), None)
+
+    def fitting(self, ticket: Ticket) -> Iterator[Ticket]:
+        """Further cells, as they are asked for, that may be trained together with one that was handed out."""
+        return self._from(self._like(ticket))
+
+    def waiting_like(self, ticket: Ticket) -> int:
+        """How many cells wait that may be trained together with one that was handed out, as of the last `tend`."""
+        return sum(search.waiting for search in self._like(ticket))
+
+    def _like(self, ticket: Ticket) -> list[_Search]:
+        key = ticket.search.key
+        return [search for search in self._searches if search.key == key] if key else []
+
+    def _from(self, searches: list[_Search]) -> Iterator[Ticket]:
+        """Hand out the cells of these points."""
+        for search in searches:
             while search.waiting:
                 trial = self._take(search)
                 if trial is None:
@@ -172,9 +192,10 @@ class CellQueue:
                 trial.set_user_attr(_CELL, ticket.cell.id)
                 record = self.folder.finished(ticket.cell.id)
                 if record is None:
-                    return ticket
-                self.complete(ticket, record)
-        return None
+                    assert search.key is None or search.key == stack_key(ticket.cell.config)
+                    yield ticket
+                else:
+                    self.complete(ticket, record)
 
     def complete(self, ticket: Ticket, record: RunRecord) -> None:
         """Tell Optuna what came of a cell."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
 import time
@@ -23,12 +24,13 @@ from lit_mult.study.executors.here import HereExecutor
 from lit_mult.study.executors.processes import ProcessExecutor
 from lit_mult.study.executors.ray import RayExecutor
 from lit_mult.study.folder import StudyFolder
-from lit_mult.study.job import Evaluated, Failed, Finished, Job, Message, Progress, Taken
+from lit_mult.study.job import Evaluated, Failed, Finished, Job, Message, Progress, Said, Taken
 from lit_mult.study.machine import slots
 from lit_mult.study.progress import SweepProgress
 from lit_mult.study.queue import CellQueue, Ticket, cost
 from lit_mult.study.sampling import make_pruner
 from lit_mult.study.spec import StudySpec
+from lit_mult.study.stack_size import asked_members, members_that_fit
 from lit_mult.study.storage import failing_in_one_line, open_storage
 
 ExecutorName = Literal["local", "ray"]
@@ -62,6 +64,7 @@ def sweep(
     address: str | None = None,
     retries: int = RETRIES,
     retry_failed: bool = False,
+    vectorize: str | int = "auto",
 ) -> SweepResult:
     """Run the cells of a study that have no record in `out` yet.
 
@@ -71,13 +74,15 @@ def sweep(
     Args:
         spec: the study.
         out: its results folder; new, or holding this same study.
-        workers: cells to run at once; 0 runs them in this process, one after the other. By default one for each GPU,
-            or else for each CPU core (of the cluster, with ray).
+        workers: cells, or stacks of them, to run at once; 0 runs them in this process, one after the other. By default
+            one for each GPU, or else for each CPU core (of the cluster, with ray).
         storage: where Optuna keeps the trials, see `open_storage`; by default a journal file in the results folder.
         executor: local, for processes of this machine; ray, for a Ray cluster.
         address: of the Ray cluster ("auto" finds a running one); by default one is started on this machine.
         retries: a cell is given up after more deaths of its process in a row without progress.
         retry_failed: try cells that were given up earlier once more.
+        vectorize: the most cells that a worker trains together as one stacked model, where their tensors have equal
+            shapes (see `parametrization.stacking`); "off" is 1, and "auto" as many as fit on a GPU, and 1 on CPUs.
 
     Raises:
         UserError: the study does not fit the folder, or its data, settings, storage or cluster are not usable.
@@ -86,6 +91,7 @@ def sweep(
     for name, number in (("workers", workers), ("retries", retries)):
         if number is not None and number < 0:
             raise UserError(f"--{name} {number}: must be 0 or more")
+    members = asked_members(vectorize)
     folder = StudyFolder(Path(out).absolute())
     make_pruner(spec.pruner)
     corpora = check_cells(spec)
@@ -104,7 +110,7 @@ def sweep(
         with failing_in_one_line(source):
             with folder.locked():
                 queue = CellQueue(spec, folder, trials, identity, lease.path.stem, retries)
-            return _Sweep(spec, folder, queue).run(partial(_executor, executor, workers, address))
+            return _Sweep(spec, folder, queue, members).run(partial(_executor, executor, workers, address))
     finally:
         lease.path.unlink(missing_ok=True)
         lease.close("done")
@@ -129,30 +135,44 @@ def check_cells(spec: StudySpec) -> list[str]:
 
 
 def _executor(name: ExecutorName, workers: int | None, address: str | None, spec: StudySpec, cells: int) -> Executor:
-    """The executor asked for, with room for as many cells as asked for."""
+    """The executor asked for, with as many workers as asked for."""
     if address is not None and name != "ray":
         raise UserError(f"--address {address}: needs --executor ray")
     if workers == 0:
-        return HereExecutor()
+        return HereExecutor(spec.base_config.trainer)
     if name == "ray":
         return RayExecutor(workers, cells, spec.base_config.trainer, address)
     shares = slots(workers, cells, spec.base_config.trainer)
     return ProcessExecutor(shares)
 
 
+@dataclass(frozen=True)
+class _Started:
+    """A cell that was given to a worker."""
+
+    ticket: Ticket
+    attempts_before: int
+    share: float
+    """Of the worker: 1 over the cells that it was given."""
+
+
 class _Sweep:
     """One call of `sweep`, from the first cell to the last."""
 
-    def __init__(self, spec: StudySpec, folder: StudyFolder, queue: CellQueue) -> None:
+    def __init__(self, spec: StudySpec, folder: StudyFolder, queue: CellQueue, members: int | None) -> None:
+        """`members`: the most cells of a stack; None to decide by the GPUs' memory."""
         self.spec, self.folder, self.queue = spec, folder, queue
         self.result = SweepResult(folder.path, spec.n_cells)
         self.progress = SweepProgress(queue.counts(), spec.budget.steps)
-        self._busy: dict[str, Ticket] = {}
-        self._attempts_before: dict[str, int] = {}
-        self._stillborn = 0
+        self._busy: dict[str, _Started] = {}
+        self._stillborn = 0.0
         """Workers in a row that died before they began an attempt; nothing on file would put an end to that."""
-        # Cells that somebody else is at work on, though their trial came to us: until when to leave them alone.
-        self._taken: dict[str, tuple[Ticket, float]] = {}
+        # Cells that somebody else is at work on, or another trial of ours, though their trial came to us: until when
+        # to leave them alone.
+        self._taken: list[tuple[Ticket, float]] = []
+        self._members = members
+        self._fitting: dict[str, int] = {}
+        """Stack key -> members that fit on a worker's GPU."""
 
     def run(self, make_executor: Callable[[StudySpec, int], Executor]) -> SweepResult:
         stop = _Stop(self.folder)
@@ -186,18 +206,61 @@ class _Sweep:
             executor.poll(0.0 if could_start else 1.0, self._handle)
 
     def _hand_out(self, executor: Executor) -> None:
-        for cell, (taken, until) in list(self._taken.items()):
-            if executor.free and time.monotonic() > until:
-                del self._taken[cell]
-                self._start(executor, taken)
+        left_alone, self._taken = self._taken, []
+        for taken, until in left_alone:
+            if time.monotonic() <= until:
+                self._taken.append((taken, until))
+            elif (record := self.folder.finished(taken.cell.id)) is not None:
+                self.queue.complete(taken, record)
+            elif executor.free and taken.cell.id not in self._busy:
+                self._start(executor, [taken])
+            else:
+                self._taken.append((taken, until))
+        shares: dict[str | None, int] = {}  # of all that waits now, or the last worker would get least
         while executor.free and (ticket := self.queue.next()) is not None:
-            self._start(executor, ticket)
+            if ticket.cell.id in self._busy:  # two trials of a sampled search may stand for one cell
+                self._leave_alone(ticket)
+                continue
+            most = self._most_members(executor, ticket)
+            if most > 1 and ticket.search.key not in shares:
+                workers = executor.workers * max(1, len(self.folder.running_sweeps()))
+                shares[ticket.search.key] = math.ceil((1 + self.queue.waiting_like(ticket)) / workers)
+            self._start(executor, self._stack(ticket, min(most, shares.get(ticket.search.key, 1))))
 
-    def _start(self, executor: Executor, ticket: Ticket) -> None:
-        self._busy[ticket.cell.id] = ticket
-        self._attempts_before[ticket.cell.id] = len(self.folder.attempts.of(ticket.cell.id))
-        self.progress.started(ticket.cell.label, cost(ticket.cell.config))
-        executor.submit(self._job(ticket))
+    def _most_members(self, executor: Executor, ticket: Ticket) -> int:
+        """The most cells that the stack of a cell may have."""
+        key, config = ticket.search.key, ticket.cell.config
+        if key is None:
+            return 1
+        if self._members is not None:
+            return self._members
+        if key not in self._fitting:
+            memory = executor.gpu_memory()
+            vocab_size = prepare(config.data).vocab_size if memory is not None else 0
+            self._fitting[key] = 1 if memory is None else members_that_fit(config, vocab_size, memory)
+        return self._fitting[key]
+
+    def _stack(self, ticket: Ticket, members: int) -> list[Ticket]:
+        """A cell with others that wait and fit it, up to so many in all."""
+        stack = {ticket.cell.id: ticket}
+        others = self.queue.fitting(ticket)
+        while len(stack) < members and (other := next(others, None)) is not None:
+            if other.cell.id in self._busy or other.cell.id in stack:
+                self._leave_alone(other)
+            else:
+                stack[other.cell.id] = other
+        return list(stack.values())
+
+    def _leave_alone(self, ticket: Ticket) -> None:
+        self._taken.append((ticket, time.monotonic() + _TEND_SECONDS))
+
+    def _start(self, executor: Executor, tickets: list[Ticket]) -> None:
+        for ticket in tickets:
+            cell = ticket.cell
+            attempts_before = len(self.folder.attempts.of(cell.id))
+            self._busy[cell.id] = _Started(ticket, attempts_before, share=1 / len(tickets))
+            self.progress.started(cell.id, cell.label, cost(cell.config))
+        executor.submit([self._job(ticket) for ticket in tickets])
 
     def _job(self, ticket: Ticket) -> Job:
         cell = ticket.cell
@@ -214,34 +277,35 @@ class _Sweep:
         )
 
     def _handle(self, cell: str, message: Message) -> bool:
-        ticket = self._busy[cell]
-        label = ticket.cell.label
+        started = self._busy[cell]
         if isinstance(message, Progress):
-            self.progress.stepped(label, message.step, message.loss)
+            self.progress.stepped(cell, message.step, message.loss)
         elif isinstance(message, Evaluated):
-            return ticket.should_prune(message.curve)
+            return started.ticket.should_prune(message.curve)
+        elif isinstance(message, Said):
+            self.progress.say(message.line)
         else:
             del self._busy[cell]
             if isinstance(message, Taken):
-                self.progress.ended(label)
-                self._taken[cell] = (ticket, time.monotonic() + _TEND_SECONDS)
+                self.progress.ended(cell)
+                self._leave_alone(started.ticket)
             elif isinstance(message, Finished):
-                self._finished(ticket, message)
+                self._finished(started.ticket, message)
             else:
-                self._failed(ticket, message)
+                self._failed(started, message)
         return False
 
     def _finished(self, ticket: Ticket, message: Finished) -> None:
         self.queue.complete(ticket, message.record)
         status = message.record.status
-        self._stillborn = 0
+        self._stillborn = 0.0
         self.result.ran += 1
         self.result.diverged += status == "diverged"
         self.result.pruned += status == "pruned"
-        self.progress.ended(ticket.cell.label, status=status)
+        self.progress.ended(ticket.cell.id, status=status)
 
-    def _failed(self, ticket: Ticket, message: Failed) -> None:
-        label, reason = ticket.cell.label, message.reason
+    def _failed(self, started: _Started, message: Failed) -> None:
+        ticket, reason = started.ticket, message.reason
         if message.died and (record := self.folder.finished(ticket.cell.id)) is not None:  # with its last breath
             self._finished(ticket, Finished(record))
             return
@@ -249,13 +313,13 @@ class _Sweep:
         if message.died:
             given_up = self.folder.attempts.given_up(ticket.cell.id, self.queue.retries)
             final, reason = given_up is not None, given_up or reason
-            began = len(self.folder.attempts.of(ticket.cell.id)) > self._attempts_before[ticket.cell.id]
-            self._stillborn = 0 if began else self._stillborn + 1
+            began = len(self.folder.attempts.of(ticket.cell.id)) > started.attempts_before
+            self._stillborn = 0.0 if began else self._stillborn + started.share
         self.queue.fail(ticket, reason, final=final)
-        self.progress.ended(label, failed=final)
+        self.progress.ended(ticket.cell.id, failed=final)
         if message.bad_input:
             raise UserError(f"cell {ticket.cell.id}: {reason}")
-        self.progress.say(f"{label}: {reason}{'' if final else '; trying again'}")
+        self.progress.say(f"{ticket.cell.label}: {reason}{'' if final else '; trying again'}")
         if message.trace:
             self.progress.say(message.trace)
         if self._stillborn > 2 * (self.queue.retries + 1):
@@ -264,7 +328,8 @@ class _Sweep:
     def _leave(self, executor: Executor) -> None:
         """Stop what is under way and let its cells wait again, for this storage may never see this sweep again."""
         executor.close()
-        for ticket in [*self._busy.values(), *(ticket for ticket, _ in self._taken.values())]:
+        taken = [ticket for ticket, _ in self._taken]
+        for ticket in [*(started.ticket for started in self._busy.values()), *taken]:
             record = self.folder.finished(ticket.cell.id)
             if record is not None:
                 self.queue.complete(ticket, record)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from lit_mult.study.job import Job, Message
@@ -12,14 +12,24 @@ Handler = Callable[[str, Message], bool]
 
 
 class Executor(Protocol):
-    """Runs jobs, each to its end or its process's; an end is the last message about a cell (an `Outcome`)."""
+    """Runs jobs, alone or as stacks, each to its end or its process's; the last message about a cell is an `Outcome`.
+
+    A worker has one stack at a time, and is free again when all cells of it have their outcome.
+    """
+
+    @property
+    def workers(self) -> int:
+        """Workers, busy ones included."""
 
     @property
     def free(self) -> int:
-        """Jobs that could start now."""
+        """Workers that could start now."""
 
-    def submit(self, job: Job) -> None:
-        """Start a job; one must be free."""
+    def gpu_memory(self) -> int | None:
+        """Bytes of GPU memory that are free for each worker, to be asked before any has begun; None: on CPUs."""
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Give a worker one job, or several to train together; one must be free."""
 
     def poll(self, timeout: float, handle: Handler) -> None:
         """Hand over the messages that are there or come within `timeout` seconds."""

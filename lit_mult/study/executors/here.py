@@ -1,32 +1,59 @@
-"""Cells in this very process, one after the other."""
+"""Cells in this very process, one or one stack of them after the other."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
+from lit_mult.config import TrainerConfig
+from lit_mult.errors import Interrupted
 from lit_mult.study.executors.base import Handler
-from lit_mult.study.job import Job, run_job
+from lit_mult.study.job import Job, Message
+from lit_mult.study.machine import gpus_for, memory_of
+from lit_mult.study.stack import run_jobs
 
 
 class HereExecutor:
-    """Runs a job when it is polled; signals reach the run itself, which raises `Interrupted`."""
+    """Runs jobs when it is polled; signals reach the run itself, which raises `Interrupted`."""
 
-    def __init__(self) -> None:
-        self._job: Job | None = None
+    workers = 1
+
+    def __init__(self, trainer: TrainerConfig) -> None:
+        self._trainer = trainer
+        self._jobs: Sequence[Job] = ()
 
     @property
     def free(self) -> int:
-        return 0 if self._job else 1
+        return 0 if self._jobs else 1
 
-    def submit(self, job: Job) -> None:
-        self._job = job
+    def gpu_memory(self) -> int | None:
+        return memory_of(gpus_for(self._trainer), sharing=1)
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        self._jobs = jobs
 
     def poll(self, timeout: float, handle: Handler) -> None:
-        job, self._job = self._job, None
-        if job is None:
+        jobs, self._jobs = self._jobs, ()
+        if not jobs:
             time.sleep(timeout)
-        else:
-            handle(job.id, run_job(job, lambda message: handle(job.id, message)))
+            return
+        errors: list[Exception] = []
+
+        def post(cell: str, message: Message) -> bool:
+            """Hand a message over; an error of the sweep's own must not pass for one of training, but stops it."""
+            try:
+                return not errors and handle(cell, message)
+            except Exception as error:
+                errors.append(error)
+                return False
+
+        try:
+            run_jobs(jobs, post, lambda: bool(errors))
+        except Interrupted:
+            if not errors:
+                raise
+        if errors:
+            raise errors[0]
 
     def close(self) -> None:
-        self._job = None
+        self._jobs = ()

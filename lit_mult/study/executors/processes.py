@@ -7,7 +7,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -15,11 +16,12 @@ from typing import Any
 
 from lit_mult.errors import Interrupted
 from lit_mult.study.executors.base import Handler
-from lit_mult.study.job import Evaluated, Failed, Finished, Job, Message, Taken, run_job
-from lit_mult.study.machine import Slot
+from lit_mult.study.job import Evaluated, Failed, Finished, Job, Message, Taken
+from lit_mult.study.machine import Slot, memory_of
+from lit_mult.study.stack import run_jobs
 
 _GRACE_SECONDS = 30.0
-"""Time for a cell to write its checkpoint after a stop was requested."""
+"""Time for the cells under way to write their checkpoints after a stop was requested."""
 
 
 class ProcessExecutor:
@@ -30,12 +32,20 @@ class ProcessExecutor:
         self._busy: dict[Connection, _Worker] = {}
 
     @property
+    def workers(self) -> int:
+        return len(self._idle) + len(self._busy)
+
+    @property
     def free(self) -> int:
         return len(self._idle)
 
-    def submit(self, job: Job) -> None:
+    def gpu_memory(self) -> int | None:
+        workers = Counter(worker.slot.gpus for worker in [*self._idle, *self._busy.values()])
+        return memory_of([gpus for gpus in workers if gpus is not None], sharing=max(workers.values()))
+
+    def submit(self, jobs: Sequence[Job]) -> None:
         worker = self._idle.pop()
-        worker.start(job)
+        worker.start(jobs)
         self._busy[worker.connection] = worker
 
     def poll(self, timeout: float, handle: Handler) -> None:
@@ -43,16 +53,16 @@ class ProcessExecutor:
             time.sleep(timeout)
         for connection in wait(list(self._busy), timeout):
             worker = self._busy[connection]  # type: ignore[index]
-            message = worker.receive()
-            if isinstance(message, Finished | Taken | Failed):
+            messages = worker.receive()
+            if not worker.cells:
                 del self._busy[worker.connection]
-                died = isinstance(message, Failed) and message.died
-                if died:
+                if worker.died:
                     worker.join(timeout=0)
-                self._idle.append(_Worker(worker.slot) if died else worker)
-            answer = handle(worker.cell, message)
-            if isinstance(message, Evaluated):
-                worker.answer(answer)
+                self._idle.append(_Worker(worker.slot) if worker.died else worker)
+            for cell, message in messages:
+                answer = handle(cell, message)
+                if isinstance(message, Evaluated):
+                    worker.answer(answer)
 
     def close(self) -> None:
         workers = [*self._idle, *self._busy.values()]
@@ -68,11 +78,13 @@ class ProcessExecutor:
 
 
 class _Worker:
-    """A process that runs one cell after the other."""
+    """A process that runs one cell, or one stack of them, after the other."""
 
     def __init__(self, slot: Slot) -> None:
         self.slot = slot
-        self.cell = ""
+        self.cells: list[str] = []
+        """Those under way: without an outcome yet."""
+        self.died = False
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, slot), daemon=True)
@@ -80,26 +92,30 @@ class _Worker:
             self.process.start()
         theirs.close()  # so that the death of the process is the end of the pipe
 
-    def start(self, job: Job) -> None:
-        self.cell = job.id
-        self._send(job)
+    def start(self, jobs: Sequence[Job]) -> None:
+        self.cells = [job.id for job in jobs]
+        self._send(jobs)
 
     def answer(self, prune: bool) -> None:
         self._send(prune)
 
-    def receive(self) -> Message:
-        """The next message, which must be there; the death of the process is one."""
+    def receive(self) -> list[tuple[str, Message]]:
+        """The next message with its cell, which must be there; the death of the process is one for each cell."""
+        message: Message
         try:
-            message: Message = self.connection.recv()
+            cell, message = self.connection.recv()
         except (EOFError, OSError):
             self.process.join(timeout=10)
             code = self.process.exitcode
             how = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-            return Failed(f"its worker process died ({how})", died=True)
-        return message
+            self.died, cells, self.cells = True, self.cells, []
+            return [(cell, Failed(f"its worker process died ({how})", died=True)) for cell in cells]
+        if isinstance(message, Finished | Taken | Failed):
+            self.cells.remove(cell)
+        return [(cell, message)]
 
     def stop(self) -> None:
-        """Ask for the end: a cell under way is checkpointed first.
+        """Ask for the end: what is under way is checkpointed first.
 
         The closed pipe reaches a worker that had no ear for the signal, as between two cells.
         """
@@ -141,16 +157,16 @@ def _serve(connection: Connection, slot: Slot) -> None:
 
     torch.set_num_threads(slot.threads)
 
-    def post(message: Message) -> bool:
+    def post(cell: str, message: Message) -> bool:
         # A closed pipe means that the parent is gone or stopping; the signal that comes with it writes a checkpoint.
         with suppress(OSError, EOFError):
-            connection.send(message)
+            connection.send((cell, message))
             return isinstance(message, Evaluated) and bool(connection.recv())
         return False
 
     with suppress(OSError, EOFError, Interrupted):
         while True:
-            connection.send(run_job(connection.recv(), post, requested.is_set))
+            run_jobs(connection.recv(), post, requested.is_set)
 
 
 def _leave_with_parent() -> None:

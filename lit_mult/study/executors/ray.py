@@ -11,7 +11,9 @@ import signal
 import socket
 import threading
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -20,15 +22,30 @@ from urllib.parse import urlsplit
 from lit_mult.config import TrainerConfig
 from lit_mult.errors import Interrupted, UserError
 from lit_mult.study.executors.base import Handler
-from lit_mult.study.job import Evaluated, Failed, Finished, Job, Message, Outcome, Taken, run_job
-from lit_mult.study.machine import _wanted, slots
+from lit_mult.study.job import Evaluated, Failed, Finished, Job, Message, Taken
+from lit_mult.study.machine import _wanted, free_gpu_memory, slots
+from lit_mult.study.stack import run_jobs
 
 _GRACE_SECONDS = 30.0
-"""Time for a cell to write its checkpoint after a stop was requested."""
+"""Time for the cells under way to write their checkpoints after a stop was requested."""
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """The first message of an actor."""
+
+    gpu_memory: int | None
+    """Free bytes of its GPU."""
+
+
+_Letter = tuple[str, Message] | _Ready
+"""What an actor sends: a message with its cell."""
 
 
 class RayExecutor:
-    """An actor for each cell at once, replaced when it or its node dies; one that Ray has no room for yet is not free.
+    """An actor for each cell, or stack, at once, replaced when it or its node dies.
+
+    One that Ray has no room for yet is not free.
 
     An actor can be asked for its next message while it runs a cell; that request fails when the actor dies, and its
     answer is all that the driver waits for.
@@ -42,6 +59,7 @@ class RayExecutor:
         """
         self._ray = _import_ray(address)
         self._workers: dict[Any, _Worker] = {}  # by the reference to the next message
+        self._gpu_memory: list[int | None] = []
         self._connected_here = not self._ray.is_initialized()
         if self._connected_here:
             _connect(self._ray, address, 0 if address else len(slots(workers, cells, trainer)))
@@ -51,36 +69,42 @@ class RayExecutor:
             self.close()
             raise
         # One method that runs the cell, one that waits for its messages, and one more at a time.
+        self._on_gpus = gpus > 0
         self._actor = self._ray.remote(num_cpus=1, num_gpus=gpus, max_concurrency=3)(_Cells)
         for _ in range(max(1, min(workers or room, cells))):
             self._start()
 
     @property
+    def workers(self) -> int:
+        return len(self._workers)
+
+    @property
     def free(self) -> int:
         return sum(worker.is_free for worker in self._workers.values())
 
-    def submit(self, job: Job) -> None:
+    def gpu_memory(self) -> int | None:
+        """As the actors that have started so far have found it: the driver may have no GPU."""
+        known = [memory for memory in self._gpu_memory if memory is not None]
+        return min(known) if len(known) == len(self._gpu_memory) > 0 else None
+
+    def submit(self, jobs: Sequence[Job]) -> None:
         worker = next(worker for worker in self._workers.values() if worker.is_free)
-        worker.cell = job.id
-        worker.run = worker.actor.run.remote(job)
+        worker.cells = [job.id for job in jobs]
+        worker.run = worker.actor.run.remote(jobs)
 
     def poll(self, timeout: float, handle: Handler) -> None:
         there, _ = self._ray.wait(list(self._workers), timeout=timeout)
         for reference in there:
             worker = self._workers.pop(reference)
-            cell = worker.cell
-            message = self._receive(worker, reference)
-            if isinstance(message, Finished | Taken | Failed):
-                worker.cell = ""
-            if message is not None and cell:
+            for cell, message in self._receive(worker, reference):
                 answer = handle(cell, message)
                 if isinstance(message, Evaluated):
                     worker.actor.answer.remote(answer)
 
     def close(self) -> None:
-        runs = [worker.run for worker in self._workers.values() if worker.cell]
+        runs = [worker.run for worker in self._workers.values() if worker.cells]
         for worker in self._workers.values():
-            if worker.cell:
+            if worker.cells:
                 worker.actor.stop.remote()
         if runs:
             self._ray.wait(runs, num_returns=len(runs), timeout=_GRACE_SECONDS)
@@ -101,23 +125,30 @@ class RayExecutor:
         return size, sum(count // size for count in gpus)
 
     def _start(self) -> None:
-        actor = self._actor.remote(str(Path.cwd()))
+        actor = self._actor.remote(str(Path.cwd()), self._on_gpus)
         self._workers[actor.receive.remote()] = _Worker(actor)
 
-    def _receive(self, worker: _Worker, reference: Any) -> Message | None:
-        """The message that is there; the death of the actor is one."""
+    def _receive(self, worker: _Worker, reference: Any) -> list[tuple[str, Message]]:
+        """The message that is there, with its cell; the death of the actor is one for each cell."""
         try:
-            message: Message | None = self._ray.get(reference)
+            letter: _Letter = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
             died = isinstance(error, self._ray.exceptions.RayActorError) and not error.actor_init_failed
             if not (worker.ready or died):
                 raise UserError(f"--executor ray: a worker cannot be started ({_last_line(error)})") from None
             self._ray.kill(worker.actor)  # it may be out of reach only
             self._start()
-            return Failed(f"its worker on the cluster died, or its node was lost ({type(error).__name__})", died=True)
-        worker.ready = True
+            reason = f"its worker on the cluster died, or its node was lost ({type(error).__name__})"
+            return [(cell, Failed(reason, died=True)) for cell in worker.cells]
         self._workers[worker.actor.receive.remote()] = worker
-        return message
+        if isinstance(letter, _Ready):
+            worker.ready = True
+            self._gpu_memory.append(letter.gpu_memory)
+            return []
+        cell, message = letter
+        if isinstance(message, Finished | Taken | Failed):
+            worker.cells.remove(cell)
+        return [(cell, message)]
 
 
 class _Worker:
@@ -127,47 +158,47 @@ class _Worker:
         self.actor = actor
         self.ready = False
         """Has been heard of."""
-        self.cell = ""
+        self.cells: list[str] = []
+        """Those under way: without an outcome yet."""
         self.run: Any = None
-        """Reference that is there when the cell is no longer under way."""
+        """Reference that is there when they are no longer under way."""
 
     @property
     def is_free(self) -> bool:
-        return self.ready and not self.cell
+        return self.ready and not self.cells
 
 
 class _Cells:
-    """The actor: runs one cell after the other. Its methods run in threads, `run` beside the others.
+    """The actor: runs one cell, or one stack of them, after the other.
 
-    So no signal writes a checkpoint here: Ray has a handler of its own, and Python's reach the main thread alone.
+    Its methods run in threads, `run` beside the others. So no signal writes a checkpoint here: Ray has a handler of its
+    own, and Python's reach the main thread alone.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, on_gpus: bool) -> None:
         import torch
 
         import lit_mult.training.run  # noqa: F401 - takes a while, and would fail here where something is missing
 
         torch.set_num_threads(1)  # in all threads
-        self._messages: SimpleQueue[Message | None] = SimpleQueue()
+        self._letters: SimpleQueue[_Letter] = SimpleQueue()
         self._verdicts: SimpleQueue[bool] = SimpleQueue()
         self._stopping = threading.Event()
         with suppress(OSError):  # a relative path in a config is meant from where the sweep was started
             os.chdir(folder)
-        self._messages.put(None)  # ready
+        self._letters.put(_Ready(free_gpu_memory() if on_gpus else None))
 
-    def run(self, job: Job) -> None:
-        outcome: Outcome
+    def run(self, jobs: Sequence[Job]) -> None:
         try:
-            outcome = run_job(job, self._post, self._stopping.is_set)
+            run_jobs(jobs, self._post, self._stopping.is_set)
         except Interrupted:  # stopping, when nobody listens any more
-            outcome = Taken()
+            pass
         except BaseException:  # in a thread it would end nothing, and the driver would wait for ever
             traceback.print_exc()  # to be found in the logs of Ray
             os._exit(1)
-        self._messages.put(outcome)
 
-    def receive(self) -> Message | None:
-        return self._messages.get()
+    def receive(self) -> _Letter:
+        return self._letters.get()
 
     def answer(self, prune: bool) -> None:
         self._verdicts.put(prune)
@@ -176,8 +207,8 @@ class _Cells:
         self._stopping.set()
         self._verdicts.put(False)  # nobody else answers any more
 
-    def _post(self, message: Message) -> bool:
-        self._messages.put(message)
+    def _post(self, cell: str, message: Message) -> bool:
+        self._letters.put((cell, message))
         return isinstance(message, Evaluated) and self._verdicts.get()
 
 

@@ -1,0 +1,48 @@
+"""How many members a stack has: as asked for, or as many as a GPU has room and use for."""
+
+from __future__ import annotations
+
+from lit_mult.config import RunConfig
+from lit_mult.errors import UserError
+from lit_mult.parametrization.plan import matrix_roles
+from lit_mult.roles import Role, matrix_shapes
+
+_MOST = 64
+_SHARE_OF_MEMORY = 0.8
+_FULL_GPU_FLOP = 2e11
+"""Step of one model above which it is taken to fill a GPU by itself: an assumption, not a measurement."""
+_BYTES = {"bf16-mixed": 2, "bf16-true": 2, "bf16": 2, "64-true": 8, "64": 8}
+"""Of a number of the forward pass, by trainer.precision; 4 with any other."""
+
+
+def asked_members(vectorize: str | int) -> int | None:
+    """The most members of a stack that --vectorize asks for; None for auto.
+
+    Raises:
+        UserError: it is neither auto, off, nor a whole number above 0.
+    """
+    if vectorize == "auto":
+        return None
+    text = "1" if vectorize == "off" else str(vectorize)
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise UserError(f"--vectorize {vectorize}: must be auto, off, or the most runs to train together, 1 or more")
+    return int(text)
+
+
+def members_that_fit(config: RunConfig, vocab_size: int, free_bytes: int) -> int:
+    """Members of a stack of runs like this one on a GPU with so much free memory: 1 to 64.
+
+    An estimate: each has its matrices (the vectors are too few to count) four times in 4 bytes, as weights, gradients
+    and two moments, and for every token of its batch what the backward pass needs; 80 % of the memory is used. It is 1
+    where one model's step fills the GPU, for then there is nothing to gain.
+    """
+    model = config.model
+    shapes = matrix_shapes(model, vocab_size)
+    tied = shapes[Role.LM_HEAD][0] * shapes[Role.LM_HEAD][1] if model.tie_embeddings else 0
+    parameters = sum(shapes[role][0] * shapes[role][1] for role in matrix_roles(config).values()) - tied
+    tokens = config.train.batch_size * config.data.seq_len
+    if 6 * parameters * tokens > _FULL_GPU_FLOP:
+        return 1
+    numbers = tokens * (model.n_layers * (10 * model.d_model + 5 * model.d_ff) + 4 * vocab_size)
+    member = parameters * 4 * 4 + numbers * _BYTES.get(config.trainer.precision, 4)
+    return max(1, min(_MOST, int(_SHARE_OF_MEMORY * free_bytes / member)))

@@ -1,0 +1,672 @@
+"""Cells that are trained together: which may be, how many, and that a study has the same records for it."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from serial_stacks import MODULE, SerialCells, SerialStacks, serve_and_die_once
+from test_ray import ray  # noqa: F401 - a fixture
+from test_recovery import outcomes, states
+
+from lit_mult.cli import main
+from lit_mult.config import RunConfig, flatten
+from lit_mult.errors import Interrupted, UserError
+from lit_mult.parametrization.stacking import MEMBER_FIELDS, share_a_key, stack_key
+from lit_mult.record import RunRecord, find_records
+from lit_mult.study import lease as leases
+from lit_mult.study import machine
+from lit_mult.study import sweep as sweeping
+from lit_mult.study.attempts import Attempts
+from lit_mult.study.executors import here, processes
+from lit_mult.study.executors import ray as ray_executor
+from lit_mult.study.folder import StudyFolder
+from lit_mult.study.job import Failed, Finished, Job, Message, Said, Taken
+from lit_mult.study.machine import Slot
+from lit_mult.study.progress import SweepProgress
+from lit_mult.study.queue import CellQueue, Counts, Ticket
+from lit_mult.study.spec import StudySpec
+from lit_mult.study.stack import run_jobs
+from lit_mult.study.stack_size import asked_members, members_that_fit
+from lit_mult.study.storage import open_storage
+from lit_mult.study.sweep import check_cells, sweep
+from lit_mult.training import run
+
+MakeStudy = Callable[..., dict[str, Any]]
+Tiny = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def stacks(monkeypatch: pytest.MonkeyPatch) -> SerialStacks:
+    made = SerialStacks()
+    monkeypatch.setitem(sys.modules, MODULE, made.module())
+    return made
+
+
+@pytest.fixture
+def study_dict(tiny_dict: Callable[..., dict[str, Any]]) -> MakeStudy:
+    """A study of 3 arms x 2 rates x 2 seeds: 8 cells without learnable multipliers, 4 with."""
+
+    def make(**changes: Any) -> dict[str, Any]:
+        base = tiny_dict()
+        del base["train"]["steps"], base["train"]["batch_size"]
+        study = {
+            "name": "tiny",
+            "base": base,
+            "arms": {"muP": {}, "fixed": {"multipliers": "fixed"}, "vectors": {"multipliers": "vector"}},
+            "nuisance": {"optim.lr": {"log2": [-8, -5]}},
+            "seeds": [0, 1],
+            "budget": {"steps": 6, "batch_size": 4},
+        }
+        return {**study, **changes}
+
+    return make
+
+
+# Which runs may be stacked
+
+_OF_A_MEMBER: dict[str, list[Any]] = {
+    "seed": [7],
+    "multipliers": ["fixed"],
+    "placement.table": ["minimal"],
+    "placement.overrides": [{"lm_head": "row"}],
+    "parametrization.rule": ["standard"],
+    "parametrization.lr.k_proj": [2.0],
+    "optim.lr": [0.1, 0.2],
+    "optim.weight_decay": [0.0],
+    "optim.weight_decay_mode": ["independent"],
+    "optim.vector_lr": [0.1],
+    "optim.vector_lr_mode": ["relative"],
+    "optim.multiplier_lr": [0.1],
+    "optim.multiplier_weight_decay": [0.1],
+    "optim.clip": [None, 0.5],
+    "optim.clip_multipliers": [True],
+    "schedule.name": ["cosine"],
+    "train.divergence_factor": [3.0],
+    "model.z_loss": [1e-4],
+}
+
+_SHARED: dict[str, Any] = {
+    "optimizer": "muon",
+    "model.d_model": 32,
+    "model.n_layers": 2,
+    "model.head_dim": 4,
+    "model.num_key_value_groups": 2,
+    "model.mlp_ratio": 3.0,
+    "model.rope_theta": 500.0,
+    "model.norm_eps": 1e-6,
+    "model.block_norms": "frozen",
+    "model.final_norm": "scalar",
+    "model.tie_embeddings": True,
+    "model.dropout": 0.1,
+    "model.pretrained": "folder@0123456789abcdef",
+    "optim.betas": [0.9, 0.99],
+    "optim.eps": 1e-6,
+    "optim.muon_momentum": 0.9,
+    "optim.muon_ns_steps": 4,
+    "data.corpus": "other.txt",
+    "data.hf_config": "en",
+    "data.hf_split": "test",
+    "data.streaming": True,
+    "data.text_field": "content",
+    "data.max_documents": 3,
+    "data.tokenizer": "bpe:300",
+    "data.seq_len": 32,
+    "data.val_fraction": 0.1,
+    "data.val_windows": 8,
+    "train.steps": 13,
+    "train.batch_size": 8,
+    "train.eval_every": 3,
+    "train.checkpoint_every": 4,
+    "train.log_every": 3,
+    "trainer.accelerator": "auto",
+    "trainer.devices": 2,
+    "trainer.num_nodes": 2,
+    "trainer.strategy": "ddp",
+    "trainer.precision": "bf16-mixed",
+    "trainer.accumulate_grad_batches": 2,
+    "trainer.compile": True,
+    "trainer.extra": {"deterministic": True},
+    "parametrization.attention_scale": "1/head_dim",
+}
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(fields=st.sets(st.sampled_from(sorted(_OF_A_MEMBER))), data=st.data())
+def test_members_differ_in_their_own_fields_alone(tiny: Tiny, fields: set[str], data: st.DataObject) -> None:
+    changed = tiny({field: data.draw(st.sampled_from(_OF_A_MEMBER[field])) for field in fields})
+
+    assert stack_key(changed) == stack_key(tiny()) is not None
+
+
+def test_every_other_field_that_decides_keeps_runs_apart(tiny: Tiny) -> None:
+    decisive = set(flatten(tiny({"model.pretrained": "x", "model.final_norm": "frozen"}).decisive()))
+    own = {field for field in decisive if field.startswith(MEMBER_FIELDS)}
+    assert decisive - own - {"model.block_norms"} <= _SHARED.keys()  # a new field is to be decided upon
+
+    for field, value in _SHARED.items():
+        assert stack_key(tiny({"parametrization.base_d_model": 16, field: value})) != stack_key(tiny()), field
+
+
+def test_the_multipliers_of_every_matrix_keep_runs_apart(tiny: Tiny) -> None:
+    def key(**placement: Any) -> str | None:
+        fields = {f"placement.{name}": value for name, value in placement.items()}
+        return stack_key(tiny({"multipliers": "vector", **fields}))
+
+    assert stack_key(tiny({"multipliers": "vector"})) != stack_key(tiny({"multipliers": "scalar"}))
+    assert key(table="full") != key(table="minimal")
+    assert key(overrides={"lm_head": "row"}) != key()
+    assert key(overrides={"lm_head": "none", "*.k_proj": "row"}) == key(init="preset") == key()  # as the table has it
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model.dropout", 0.1),
+        ("train.diagnostics", ["norms"]),
+        ("trainer.accumulate_grad_batches", 2),
+        ("trainer.devices", 2),
+        ("trainer.num_nodes", 2),
+        ("trainer.strategy", "ddp"),
+        ("trainer.tensorboard", True),
+        ("trainer.extra", {"deterministic": True}),
+        ("trainer.precision", "16-mixed"),
+        ("trainer.precision", "16-true"),
+    ],
+)
+def test_some_runs_train_by_themselves(tiny: Tiny, field: str, value: Any) -> None:
+    assert stack_key(tiny({field: value})) is None
+
+
+def test_whether_a_search_keeps_one_key_is_known_beforehand() -> None:
+    assert share_a_key(["optim.lr", "seed", "parametrization.forward.k_proj", "schedule.name", "model.z_loss"])
+    for field in ("train.batch_size", "optim.eps", "multipliers", "placement.table", "parametrization.attention_scale"):
+        assert not share_a_key(["optim.lr", field])
+
+
+# How many
+
+
+def test_the_members_that_fit_on_a_gpu(tiny: Tiny) -> None:
+    # Embedding and head 256 x 16 each, attention 4 x 16 x 16, MLP 3 x 44 x 16: 11,328 parameters of 16 bytes. A step
+    # has 4 x 16 = 64 tokens with (10 x 16 + 5 x 44 + 4 x 256) = 1,404 numbers each. Together 540,672 bytes.
+    assert members_that_fit(tiny(), 256, 6_760_000) == 10  # 80 % are 10.003 members
+    assert members_that_fit(tiny(), 256, 6_750_000) == 9
+    assert members_that_fit(tiny({"trainer.precision": "bf16-mixed"}), 256, 6_760_000) == 14  # 360,960 bytes each
+    assert members_that_fit(tiny({"model.tie_embeddings": True}), 256, 6_760_000) == 11  # 475,136
+    assert members_that_fit(tiny(), 256, 10**12) == 64
+    assert members_that_fit(tiny(), 256, 0) == 1
+    # 6 x 11,328 x 16 FLOP for each sequence of the batch: 2e11 is reached with the 183,911th.
+    assert members_that_fit(tiny({"train.batch_size": 183_910}), 256, 10**15) == 64
+    assert members_that_fit(tiny({"train.batch_size": 183_911}), 256, 10**15) == 1
+
+
+def test_what_vectorize_takes(study_dict: MakeStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert [asked_members(value) for value in ("auto", "off", "1", 8)] == [None, 1, 1, 8]
+    study = tmp_path / "study.yaml"
+    study.write_text(json.dumps(study_dict()))
+    for value in ("0", "-1", "many", "1.5", ""):
+        assert main(["sweep", str(study), "--out", str(tmp_path / "out"), f"--vectorize={value}"]) == 2
+        said = (
+            f"lit-mult sweep: --vectorize {value}: must be auto, off, or the most runs to train together, 1 or more\n"
+        )
+        assert capsys.readouterr().err == said
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_memory_of_a_worker(monkeypatch: pytest.MonkeyPatch, tiny: Tiny) -> None:
+    class Worker:
+        def __init__(self, slot: Slot) -> None:
+            self.slot = slot
+
+    monkeypatch.setattr(processes, "_Worker", Worker)
+    monkeypatch.setattr(machine, "free_gpu_memory", lambda: 100)
+    shared = [Slot(1, "0"), Slot(1, "1"), Slot(1, "0")]
+    assert processes.ProcessExecutor(shared).gpu_memory() == 50
+    assert processes.ProcessExecutor([Slot(1), Slot(1)]).gpu_memory() is None
+    assert here.HereExecutor(tiny().trainer).gpu_memory() is None  # accelerator: cpu
+    monkeypatch.setattr(machine, "_gpus", lambda: ["0"])
+    assert here.HereExecutor(tiny({"trainer.accelerator": "auto"}).trainer).gpu_memory() == 100
+
+
+# A study of stacks
+
+
+def sizes(stacks: SerialStacks) -> list[int]:
+    return [len(cells) for cells in stacks.stacks]
+
+
+def test_stacks_are_filled_across_arms_and_give_what_single_cells_give(
+    stacks: SerialStacks, study_dict: MakeStudy, tmp_path: Path
+) -> None:
+    spec = StudySpec.from_dict(study_dict())
+
+    for name, vectorize in (("off", "off"), ("one", 1), ("auto", "auto")):
+        assert sweep(spec, tmp_path / name, workers=0, vectorize=vectorize).ran == 12
+    assert stacks.stacks == []  # nor by default, on a CPU
+    result = sweep(spec, tmp_path / "out", workers=0, vectorize="99")
+
+    assert (result.ran, result.failures) == (12, {})
+    assert [{cell.partition("-")[0] for cell in cells} for cells in stacks.stacks] == [{"muP", "fixed"}, {"vectors"}]
+    assert sizes(stacks) == [8, 4]
+    assert outcomes(tmp_path / "out") == outcomes(tmp_path / "off")
+    assert states(tmp_path / "out" / "optuna.journal") == {"COMPLETE": 12}
+    for left in ("attempts", "cells", "sweeps"):
+        assert not list((tmp_path / "out" / left).iterdir())
+    assert sweep(spec, tmp_path / "out", workers=0, vectorize=2).ran == 0  # the value is not of the study
+
+
+def test_a_stack_has_as_many_members_as_asked_for_or_as_fit(
+    stacks: SerialStacks, study_dict: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = StudySpec.from_dict(study_dict())
+    sweep(spec, tmp_path / "asked", workers=0, vectorize=3)
+    assert sizes(stacks) == [3, 3, 2, 3]  # and one by itself
+    stacks.stacks.clear()
+    monkeypatch.setattr(here.HereExecutor, "gpu_memory", lambda self: 4_060_000)  # 80 % are 6.007 members
+    sweep(spec, tmp_path / "auto", workers=0)
+    assert sizes(stacks) == [6, 2, 4]
+
+
+def test_what_cannot_be_stacked_is_run_cell_by_cell(
+    stacks: SerialStacks, study_dict: MakeStudy, tmp_path: Path
+) -> None:
+    arms = {"plain": {}, "dropout": {"model.dropout": 0.1}}
+    spec = StudySpec.from_dict(study_dict(arms=arms, factors={"train.batch_size": [2, 4]}, seeds=[0]))
+
+    assert sweep(spec, tmp_path / "factors", workers=0, vectorize=9).ran == 8
+    assert sizes(stacks) == [2, 2]  # two rates at either batch
+
+    stacks.stacks.clear()
+    nuisance = {"multipliers": ["none", "vector"]}
+    assert sweep(StudySpec.from_dict(study_dict(arms={"one": {}}, nuisance=nuisance)), tmp_path / "n", 0).ran == 4
+    assert stacks.stacks == []
+
+
+class InTurn:
+    """An executor with several workers in this process, which notes how many cells it was given at once."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers, self.given, self._waiting = workers, [], []  # type: ignore[var-annotated]
+
+    @property
+    def free(self) -> int:
+        return self.workers - len(self._waiting)
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        self.given.append(len(jobs))
+        self._waiting.append(jobs)
+
+    def poll(self, timeout: float, handle: Any) -> None:
+        waiting, self._waiting = self._waiting, []
+        for jobs in waiting:
+            run_jobs(jobs, handle)
+
+    def close(self) -> None:
+        pass
+
+
+def test_workers_and_sweeps_share_what_waits(
+    stacks: SerialStacks, study_dict: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = StudySpec.from_dict(study_dict(arms={"muP": {}, "fixed": {"multipliers": "fixed"}}))
+    executor = InTurn(workers=3)
+    monkeypatch.setattr(sweeping, "_executor", lambda *arguments: executor)
+    assert sweep(spec, tmp_path / "one", vectorize=64).ran == 8
+    assert executor.given == [3, 3, 2]
+
+    executor.given.clear()
+    monkeypatch.setattr(StudyFolder, "running_sweeps", lambda self: [Path("this"), Path("other")])
+    assert sweep(spec, tmp_path / "two", vectorize=64).ran == 8
+    assert executor.given == [2, 2, 2, 1, 1]  # 8 cells for six workers, then 2
+
+
+def test_two_queues_hand_out_every_cell_once(study_dict: MakeStudy, tmp_path: Path) -> None:
+    spec = StudySpec.from_dict(study_dict())
+    folder = StudyFolder(tmp_path)
+    with folder.locked():
+        identity = folder.claim(spec, check_cells(spec))
+        queues = [
+            CellQueue(spec, folder, open_storage(folder.journal), identity, name, retries=3) for name in ("a", "b")
+        ]
+    handed_out: list[list[Ticket]] = []
+    for number in range(8):
+        queue = queues[number % 2]
+        if first := queue.next():
+            others = queue.fitting(first)
+            handed_out.append([first, *(other for _ in range(2) if (other := next(others, None)))])
+
+    assert [len(stack) for stack in handed_out] == [3, 3, 2, 3, 1]
+    assert len({ticket.cell.id for stack in handed_out for ticket in stack}) == 12
+    for stack in handed_out:
+        assert len({stack_key(ticket.cell.config) for ticket in stack}) == 1
+
+
+def test_trials_of_one_cell_do_not_meet_in_a_stack(
+    stacks: SerialStacks, study_dict: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeping, "_TEND_SECONDS", 0.05)
+    arms, nuisance = {"muP": {}}, {"schedule.name": ["cosine", "linear", "constant"]}
+    budget = {"steps": 6, "batch_size": 4, "trials": 3}
+    start = [{"schedule.name": "cosine"}, {"schedule.name": "cosine"}]
+    study = study_dict(arms=arms, nuisance=nuisance, seeds=[0], sampler="random", budget=budget, start=start)
+
+    result = sweep(StudySpec.from_dict(study), tmp_path, workers=0, vectorize=3)
+
+    assert (result.ran, result.failures) == (3, {})
+    assert all(len(set(cells)) == len(cells) for cells in stacks.stacks)
+    found = states(tmp_path / "optuna.journal")
+    assert found.keys() == {"COMPLETE"}
+    assert found["COMPLETE"] > 3
+
+
+def test_a_sampled_search_takes_several_suggestions_at_once_and_prunes_member_by_member(
+    stacks: SerialStacks, study_dict: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_dict(
+        arms={"muP": {}},
+        nuisance={"optim.lr": {"low": 1e-3, "high": 1e-1, "log": True}},
+        sampler="tpe",
+        pruner={"name": "median"},
+        budget={"steps": 6, "batch_size": 4, "trials": 5},
+    )
+    study["base"]["train"]["eval_every"] = 2
+    asked: Counter[str] = Counter()
+    unlucky: list[str] = []
+
+    def verdict(ticket: Ticket, curve: list[tuple[int, float]]) -> bool:
+        asked[ticket.cell.id] += 1
+        unlucky.extend([ticket.cell.id] * (len(asked) == 3 and not unlucky))
+        return ticket.cell.id in unlucky
+
+    monkeypatch.setattr(Ticket, "should_prune", verdict)
+    result = sweep(StudySpec.from_dict(study), tmp_path, workers=0, vectorize=4)
+
+    assert sizes(stacks) == [4]
+    assert (result.ran, result.pruned) == (5, 1)
+    statuses = {path.stem: RunRecord.read(path).status for path in find_records(tmp_path)}
+    assert {cell for cell, status in statuses.items() if status == "pruned"} == set(unlucky)
+    assert sorted(asked.values()) == [1, 2, 2, 2, 2]  # after steps 2 and 4
+
+
+def test_a_stopped_stack_goes_on(stacks: SerialStacks, study_dict: MakeStudy, tmp_path: Path) -> None:
+    spec = StudySpec.from_dict(study_dict())
+    folder = StudyFolder((tmp_path / "out").absolute())
+    from_steps: dict[str, int] = {}
+
+    def stop(cells: list[str], index: int) -> None:
+        if index == 2:
+            config = next(p for p in spec.points() if p.arm == "muP").cell({"optim.lr": 2**-8}, 1).config
+            with pytest.raises(Interrupted):  # the third of the stack leaves a checkpoint
+                run.run(config, folder.work(cells[2]), should_stop=lambda: True, keep_checkpoint=False)
+            raise Interrupted
+
+    stacks.before = stop
+    with pytest.raises(Interrupted):
+        sweep(spec, folder.path, workers=0, vectorize=8)
+    assert len(find_records(folder.path)) == 2
+    attempts = [attempt for cell in folder.attempts.cells() for attempt in folder.attempts.of(cell)]
+    assert [attempt.state for attempt in attempts] == ["stopped"] * 6
+    assert "RUNNING" not in states(folder.journal)
+
+    def look(cells: list[str], index: int) -> None:
+        from_steps[cells[index]] = folder.attempts.of(cells[index])[-1].from_step
+
+    stacks.before = look
+    assert sweep(spec, folder.path, workers=0, vectorize=8).ran == 10
+    assert sorted(from_steps.values()) == [0] * 9 + [1]
+    sweep(spec, tmp_path / "whole", workers=0)
+    assert outcomes(folder.path) == outcomes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("most", "tried"), [(2, [8, 4, 2, 2, 4, 2, 2]), (1, [8, 4, 2, 2, 4, 2, 2])])
+def test_a_stack_that_does_not_fit_is_run_in_halves(
+    stacks: SerialStacks,
+    study_dict: MakeStudy,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    most: int,
+    tried: list[int],
+) -> None:
+    def run_out(cells: list[str], index: int) -> None:
+        if len(cells) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    stacks.before = run_out
+    spec = StudySpec.from_dict(study_dict(arms={"muP": {}, "fixed": {"multipliers": "fixed"}}))
+    result = sweep(spec, tmp_path / "out", workers=0, vectorize=8)
+
+    assert (result.ran, result.failures) == (8, {})
+    assert sizes(stacks) == tried
+    assert "8 cells together do not fit into memory; in two halves, one after the other" in capsys.readouterr().err
+    sweep(spec, tmp_path / "whole", workers=0)
+    assert outcomes(tmp_path / "out") == outcomes(tmp_path / "whole")
+    assert states(tmp_path / "out" / "optuna.journal") == {"COMPLETE": 8}
+
+
+def test_a_bad_cell_fails_no_other(
+    stacks: SerialStacks,
+    study_dict: MakeStudy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real = run.run
+
+    def sabotage(config: RunConfig, *arguments: Any, **options: Any) -> RunRecord:
+        if (config.seed, config.optim.lr, config.multipliers) == (1, 2**-8, "none"):
+            raise RuntimeError("out of luck")
+        return real(config, *arguments, **options)
+
+    monkeypatch.setattr(run, "run", sabotage)
+    result = sweep(StudySpec.from_dict(study_dict()), tmp_path, workers=0, vectorize=8)
+
+    assert result.ran == 11
+    assert list(result.failures.values()) == ["RuntimeError: out of luck"]
+    assert sizes(stacks) == [8, 4]
+    said = capsys.readouterr().err
+    assert "6 cells together failed (RuntimeError: out of luck); one by one" in said  # 2 of 8 had their records
+    assert not list(tmp_path.glob("cells/*/record.json"))
+
+
+def test_bad_input_in_a_stack_ends_the_sweep_in_one_line(
+    stacks: SerialStacks, study_dict: MakeStudy, tmp_path: Path
+) -> None:
+    def refuse(cells: list[str], index: int) -> None:
+        raise UserError("disk: full")
+
+    stacks.before = refuse
+    spec = StudySpec.from_dict(study_dict())
+    with pytest.raises(UserError, match=r"^cell muP-s0-\w+: disk: full$"):
+        sweep(spec, tmp_path, workers=0, vectorize=8)
+
+    attempts = StudyFolder(tmp_path).attempts
+    assert {attempts.of(cell)[-1].state for cell in attempts.cells()} == {"stopped"}
+    stacks.before = lambda cells, index: None
+    assert sweep(spec, tmp_path, workers=0, vectorize=8).ran == 12
+
+
+def test_an_error_of_the_sweep_s_own_is_not_one_of_training(
+    stacks: SerialStacks, study_dict: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*arguments: Any) -> None:
+        raise ArithmeticError("of the sweep")
+
+    spec = StudySpec.from_dict(study_dict())
+    with monkeypatch.context() as patch:
+        patch.setattr(CellQueue, "complete", lose)
+        with pytest.raises(ArithmeticError, match="of the sweep"):
+            sweep(spec, tmp_path, workers=0, vectorize=8)
+
+    assert sizes(stacks) == [8]  # stopped there, and not run again cell by cell
+    assert sweep(spec, tmp_path, workers=0, vectorize=8).failures == {}
+
+
+# A stack as a worker sees it
+
+
+@pytest.fixture
+def jobs(tiny: Tiny, tmp_path: Path) -> list[Job]:
+    """Three cells that differ in their seeds."""
+
+    def job(seed: int) -> Job:
+        cell = {"study": "s", "cell": f"c{seed}", "arm": "a", "sampler": "grid", "factors": {}, "nuisance": {}}
+        records = {"record": tmp_path / f"c{seed}.json", "diagnostics": tmp_path / f"c{seed}.parquet"}
+        places = {"attempts": tmp_path / "attempts", "work": tmp_path / f"c{seed}", **records}
+        return Job(tiny({"seed": seed}).to_dict(), cell, **places, keep_checkpoint=False, prune=False)
+
+    return [job(seed) for seed in range(3)]
+
+
+def ends(messages: list[tuple[str, Message]]) -> dict[str, type]:
+    return {cell: type(message) for cell, message in messages if isinstance(message, Finished | Taken | Failed)}
+
+
+def collect(jobs: list[Job], also: Callable[[str, Message], None] = lambda cell, message: None) -> list[Any]:
+    messages: list[tuple[str, Message]] = []
+
+    def post(cell: str, message: Message) -> bool:
+        messages.append((cell, message))
+        also(cell, message)
+        return False
+
+    run_jobs(jobs, post)
+    return messages
+
+
+def test_cells_that_are_taken_or_done_drop_out(stacks: SerialStacks, jobs: list[Job]) -> None:
+    collect(jobs[:1])
+    held = Attempts(jobs[1].attempts).begin("c1", 0)
+    assert held is not None
+    assert ends(collect(jobs)) == {"c0": Finished, "c1": Taken, "c2": Finished}
+    assert stacks.stacks == []  # one was left
+    held.close("stopped")
+    for job in jobs:
+        job.record.unlink(missing_ok=True)
+    collect(jobs[:1])
+    assert ends(collect(jobs)) == {"c0": Finished, "c1": Finished, "c2": Finished}
+    assert stacks.stacks == [["c1", "c2"]]
+
+
+def test_a_member_that_another_machine_has_taken_over_leaves_the_stack(
+    stacks: SerialStacks, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.3)
+    real, held = Attempts.begin, {}
+
+    def begin(self: Attempts, cell: str, from_step: int) -> leases.Lease | None:
+        held[cell] = real(self, cell, from_step)
+        return held[cell]
+
+    def overtake(cell: str, message: Message) -> None:
+        lease = held["c1"]
+        if lease is not None and not lease.lost and not lease.successor.exists():
+            lease.successor.write_text(json.dumps({"machine": "elsewhere/12345678", "pid": 1}))
+            deadline = time.monotonic() + 10
+            while not lease.lost and time.monotonic() < deadline:
+                lease.successor.touch()
+                time.sleep(0.01)
+
+    monkeypatch.setattr(Attempts, "begin", begin)
+    messages = collect(jobs, overtake)
+
+    assert ends(messages) == {"c0": Finished, "c1": Taken, "c2": Finished}
+    assert not jobs[1].record.exists()
+    assert stacks.stacks == [["c0", "c1", "c2"], ["c0", "c2"]]
+
+
+def test_a_cell_that_may_be_what_kills_its_process_is_run_by_itself_and_last(
+    stacks: SerialStacks, jobs: list[Job]
+) -> None:
+    jobs[0].attempts.mkdir()
+    for cell, deaths in (("c0", 2), ("c1", 1)):
+        for number in range(1, deaths + 1):
+            content = {"machine": leases.machine(), "pid": 1}
+            (jobs[0].attempts / f"{cell}.{number}.json").write_text(json.dumps(content))
+
+    assert list(ends(collect(jobs))) == ["c1", "c2", "c0"]
+    assert stacks.stacks == [["c1", "c2"]]
+
+
+def test_what_a_worker_says_is_one_line(stacks: SerialStacks, jobs: list[Job]) -> None:
+    def fail(cells: list[str], index: int) -> None:
+        raise RuntimeError("kaput\nand more")
+
+    stacks.before = fail
+    said = [message.line for _, message in collect(jobs) if isinstance(message, Said)]
+    assert said == ["3 cells together failed (RuntimeError: kaput); one by one"]
+
+
+# In other processes
+
+
+def test_the_death_of_a_worker_in_mid_stack_costs_no_cell(
+    study_dict: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STACK_DIED", str(tmp_path / "died"))
+    monkeypatch.setattr(processes, "_serve", serve_and_die_once)
+    spec = StudySpec.from_dict(study_dict())
+
+    result = sweep(spec, tmp_path / "out", workers=1, vectorize=8)
+
+    assert (tmp_path / "died").exists()
+    assert (result.ran, result.failures) == (12, {})
+    # Two of the eight had their records.
+    assert capsys.readouterr().err.count("its worker process died (killed by SIGKILL); trying again") == 6
+    assert states(tmp_path / "out" / "optuna.journal") == {"COMPLETE": 12, "FAIL": 6}
+    sweep(spec, tmp_path / "whole", workers=0)
+    assert outcomes(tmp_path / "out") == outcomes(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_stacks_on_ray(
+    ray: Any,  # noqa: F811
+    study_dict: MakeStudy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STACK_SIZES", str(tmp_path / "sizes"))
+    (tmp_path / "sizes").touch()
+    monkeypatch.setattr(ray_executor, "_Cells", SerialCells)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[SerialCells.__module__])  # which an actor could not import
+    spec = StudySpec.from_dict(study_dict())
+
+    result = sweep(spec, tmp_path / "ray", workers=1, executor="ray", vectorize=8)
+
+    assert (result.ran, result.failures) == (12, {})
+    assert (tmp_path / "sizes").read_text() == "8 4 "
+    sweep(spec, tmp_path / "whole", workers=0)
+    assert outcomes(tmp_path / "ray") == outcomes(tmp_path / "whole")
+
+
+# What is shown
+
+
+def test_the_display_stays_within_a_screen(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=False)
+    progress = SweepProgress(Counts(cells=64, waiting=64, cost_waiting=64.0), steps=200, console=console)
+    for number in range(64):
+        progress.started(f"c{number}", "the same label", cost=1.0)
+    for number in range(5):
+        progress.stepped(f"c{number}", step=100, loss=float(number))
+    console.print(progress.render())
+
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [line.split()[:3] for line in lines[2:]] == [["the", "same", "label"]] * 12 + [["and", "52", "more"]]
+    monkeypatch.setattr("lit_mult.study.progress._PLAIN_EVERY_SECONDS", 0.0)
+    progress.ended("c0", status="completed")
+    said = capsys.readouterr().err
+    shown = [f"the same label step 100 loss {number}.000" for number in (1, 2, 3)]
+    assert said.endswith(f" · {', '.join(shown)} and 1 more\n")
+    assert said.startswith("1/64 cells")
