@@ -123,7 +123,8 @@ def litgpt(setting: Setting, turns: Turns) -> None:
 def nanogpt_mup(checkout: Path, setting: Setting, turns: Turns) -> None:
     """The model of a checkout of EleutherAI/nanoGPT-mup, with muP on."""
     spec = importlib.util.spec_from_file_location("nanogpt_mup", checkout / "model.py")
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     theirs = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(theirs)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its size

@@ -1,7 +1,7 @@
 """Memory that training takes: the full Lightning path against a bare loop on Hugging Face's Llama, same shapes.
 
     python benchmarks/training_memory.py [--widths 64 128 256 512] [--precision fp32|bf16] [--device cpu|cuda]
-        [--steps 20] [--rounds 3] [--json memory.json]
+        [--steps 5] [--rounds 3] [--json memory.json]
 
 Every loop runs in a fresh process that has trained the same loop at a tiny size, so that all code is in memory. On the
 CPU it is the growth of the peak resident set from there, on CUDA the peak of the memory allocated; medians over rounds.
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256, 512])
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--measure", default=None, help=argparse.SUPPRESS)

@@ -1,7 +1,7 @@
 """Training speed of the full Lightning path against bare loops: Hugging Face's Llama, LitGPT, nanoGPT-mup, our own.
 
-    python benchmarks/training_speed.py [--widths 64 128 256 512] [--precision fp32|bf16] [--device cpu|cuda] [--compile]
-        [--nanogpt-mup PATH] [--rounds 9] [--seconds 1] [--json speed.json]
+    python benchmarks/training_speed.py [--widths 64 128 256 512] [--precision fp32|bf16] [--device cpu|cuda]
+        [--compile] [--nanogpt-mup PATH] [--rounds 9] [--seconds 1] [--json speed.json]
 
 All take turns in one run, each in a process of its own; ratios are taken within a round, and medians over rounds are
 reported. 4 layers, batch 16 x 128, heads of 32, 256 tokens, fused AdamW, clipping.
@@ -10,8 +10,8 @@ reported. 4 layers, batch 16 x 128, heads of 32, 256 tokens, fused AdamW, clippi
 - own none: a bare loop around ours
 - none, vector: lit_mult under the Lightning Trainer, without multipliers and with full vectors; `--compile` adds both
   with `trainer.compile`, whose first step, less a median step, is given in seconds and is in no ratio
-- share of peak: FLOPs of a step, attention's counted, over its time and over the speed that the same run measures at
-  the step's own matrix products (see peak.py)
+- share of peak: FLOPs of a step of the Llama, attention's counted, over its time and over the speed that the same run
+  measures at the step's own matrix products (see peak.py)
 """
 
 from __future__ import annotations
