@@ -3,7 +3,7 @@
     python benchmarks/growth.py [--axes width depth batch steps records] [--rounds 5] [--seconds 0.3]
         [--records 1000 2000 4000 10000] [--json growth.json]
 
-Time of a training step (of whole runs, for steps) is that of the Lightning path with full vectors. The points of an axis
+Time of a training step (of whole runs, for steps) is that of the Lightning path with full vectors. Points of an axis
 take turns; exponents are fitted in every round, over all points and over the two largest, and their medians count. For
 records it is the time of the report on a made-up study, and the growth of peak memory, in a fresh process for each.
 
