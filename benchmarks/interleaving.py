@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-# Imported once, in the process that the contestants are forked from.
+# Imported once, in the process that the contestants are forked from, where they are forked.
 _IMPORTS = ["torch", "torch._dynamo", "transformers.models.llama.modeling_llama", "lit_mult.training.run", "rivals"]
 
 
@@ -75,8 +75,9 @@ Contestant = Callable[[Turns], None]
 
 def take_turns(contestants: Mapping[str, Contestant], rounds: int, seconds: float) -> dict[str, Timing]:
     """Timings of all contestants over as many rounds of turns, each of about so many seconds (a step at least)."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_IMPORTS)
+    # A process that has so much as asked for a GPU must not fork.
+    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
+    context.set_forkserver_preload(_IMPORTS)  # of no effect otherwise
     timings, pipes, processes = {}, {}, []
     try:
         for name, contestant in contestants.items():
