@@ -25,7 +25,8 @@ def bootstrap_interval(
     independent. With fewer than `ENOUGH_SEEDS` values the interval is too narrow for its nominal level.
     """
     values = np.asarray(values, dtype=float)
-    counts, totals = _cluster_sums(np.arange(len(values)) if clusters is None else clusters, np.ones_like(values), values)
+    each = np.arange(len(values)) if clusters is None else clusters
+    counts, totals = _cluster_sums(each, np.ones_like(values), values)
     if len(counts) < 2:
         return _NO_INTERVAL
     return _mean_interval(counts.tobytes(), totals.tobytes(), draws, seed)
