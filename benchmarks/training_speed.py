@@ -76,7 +76,7 @@ def main() -> None:
         rounds=arguments.rounds,
         seconds_a_turn=arguments.seconds,
     )
-    print(headline(about), *missing, "", sep="\n")
+    print(headline(about), *(f"{line}\n" for line in missing), sep="\n")
     print("| d | loop | tokens/s | to hf | share of peak | first step, s more |\n|---|---|---|---|---|---|")
     results = []
     for setting in settings:
