@@ -1,132 +1,97 @@
-"""Training tokens/s of the full Lightning path against a bare loop on Hugging Face's Llama, same shapes, one run.
+"""Training speed of the full Lightning path against bare loops: Hugging Face's Llama, LitGPT, nanoGPT-mup, our own.
 
-    python benchmarks/training_speed.py [--widths 64 128 256] [--rounds 7] [--json speed.json]
+    python benchmarks/training_speed.py [--widths 64 128 256 512] [--precision fp32|bf16] [--device cpu|cuda]
+        [--compile] [--nanogpt-mup PATH] [--rounds 9] [--seconds 1] [--json speed.json]
 
-The rival takes its turns inside the Lightning run, a slice of steps before each of ours, so that a machine whose speed
-drifts treats both alike; the ratio is taken within a round and the median over rounds is reported.
+All take turns in one run, each in a process of its own; ratios are taken within a round, and medians over rounds are
+reported. 4 layers, batch 16 x 128, heads of 32, 256 tokens, fused AdamW, clipping.
 
-- hf: `LlamaForCausalLM` (sdpa), fused AdamW, clipping, in a bare loop
-- none, vector: lit_mult under the Lightning Trainer, without multipliers and with full vectors
+- hf, litgpt, nanogpt-mup: a bare loop around the other's model (see rivals.py)
+- own none: a bare loop around ours
+- none, vector: lit_mult under the Lightning Trainer, without multipliers and with full vectors; `--compile` adds both
+  with `trainer.compile`, whose first step, less a median step, is given in seconds and is in no ratio
+- share of peak: FLOPs of a step of the Llama, attention's counted, over its time and over the speed that the same run
+  measures at the step's own matrix products (see peak.py)
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from lightning import Callback
-from transformers import LlamaConfig, LlamaForCausalLM
+from environment import environment, headline, write_json
+from interleaving import Contestant, ratio, take_turns
+from peak import gemms, model_flops, product_flops
+from rivals import Setting, available, lightning, own
 
-from lit_mult.config import RunConfig
-from lit_mult.training.run import run
-
-BATCH, TIME, LAYERS, VOCABULARY = 16, 128, 4, 256
+ARMS = ("none", "vector")
 
 
-class Interleaved(Callback):
-    """Runs a slice of the rival's training before every slice of a Lightning training, and times both."""
-
-    def __init__(self, rival: Callable[[], float], steps: int) -> None:
-        self.rival, self.steps = rival, steps
-        self.own_seconds: list[float] = []
-        self.rival_seconds: list[float] = []
-        self._count = 0
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        if self._count % self.steps == 0:
-            if self._count:
-                self.own_seconds.append(time.perf_counter() - self._start)
-            self.rival_seconds.append(self.rival())
-            self._start = time.perf_counter()
-        self._count += 1
-
-
-def hugging_face(width: int, steps: int) -> Callable[[], float]:
-    """A bare loop on the reference implementation."""
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=width,
-            intermediate_size=int(2.75 * width),
-            num_hidden_layers=LAYERS,
-            num_attention_heads=width // 32,
-            num_key_value_heads=width // 32,
-            tie_word_embeddings=False,
-            use_cache=False,
-            attn_implementation="sdpa",
-        )
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    windows = torch.randint(VOCABULARY, (64, BATCH, TIME + 1))
-
-    def turn() -> float:
-        start = time.perf_counter()
-        for step in range(steps):
-            window = windows[step % len(windows)]
-            logits = model(window[:, :-1]).logits
-            loss = F.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return time.perf_counter() - start
-
-    return turn
-
-
-def measure(width: int, multipliers: str, steps: int, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds a step of the full path (data, Trainer, callbacks, clipping, schedule) and of the rival, by round."""
-    config = RunConfig().with_overrides(
-        {
-            "multipliers": multipliers,
-            "model.d_model": width,
-            "model.n_layers": LAYERS,
-            "data.seq_len": TIME,
-            "data.val_windows": 16,
-            "train.batch_size": BATCH,
-            "train.steps": steps * (rounds + 1) + 1,  # a round to warm up, and the step that ends the last
-            "train.checkpoint_every": None,
-            "trainer.accelerator": "cpu",
-            "trainer.progress_bar": False,
-            "trainer.tensorboard": False,
-        }
-    )
-    turns = Interleaved(hugging_face(width, steps), steps)
-    with TemporaryDirectory() as folder:
-        run(config, folder, keep_checkpoint=False, callbacks=[turns])
-    own, rival = turns.own_seconds[1:], turns.rival_seconds[1 : rounds + 1]
-    return [second / steps for second in own], [second / steps for second in rival]
+def measure(setting: Setting, compiled: bool, checkout: Path | None, rounds: int, seconds: float) -> dict[str, Any]:
+    """Speeds, shares, ratios and seconds of compilation at one width."""
+    contestants: dict[str, Contestant] = dict(available(setting, checkout)[0])
+    contestants["own none"] = partial(own, setting, "none")
+    contestants |= {arm: partial(lightning, setting, arm, False) for arm in ARMS}
+    if compiled:
+        contestants |= {f"{arm}, compiled": partial(lightning, setting, arm, True) for arm in ARMS}
+    timings = take_turns(contestants | {"gemms": partial(gemms, setting)}, rounds, seconds)
+    products = timings.pop("gemms")
+    # FLOPs over a step's time, over FLOPs of the products over theirs.
+    more = model_flops(setting) / product_flops(setting)
+    pairs = [(name, "hf") for name in contestants if name != "hf"] + [("none", "own none"), ("vector", "none")]
+    pairs += [(f"{arm}, compiled", arm) for arm in ARMS if compiled]
+    return {
+        "width": setting.width,
+        "gflop_a_step": model_flops(setting) / 1e9,
+        "gflops_of_products": product_flops(setting) / products.step / 1e9,
+        "tokens_per_second": {name: setting.batch * setting.time / timing.step for name, timing in timings.items()},
+        "share_of_peak": {name: more * ratio(products, timing) for name, timing in timings.items()},
+        "speed_ratios": {f"{of} / {to}": ratio(timings[to], timings[of]) for of, to in pairs},
+        "compile_seconds": {
+            name: timing.first - timing.step for name, timing in timings.items() if name.endswith("compiled")
+        },
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256])
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256, 512])
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--nanogpt-mup", type=Path, default=None, help="a checkout of EleutherAI/nanoGPT-mup")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a turn")
     parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
-    print(f"{torch.get_num_threads()} threads, {LAYERS} layers, batch {BATCH} x {TIME}, fp32; tokens/s and ratio to hf")
-    print("| d | hf | none | vector | none / hf | vector / hf |\n|---|---|---|---|---|---|")
-    results = {}
-    for width in arguments.widths:
-        row: dict[str, float] = {}
-        for multipliers in ("none", "vector"):
-            own, rival = measure(width, multipliers, steps=max(4, 1600 // width), rounds=arguments.rounds)
-            row.setdefault("hf", BATCH * TIME / statistics.median(rival))
-            row[multipliers] = BATCH * TIME / statistics.median(own)
-            row[f"{multipliers} / hf"] = statistics.median(r / o for o, r in zip(own, rival, strict=True))
-        results[width] = row
-        speeds = " | ".join(f"{row[name]:,.0f}" for name in ("hf", "none", "vector"))
-        print(f"| {width} | {speeds} | {row['none / hf']:.2f} | {row['vector / hf']:.2f} |", flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1))
+    settings = [Setting(width, precision=arguments.precision, device=arguments.device) for width in arguments.widths]
+    _, missing = available(settings[0], arguments.nanogpt_mup)
+    about = environment(
+        arguments.device,
+        precision=arguments.precision,
+        layers=settings[0].layers,
+        batch=f"{settings[0].batch} x {settings[0].time}",
+        rounds=arguments.rounds,
+        seconds_a_turn=arguments.seconds,
+    )
+    print(headline(about), *(f"{line}\n" for line in missing), sep="\n")
+    print("| d | loop | tokens/s | to hf | share of peak | first step, s more |\n|---|---|---|---|---|---|")
+    results = []
+    for setting in settings:
+        row = measure(setting, arguments.compile, arguments.nanogpt_mup, arguments.rounds, arguments.seconds)
+        results.append(row)
+        for name, speed in row["tokens_per_second"].items():
+            to_hf, extra = row["speed_ratios"].get(f"{name} / hf", 1.0), row["compile_seconds"].get(name)
+            cells = (setting.width, name, f"{speed:,.0f}", f"{to_hf:.2f}", f"{row['share_of_peak'][name]:.0%}")
+            print("|", " | ".join(map(str, cells)), f"| {'' if extra is None else f'{extra:.1f}'} |", flush=True)
+    others = [name for name in results[0]["speed_ratios"] if not name.endswith("/ hf")]
+    print("\n| d | GFLOP a step | GFLOP/s of products |", " | ".join(others), "|\n" + "|---" * (3 + len(others)) + "|")
+    for row in results:
+        cells = [row["width"], f"{row['gflop_a_step']:.2f}", f"{row['gflops_of_products']:.0f}"]
+        print("|", " | ".join(map(str, cells + [f"{row['speed_ratios'][name]:.2f}" for name in others])), "|")
+    write_json(arguments.json, about, results)
 
 
 if __name__ == "__main__":

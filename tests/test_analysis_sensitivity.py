@@ -121,6 +121,22 @@ def test_bootstrap_is_deterministic_and_needs_two_values() -> None:
     assert s.bootstrap_interval([1.0, 3.0, 5.0], clusters=[0, 0, 1]) == (2.0, 5.0)
 
 
+@pytest.mark.parametrize("clusters", [[0, 1, 2, 3, 4, 5], [0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 2, 2]])
+def test_bootstrap_is_that_of_a_loop_to_the_last_digit(clusters: list[int]) -> None:
+    values, seed, draws = [0.1, 0.7, 0.2, 0.9, 0.4, 0.3], 3, 50
+    sums = [
+        sum(v for v, c in zip(values, clusters, strict=True) if c == cluster) for cluster in range(max(clusters) + 1)
+    ]
+    means = []
+    for picks in np.random.default_rng(seed).integers(0, len(sums), (draws, len(sums))):
+        total, count = 0.0, 0
+        for pick in picks:  # one after the other: the order decides the last digit
+            total, count = total + sums[pick], count + clusters.count(pick)
+        means.append(total / count)
+    expected = tuple(np.quantile(means, [0.025, 0.975]))
+    assert s.bootstrap_interval(values, clusters, draws=draws, seed=seed) == expected
+
+
 def test_a_slope_is_least_squares() -> None:
     x, y = [5.0, 6.0, 7.0, 5.0, 6.0, 7.0], [1.0, 4.0, 3.0, 0.0, 2.0, 5.0]
     slope, low, high = slope_interval(x, y, [0, 0, 0, 1, 1, 1])

@@ -25,12 +25,11 @@ def bootstrap_interval(
     independent. With fewer than `ENOUGH_SEEDS` values the interval is too narrow for its nominal level.
     """
     values = np.asarray(values, dtype=float)
-    sums = _cluster_sums(np.arange(len(values)) if clusters is None else clusters, np.ones_like(values), values)
-    if sums.shape[1] < 2:
+    each = np.arange(len(values)) if clusters is None else clusters
+    counts, totals = _cluster_sums(each, np.ones_like(values), values)
+    if len(counts) < 2:
         return _NO_INTERVAL
-    counts, totals = sums[:, _picks(sums.shape[1], draws, seed)].sum(axis=2)
-    low, high = np.quantile(totals / counts, _QUANTILES)
-    return float(low), float(high)
+    return _mean_interval(counts.tobytes(), totals.tobytes(), draws, seed)
 
 
 def slope_interval(
@@ -44,9 +43,24 @@ def slope_interval(
     if sums.shape[1] < 2:
         return slope, *_NO_INTERVAL
     with np.errstate(invalid="ignore", divide="ignore"):  # a draw may hold a single x: it has no slope
-        slopes = _slope(sums[:, _picks(sums.shape[1], draws, seed)].sum(axis=2))
+        slopes = _slope(np.stack([_drawn(each, draws, seed) for each in sums]))
     low, high = np.quantile(slopes[np.isfinite(slopes)], _QUANTILES)
     return slope, float(low), float(high)
+
+
+@lru_cache(maxsize=10_000)
+def _mean_interval(counts: bytes, totals: bytes, draws: int, seed: int) -> tuple[float, float]:
+    """Interval of the mean from the clusters' counts and sums, float64; the parts of a report ask for it repeatedly."""
+    count, total = np.frombuffer(counts), np.frombuffer(totals)
+    # Clusters of one size: every draw holds as many values.
+    drawn = count[0] * len(count) if (count == count[0]).all() else _drawn(count, draws, seed)
+    low, high = np.quantile(_drawn(total, draws, seed) / drawn, _QUANTILES)
+    return float(low), float(high)
+
+
+def _drawn(sums: Floats, draws: int, seed: int) -> Floats:
+    """Total (draws,) over the clusters (n,) that each draw picks."""
+    return np.asarray(sums.take(_picks(len(sums), draws, seed)).sum(axis=0))
 
 
 def _cluster_sums(clusters: ArrayLike, *weights: Floats) -> Floats:
@@ -61,4 +75,5 @@ def _slope(sums: Floats) -> Floats:
 
 @lru_cache(maxsize=32)
 def _picks(size: int, draws: int, seed: int) -> NDArray[Any]:
-    return np.random.default_rng(seed).integers(0, size, (draws, size))
+    """Clusters (size, draws) that the draws pick; all draws are summed at once, one pick after the other."""
+    return np.ascontiguousarray(np.random.default_rng(seed).integers(0, size, (draws, size)).T)

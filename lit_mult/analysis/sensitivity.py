@@ -6,14 +6,14 @@ learning rate. Losses are in nats per token throughout, intervals are 95 % perce
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from lit_mult.analysis.bootstrap import Floats, slope_interval
 from lit_mult.analysis.bootstrap import bootstrap_interval as bootstrap_interval
@@ -21,6 +21,7 @@ from lit_mult.analysis.frame import optimizer_name
 
 _LINE = ["arm", "setting", "label", "optimizer", "variant", "reference"]
 _GROUP = [*_LINE, "d_model", "seed"]
+_CURVE = ["lr", "loss", "initial_loss", "added", "sampled", "runs", "diverged", "pruned"]
 _STEP_TOLERANCE = 0.02  # steps of log lr may differ by this share: lrs are often written with two or three digits
 _DIFFERENCE_COLUMNS = ["between", "of", "against", "within", "d_model", "measure", "seeds", "pairs"]
 _DIFFERENCE_COLUMNS += ["difference", "low", "high", "doubtful"]
@@ -215,21 +216,24 @@ def _paired(points: pd.DataFrame, items: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def _point(curve: pd.DataFrame, expected: int) -> dict[str, Any]:
-    planned, sampled = curve[~curve["added"]], bool(curve["sampled"].any())
+    # Arrays, not frames: a study of ten thousand runs has thousands of groups, and a frame takes its time.
+    columns = {name: curve[name].to_numpy() for name in _CURVE}
+    planned = {name: column[~columns["added"]] for name, column in columns.items()}
+    sampled = bool(columns["sampled"].any())
     # In a sampled search, neighbours in lr differ in the other nuisance factors too: no curve to fit a parabola to.
-    optimum = interpolated_optimum(curve["lr"].to_numpy(float), curve["loss"].to_numpy(float), fit=not sampled)
+    optimum = interpolated_optimum(columns["lr"], columns["loss"], fit=not sampled)
     sensitivity, note = _sensitivity(planned, expected, sampled)
     return {
-        "runs": int(curve["runs"].sum()),
+        "runs": int(columns["runs"].sum()),
         "complete": int(planned["runs"].sum()) >= expected,
-        "diverged": int(curve["diverged"].sum()),
-        "pruned": int(curve["pruned"].sum()),
-        "added": int(curve.loc[curve["added"], "runs"].sum()),
-        "lrs": len(planned),
-        "lr_low": float(planned["lr"].min()),
-        "lr_high": float(planned["lr"].max()),
-        "initial_loss": float(curve["initial_loss"].iloc[0]),
-        "best_loss": float(curve["loss"].min()),
+        "diverged": int(columns["diverged"].sum()),
+        "pruned": int(columns["pruned"].sum()),
+        "added": int(columns["runs"][columns["added"]].sum()),
+        "lrs": len(planned["lr"]),
+        "lr_low": float(np.fmin.reduce(planned["lr"], initial=np.nan)),
+        "lr_high": float(np.fmax.reduce(planned["lr"], initial=np.nan)),
+        "initial_loss": float(columns["initial_loss"][0]),
+        "best_loss": float(np.fmin.reduce(columns["loss"])),
         "optimum_lr": optimum.lr,
         "optimum_loss": optimum.loss,
         "at_edge": optimum.at_edge and len(curve) > 1,
@@ -238,20 +242,20 @@ def _point(curve: pd.DataFrame, expected: int) -> dict[str, Any]:
     }
 
 
-def _sensitivity(curve: pd.DataFrame, expected: int, sampled: bool) -> tuple[float, str]:
+def _sensitivity(curve: Mapping[str, NDArray[Any]], expected: int, sampled: bool) -> tuple[float, str]:
     """Sensitivity of the planned part of a curve, and what stands against it ("" for nothing, NaN without a curve)."""
     runs, pruned = int(curve["runs"].sum()), int(curve["pruned"].sum())
     if runs < expected:
         return float("nan"), f"{runs} of {expected} runs"
     if pruned:
         return float("nan"), f"{pruned} of {runs} runs pruned"
-    if len(curve) < 2:
+    if len(curve["lr"]) < 2:
         return float("nan"), ""
     if sampled:
         return float("nan"), "the learning rates were sampled, not laid on a grid"
-    initial_loss, losses = float(curve["initial_loss"].iloc[0]), curve["loss"].to_numpy(float)
+    initial_loss, losses = float(curve["initial_loss"][0]), curve["loss"]
     try:
-        sensitivity = lr_sensitivity(curve["lr"].to_numpy(float), losses, initial_loss)
+        sensitivity = lr_sensitivity(curve["lr"], losses, initial_loss)
     except ValueError as error:
         return float("nan"), str(error)
     trained = np.nanmin(losses, initial=np.inf) < initial_loss
