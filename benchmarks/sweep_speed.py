@@ -72,7 +72,7 @@ def one_by_one(configs: Sequence[RunConfig], folder: Path) -> list[RunRecord]:
 
 def stacked(configs: Sequence[RunConfig], folder: Path) -> list[RunRecord]:
     """Records of members of one stack."""
-    from lit_mult.training.stacked import Member, run_stack
+    from lit_mult.training.stack_run import Member, run_stack
 
     members = [Member(config, folder / str(number), keep_checkpoint=False) for number, config in enumerate(configs)]
     return list(run_stack(members))

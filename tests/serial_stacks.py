@@ -17,7 +17,7 @@ from lit_mult.record import CellInfo, RunRecord
 from lit_mult.study.executors import processes, ray
 from lit_mult.training import run
 
-MODULE = "lit_mult.training.stacked"
+MODULE = "lit_mult.training.stack_run"
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def _train(stack: dict[str, UnderWay], post: Post, stop: Callable[[], bool]) -> 
             post(cell, run_begun(stack.pop(cell), partial(post, cell), stop))
         return
 
-    from lit_mult.training.stacked import Member, run_stack
+    from lit_mult.training.stack_run import Member, run_stack
 
     cells, jobs = list(stack), _jobs(stack)
     members = [
