@@ -7,6 +7,7 @@ steps here that stays below 1e-4 nats.
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import signal
 from collections.abc import Callable
@@ -22,7 +23,9 @@ from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.stack import member_state, stack
 from lit_mult.parametrization.plan import plan_run
-from lit_mult.record import RunRecord
+from lit_mult.record import RunRecord, find_records
+from lit_mult.study.spec import StudySpec
+from lit_mult.study.sweep import sweep
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.run import run
 from lit_mult.training.stack_run import Member, run_stack
@@ -270,3 +273,47 @@ def test_only_models_of_the_same_tensors_are_stacked(tiny: Tiny) -> None:
     with torch.no_grad():
         next(stacked.parameters()).add_(1)
     assert all(torch.equal(before[name], value) for name, value in plain.state_dict().items())  # a copy
+
+
+def test_a_vectorized_sweep_finds_the_same_optimum(
+    tiny_dict: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_dict({"model.n_layers": 2})
+    budget = {"steps": 30, "batch_size": base["train"].pop("batch_size")}
+    del base["train"]["steps"]
+    spec = StudySpec.from_dict(
+        {
+            "name": "tiny",
+            "base": base,
+            "arms": {"muP": {"multipliers": "fixed"}, "vectors": {"multipliers": "vector"}},
+            "factors": {"optimizer": ["adamw", "muon"]},
+            "nuisance": {"optim.lr": [2**-9, 2**-6, 2**-3, 2**10]},
+            "seeds": [0, 1],
+            "budget": budget,
+        }
+    )
+    losses: dict[str, dict[str, float | None]] = {}
+    for vectorize in ("off", "6"):
+        folder = tmp_path / vectorize
+        assert sweep(spec, folder, workers=0, vectorize=vectorize).ran == spec.n_cells == 32
+        records = {path.stem: RunRecord.read(path) for path in find_records(folder)}
+        losses[vectorize] = {cell: record.final_loss for cell, record in records.items()}
+        assert {record.members for record in records.values()} == ({1} if vectorize == "off" else {6, 2})
+        assert not list((folder / "cells").glob("*"))
+    assert losses["off"].keys() == losses["6"].keys()
+    diverged = [cell for cell, loss in losses["off"].items() if loss is None]
+    assert 0 < len(diverged) == sum(losses["6"][cell] is None for cell in diverged) < 32
+    rates: list[float] = spec.nuisance["optim.lr"]
+    for point, lr, seed in itertools.product(spec.points(), rates, spec.seeds):
+        cell = point.cell({"optim.lr": lr}, seed).id
+        loss, tolerance = losses["off"][cell], 1e-5 if lr < 0.1 else 1e-2  # rounding grows at the edge of stability
+        assert losses["6"][cell] == (None if loss is None else pytest.approx(loss, abs=tolerance)), cell
+    best = {
+        vectorize: [
+            min((found[point.cell({"optim.lr": lr}, seed).id] or 9.0, lr) for lr in rates)[1]
+            for point in spec.points()
+            for seed in spec.seeds
+        ]
+        for vectorize, found in losses.items()
+    }
+    assert best["6"] == best["off"] == [2**-3] * 8  # neither the smallest rate nor the largest
