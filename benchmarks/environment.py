@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import re
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,8 @@ def environment(device: str = "cpu", **settings: Any) -> dict[str, Any]:
 def headline(about: dict[str, Any]) -> str:
     """One line for the head of a table."""
     settings = ", ".join(f"{name} {value}" for name, value in about["settings"].items() if value is not None)
-    commit = re.sub(r"(?<=^.{10})[0-9a-f]+", "", str(about["commit"]))
+    revision, dirty, _ = str(about["commit"]).partition("+")
+    commit = f"{revision[:10]}{'+dirty' if dirty else ''}"
     return f"{about['device']}; torch {about['versions']['torch']}, commit {commit}; {settings}\n"
 
 

@@ -3,7 +3,8 @@
     python benchmarks/growth.py [--axes width depth batch steps records] [--rounds 5] [--seconds 0.3]
         [--records 1000 2000 4000 10000] [--json growth.json]
 
-Time of a training step (of whole runs, for steps) is that of the Lightning path with full vectors. Points of an axis
+Time of a training step (of whole runs for steps, of whole stacks for members) is that of the Lightning path with full
+vectors. Points of an axis
 take turns; exponents are fitted in every round, over all points and over the two largest, and their medians count. For
 records it is the time of the report on a made-up study, and the growth of peak memory, in a fresh process for each.
 
@@ -35,7 +36,9 @@ from records import CELLS_OF_A_SEED, write_study
 from rivals import Setting, lightning
 
 from lit_mult.training.run import run
+from lit_mult.training.stack_run import Member, run_stack
 
+TINY = Setting(width=32, layers=2, batch=4, time=64)
 BASE = Setting(width=64, layers=4, batch=8, time=128)
 # Axis -> expected exponent (at most) and its points.
 AXES: dict[str, tuple[float, tuple[int, ...]]] = {
@@ -43,7 +46,9 @@ AXES: dict[str, tuple[float, tuple[int, ...]]] = {
     "depth": (1, (2, 4, 8, 16)),
     "batch": (1, (4, 8, 16, 32)),
     "steps": (1, (25, 50, 100, 200)),
+    "members": (1, (2, 4, 8, 16)),
 }
+COSTS = {"steps": "seconds a run", "members": "seconds a stack"}
 FIELDS = {"width": "width", "depth": "layers", "batch": "batch"}
 RECORDS = (1000, 2000, 4000, 10_000)
 MARGIN = 0.1
@@ -51,21 +56,34 @@ MARGIN = 0.1
 
 def whole_runs(steps: int, turns: Turns) -> None:
     """A contestant whose step is a whole run of a tiny model."""
-    tiny = replace(BASE, width=32, layers=2, batch=4, time=64)
     for _ in count():
         turns.step_starts()
         with TemporaryDirectory() as folder:
-            run(tiny.config("vector", **{"train.steps": steps}), folder, keep_checkpoint=False)
+            run(TINY.config("vector", **{"train.steps": steps}), folder, keep_checkpoint=False)
+
+
+def whole_stacks(members: int, turns: Turns) -> None:
+    """A contestant whose step is the training of a stack of tiny models, each with its seed."""
+    configs = [TINY.config("vector", **{"train.steps": 25, "seed": seed}) for seed in range(members)]
+    for _ in count():
+        turns.step_starts()
+        with TemporaryDirectory() as folder:
+            run_stack([Member(config, Path(folder, str(config.seed)), keep_checkpoint=False) for config in configs])
+
+
+def contestant(axis: str, point: int) -> Contestant:
+    """What is timed at a point of an axis."""
+    match axis:
+        case "steps":
+            return partial(whole_runs, point)
+        case "members":
+            return partial(whole_stacks, point)
+    return partial(lightning, replace(BASE, **{FIELDS[axis]: point}), "vector", False)
 
 
 def training(axis: str, rounds: int, seconds: float) -> list[dict[int, float]]:
     """Seconds at each point of an axis, by round."""
-    contestants: dict[str, Contestant] = {
-        str(point): partial(whole_runs, point)
-        if axis == "steps"
-        else partial(lightning, replace(BASE, **{FIELDS[axis]: point}), "vector", False)
-        for point in AXES[axis][1]
-    }
+    contestants = {str(point): contestant(axis, point) for point in AXES[axis][1]}
     timings = take_turns(contestants, rounds, seconds)
     return [{int(name): timing.steps[number] for name, timing in timings.items()} for number in range(rounds)]
 
@@ -134,7 +152,7 @@ def main() -> None:
                 show(axis, f"report, {name}", [{row[0]: row[column] for row in found}], 1)
         else:
             rounds = training(axis, arguments.rounds, arguments.seconds)
-            show(axis, "seconds a run" if axis == "steps" else "seconds a step", rounds, AXES[axis][0])
+            show(axis, COSTS.get(axis, "seconds a step"), rounds, AXES[axis][0])
     write_json(arguments.json, about, results)
 
 
