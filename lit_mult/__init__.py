@@ -4,6 +4,7 @@
 
     config = lit_mult.RunConfig.from_dict({"multipliers": "vector", "model": {"d_model": 128}})
     record = lit_mult.run(config, "runs/a")                       # -> RunRecord
+    lit_mult.run_stack([lit_mult.Member(config, "runs/b"), ...])  # runs of equal shapes, trained as one model
 
     lit_mult.sweep(lit_mult.load_study("quick"), "results/quick")
     runs = lit_mult.load_records("results/quick")                 # -> DataFrame, a row a run
@@ -36,10 +37,12 @@ if TYPE_CHECKING:
     from lit_mult.study.spec import StudySpec
     from lit_mult.study.sweep import sweep
     from lit_mult.training.run import run
+    from lit_mult.training.stack_run import Member, run_stack
     from lit_mult.training.trained import load_trained
 
 _HOMES = {
     "ConfigError": "lit_mult.errors",
+    "Member": "lit_mult.training.stack_run",
     "RunConfig": "lit_mult.config",
     "RunRecord": "lit_mult.record",
     "StudySpec": "lit_mult.study.spec",
@@ -57,6 +60,7 @@ _HOMES = {
     "optimum_drift": "lit_mult.analysis.plots",
     "paired_differences": "lit_mult.analysis.sensitivity",
     "run": "lit_mult.training.run",
+    "run_stack": "lit_mult.training.stack_run",
     "sensitivity_points": "lit_mult.analysis.sensitivity:points",
     "sweep": "lit_mult.study.sweep",
     "write_report": "lit_mult.analysis.report",
@@ -64,6 +68,7 @@ _HOMES = {
 
 __all__ = [
     "ConfigError",
+    "Member",
     "RunConfig",
     "RunRecord",
     "StudySpec",
@@ -81,6 +86,7 @@ __all__ = [
     "optimum_drift",
     "paired_differences",
     "run",
+    "run_stack",
     "sensitivity_points",
     "sweep",
     "write_report",

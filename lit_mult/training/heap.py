@@ -16,8 +16,8 @@ _KEPT, _LARGEST = 2**31 - 1, 2**28
 def keep_freed_memory() -> None:
     """Have glibc keep what this process frees, up to 2 GiB, in place of giving it back to the system at once.
 
-    Every step allocates the same activations. Given back, they are faulted in anew, page by page, which at d = 64 to 256
-    is 2 to 5 % of a step on a CPU. Without effect where the C library is another.
+    Every step allocates the same activations. Given back, they are faulted in anew, page by page, which on a CPU is 2 to
+    5 % of a step at d = 64 to 256. Without effect where the C library is another.
     """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
