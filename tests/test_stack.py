@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,8 +27,10 @@ from lit_mult.parametrization.plan import plan_run
 from lit_mult.record import RunRecord, find_records
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.sweep import sweep
+from lit_mult.training import history
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.run import run
+from lit_mult.training.stack_module import StackHistory
 from lit_mult.training.stack_run import Member, run_stack
 from lit_mult.training.trained import load_trained
 
@@ -46,6 +49,9 @@ DIFFERENT = [
     },
 ]
 """What may differ between members."""
+
+WILD = {"optim.lr": 1e3, "schedule.warmup_fraction": 0.0, "optim.weight_decay": 0.0}
+"""Diverges within a few steps."""
 
 SHARED: dict[str, dict[str, Any]] = {
     "AdamW, vectors, two layers": {"multipliers": "vector", "model.n_layers": 2},
@@ -104,6 +110,35 @@ def test_members_train_as_they_would_alone(tiny: Tiny, tmp_path: Path, shared: d
         load_trained(tmp_path / "stack" / str(index))
 
 
+ENDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "in training, at the last step": ({"train.steps": 4, "train.log_every": 4, "train.eval_every": 20}, WILD),
+    "in training, where a validation follows": ({"train.log_every": 4, "train.eval_every": 4}, WILD),
+    "in the last validation": ({"train.log_every": 20, "train.eval_every": 20}, WILD),
+    "in a validation on the way": ({"train.log_every": 5, "train.eval_every": 3}, WILD),
+    "before the first step": ({"multipliers": "fixed"}, {"parametrization.forward": {"lm_head": 3e38}}),
+    "where weights are kept": ({"train.keep_every": 2}, WILD),
+}
+"""Where a member may diverge: what is shared, and its own."""
+
+
+@pytest.mark.parametrize(("shared", "own"), ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize("others", [[{"seed": 0}, {"seed": 1}], []], ids=["among others", "all of them"])
+def test_a_member_may_diverge_anywhere(
+    tiny: Tiny, tmp_path: Path, shared: dict[str, Any], own: dict[str, Any], others: list[dict[str, Any]]
+) -> None:
+    of_all = configs(tiny, {"train.steps": 6, **shared}, [own, {**own, "seed": 3}, *others])
+    told: list[int] = []
+
+    records = run_stack(members(of_all, tmp_path / "stack"), on_record=lambda index, record: told.append(index))
+
+    assert [record.status for record in records] == ["diverged"] * 2 + ["completed"] * len(others)
+    assert sorted(told) == list(range(len(of_all)))
+    for index, (record, config) in enumerate(zip(records, of_all, strict=True)):
+        mine, theirs = tmp_path / "stack" / str(index), tmp_path / "alone" / str(index)
+        assert_like(record, run(config, theirs), rel=0.3 if index < 2 else 1e-5)
+        assert RunFolder(mine).kept_steps() == RunFolder(theirs).kept_steps()
+
+
 def test_the_time_of_a_stack_is_shared_out(tiny: Tiny, tmp_path: Path) -> None:
     records = run_stack(members(configs(tiny, {}), tmp_path))
     assert len({record.wall_seconds for record in records}) == 1
@@ -111,9 +146,25 @@ def test_the_time_of_a_stack_is_shared_out(tiny: Tiny, tmp_path: Path) -> None:
         assert record.tokens_per_second == pytest.approx(24 * 4 * 16 / record.wall_seconds, rel=0.5)
 
 
+def test_a_member_has_its_share_of_the_time_until_it_leaves(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count()  # of which every reading is a second later
+    monkeypatch.setattr(history, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    of_all = configs(tiny, {"train.steps": 6}, [{"seed": 0}, WILD, {"seed": 1}])
+
+    records = run_stack(members(of_all, tmp_path))
+
+    assert [record.steps for record in records] == [6, 2, 6]
+    # A third each of the first validation, of training, of a validation of its own, and of writing its checkpoint.
+    assert records[1].wall_seconds == pytest.approx(4 / 3)
+    assert records[1].tokens_per_second == pytest.approx(2 * 4 * 16 / (2 / 3))
+    # All that passed: these four, and three of the others, training, the last validation and what follows it.
+    assert sum(record.wall_seconds for record in records) == pytest.approx(4 + 3)
+
+
 def test_a_diverging_member_leaves_and_the_others_train_on(tiny: Tiny, tmp_path: Path) -> None:
-    wild = {"optim.lr": 3.0, "schedule.warmup_fraction": 0.0, "optim.weight_decay": 0.0}
-    of_all = configs(tiny, {"train.steps": 60}, [{"seed": 0}, wild, {"seed": 1}])
+    of_all = configs(tiny, {"train.steps": 60}, [{"seed": 0}, {**WILD, "optim.lr": 3.0}, {"seed": 1}])
     alone = [run(config, tmp_path / "alone" / str(index)) for index, config in enumerate(of_all)]
     assert [record.status for record in alone] == ["completed", "diverged", "completed"]
     order: list[tuple[int, int]] = []
@@ -222,6 +273,29 @@ def test_checkpoints_torn_between_members_lead_back_to_a_common_step(tiny: Tiny,
     assert [record.members for record in records] == [2, 2, 2, 2]  # no common step: two stacks
     for record, expected in zip(records, whole, strict=True):
         assert_like(record, expected)
+
+
+def test_a_checkpoint_of_an_attempt_that_had_come_further_is_written_anew(tiny: Tiny, tmp_path: Path) -> None:
+    of_all = configs(tiny, {"train.checkpoint_every": 8})
+
+    def die_at(last: int) -> Callable[[int, int, float], None]:
+        def die(member: int, step: int, loss: float) -> None:
+            if step == last:
+                raise KeyError("as if the process had died")
+
+        return die
+
+    checkpoints = [RunFolder(tmp_path / str(index)).checkpoints for index in range(4)]
+    with pytest.raises(KeyError):
+        run_stack(members(of_all, tmp_path), on_progress=die_at(10))
+    early = (checkpoints[0] / "step=8.ckpt").read_bytes()
+    with pytest.raises(KeyError):
+        run_stack(members(of_all, tmp_path)[:1], on_progress=die_at(18))
+    (checkpoints[0] / "step=8.ckpt").write_bytes(early)  # as if it had died before it could remove this one
+    with pytest.raises(KeyError):
+        run_stack(members(of_all, tmp_path), on_progress=die_at(18))
+
+    assert [[path.name for path in folder.iterdir()] for folder in checkpoints] == [["step=16.ckpt"]] * 4
 
 
 def test_runs_of_other_shapes_are_refused(tiny: Tiny, tmp_path: Path) -> None:
