@@ -30,7 +30,6 @@ from lit_mult.study.sweep import sweep
 from lit_mult.training import history
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.run import run
-from lit_mult.training.stack_module import StackHistory
 from lit_mult.training.stack_run import Member, run_stack
 from lit_mult.training.trained import load_trained
 
