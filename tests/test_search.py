@@ -137,7 +137,7 @@ def test_a_preset_makes_cells_that_need_no_file(study_dict: MakeStudy, tmp_path:
         ),
         (
             {"nuisance": {"optim.lr": [0.1, 0.2]}, "search_multipliers": False, "start": [], "seeds": [0, 1]},
-            "budget.trials = 6: the lists of arm muP make 4 cells over all seeds; sampler: grid runs them all",
+            "budget.trials = 6: the lists of arm muP make 4 cells; sampler: grid runs them all",
         ),
         ({"pruner": {"name": "median"}}, "pruner = 'median': needs base.train.eval_every"),
         ({"pruner": {"name": "oracle"}}, "pruner.name = 'oracle'"),

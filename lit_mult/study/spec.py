@@ -161,7 +161,7 @@ class StudySpec(_Part):
         for point in spec.points():
             trials, possible = spec.budget.trials, point.n_possible
             if not point.is_grid and trials is not None and possible is not None and trials > possible:
-                allowed = f"the lists of arm {point.arm} make {possible} cells over all seeds; sampler: grid runs them all"
+                allowed = f"the lists of arm {point.arm} make {possible} cells; sampler: grid runs them all"
                 raise ConfigError("budget.trials", trials, allowed)
             for nuisance in point.grid() if point.is_grid else point.one_at_a_time():
                 point.config(nuisance, spec.seeds[0])
