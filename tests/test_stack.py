@@ -7,6 +7,7 @@ steps here that stays below 1e-4 nats.
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import os
 import signal
@@ -23,12 +24,16 @@ from lit_mult.errors import Interrupted
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.stack import member_state, stack
+from lit_mult.optim.stacked import StackedOptimizer
 from lit_mult.parametrization.plan import plan_run
 from lit_mult.record import RunRecord, find_records
+from lit_mult.study.job import Job
 from lit_mult.study.spec import StudySpec
+from lit_mult.study.stack import run_jobs
 from lit_mult.study.sweep import sweep
 from lit_mult.training import history
 from lit_mult.training.folder import RunFolder
+from lit_mult.training.module import LitLlama
 from lit_mult.training.run import run
 from lit_mult.training.stack_run import Member, run_stack
 from lit_mult.training.trained import load_trained
@@ -337,6 +342,52 @@ def test_logits_and_gradients_of_a_stack_are_those_of_its_members(tiny: Tiny, sh
             assert torch.equal(value, model.state_dict()[name])
 
 
+def test_rates_are_not_rounded_with_the_weights(tiny: Tiny) -> None:
+    """In bfloat16 a decay of 0.007 a step, 1 - 0.007, would be one of 0.008."""
+    of_all = [tiny({"optim.lr": 0.01, "optim.weight_decay": decay}) for decay in (0.7, 0.3)]
+    alone = [LitLlama(config.to_dict(), 19).bfloat16() for config in of_all]
+    stacked = stack([one.model for one in alone])
+    parameters = dict(stacked.named_parameters())
+    optimizer = StackedOptimizer(parameters, [one.plan_parameters() for one in alone], of_all)
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    for _ in range(3):
+        optimizer.step()
+    for index, one in enumerate(alone):
+        own, schedule = one.configure_optimizers().values()  # type: ignore[union-attr]
+        for parameter in one.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        for _ in range(3):
+            own.step()
+            schedule["scheduler"].step()
+        for name, value in one.model.named_parameters():
+            assert torch.equal(parameters[name][index], value), name
+
+
+def test_the_indices_told_are_those_of_the_members_asked_for(tiny: Tiny, tmp_path: Path) -> None:
+    """Though the first has finished, and the stack is of the others."""
+    of_all = configs(tiny, {"train.steps": 4, "train.eval_every": 2, "train.checkpoint_every": 2})
+    asked = [
+        Member(config, tmp_path / str(index), record_path=tmp_path / f"{index}.json", keep_checkpoint=index == 3)
+        for index, config in enumerate(of_all)
+    ]
+    run(of_all[0], tmp_path / "0")
+    steps: list[tuple[int, int]] = []
+    losses: dict[int, float] = {}
+
+    def prune(member: int, curve: list[tuple[int, float]]) -> bool:
+        losses[member] = curve[-1][1]
+        return False
+
+    records = run_stack(asked, on_progress=lambda *point: steps.append(point[:2]), prune=prune)
+
+    assert steps == [(member, step) for step in (2, 4) for member in (1, 2, 3)]
+    assert losses == {member: records[member].val_curve[1][1] for member in (1, 2, 3)}
+    assert [path.name for path in sorted(tmp_path.glob("*.json"))] == ["1.json", "2.json", "3.json"]
+    assert [path.name for path in sorted(tmp_path.glob("*/checkpoints/*"))] == ["final.ckpt"] * 2  # of 0 and 3
+    assert not list(tmp_path.glob("[123]/record.json"))
+
+
 def test_only_models_of_the_same_tensors_are_stacked(tiny: Tiny) -> None:
     (plain,), (multiplied,) = (models(tiny, {"multipliers": kind}, [1.0]) for kind in ("fixed", "vector"))
     with pytest.raises(ValueError, match="same tensors"):
@@ -346,6 +397,24 @@ def test_only_models_of_the_same_tensors_are_stacked(tiny: Tiny) -> None:
     with torch.no_grad():
         next(stacked.parameters()).add_(1)
     assert all(torch.equal(before[name], value) for name, value in plain.state_dict().items())  # a copy
+
+
+def test_nothing_of_a_stack_is_left_in_memory_for_the_next(tiny: Tiny, tmp_path: Path) -> None:
+    """Lightning's Trainer and module hold each other, and the optimizer's buffers, which never leave the GPU."""
+    jobs = []
+    for index, config in enumerate(configs(tiny, {"train.steps": 2})):
+        cell = {"study": "s", "cell": f"c{index}", "arm": "a", "sampler": "grid", "factors": {}, "nuisance": {}}
+        places = {"record": tmp_path / f"c{index}.json", "diagnostics": tmp_path / f"c{index}.parquet"}
+        work = {"attempts": tmp_path / "attempts", "work": tmp_path / f"c{index}"}
+        jobs.append(Job(config.to_dict(), cell, **work, **places, keep_checkpoint=False, prune=False))
+    gc.collect()
+    gc.disable()
+    try:
+        run_jobs(jobs, lambda cell, message: False)
+        assert not any(isinstance(one, StackedOptimizer) for one in gc.get_objects())
+    finally:
+        gc.enable()
+    assert len(list(tmp_path.glob("*.json"))) == 4
 
 
 def test_a_vectorized_sweep_finds_the_same_optimum(
