@@ -21,9 +21,12 @@ from lit_mult.config import RunConfig
 from lit_mult.errors import ConfigError, UserError
 from lit_mult.record import RunRecord, find_records
 from lit_mult.study.files import load_study
+from lit_mult.study.folder import StudyFolder
 from lit_mult.study.grids import next_rate
+from lit_mult.study.queue import CellQueue
 from lit_mult.study.spec import StudySpec
-from lit_mult.study.sweep import sweep
+from lit_mult.study.storage import open_storage
+from lit_mult.study.sweep import check_cells, sweep
 from lit_mult.study.tuning import tuned_preset
 from lit_mult.training import run as run_module
 
@@ -128,6 +131,14 @@ def test_a_preset_makes_cells_that_need_no_file(study_dict: MakeStudy, tmp_path:
             "search_multipliers = True: needs",
         ),
         ({"start": [{"model.d_model": 8}]}, "start.0.model.d_model = 8: names no nuisance factor"),
+        (
+            {"nuisance": {"optim.lr": [0.1, 0.2]}, "start": [{"optim.lr": 0.3}]},
+            "start.0.optim.lr = 0.3: is not in the list [0.1, 0.2]",
+        ),
+        (
+            {"nuisance": {"optim.lr": [0.1, 0.2]}, "search_multipliers": False, "start": [], "seeds": [0, 1]},
+            "budget.trials = 6: the lists of arm muP make 4 cells; sampler: grid runs them all",
+        ),
         ({"pruner": {"name": "median"}}, "pruner = 'median': needs base.train.eval_every"),
         ({"pruner": {"name": "oracle"}}, "pruner.name = 'oracle'"),
         ({"follow_optimum": 2}, "follow_optimum = 2: needs sampler: grid"),
@@ -138,6 +149,33 @@ def test_a_bad_search_is_refused_in_one_line(tuning_dict: MakeStudy, changes: di
         StudySpec.from_dict(tuning_dict(**changes))
 
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+@pytest.mark.parametrize("n_trials", [5, 6])
+def test_a_search_over_lists_ends_though_its_sampler_repeats_itself(
+    tuning_dict: MakeStudy, tmp_path: Path, sampler: str, n_trials: int
+) -> None:
+    rates, budget = [2**-8, 2**-7, 2**-6], {"steps": 2, "batch_size": 4, "trials": n_trials}
+    study = tuning_dict(search_multipliers=False, nuisance={"optim.lr": rates}, start=[], seeds=[3, 4], budget=budget)
+
+    assert sweep(StudySpec.from_dict(study | {"sampler": sampler}), tmp_path, workers=0).ran == n_trials
+
+    cells = {(record.config["optim"]["lr"], record.seed) for record in records(tmp_path)}
+    assert len(cells) == n_trials  # none twice
+    assert {rate for rate, _ in cells} <= set(rates)  # and nothing between them
+
+
+def test_trials_that_wait_to_be_sampled_are_counted_when_another_sweep_joins(
+    tuning_dict: MakeStudy, tmp_path: Path
+) -> None:
+    spec, folder = StudySpec.from_dict(tuning_dict()), StudyFolder(tmp_path)
+    with folder.locked():
+        identity = folder.claim(spec, check_cells(spec))
+        for name in ("a", "b", "c"):
+            queue = CellQueue(spec, folder, open_storage(folder.journal), identity, name, retries=3)
+            queue.tend()
+            assert queue.counts().waiting == spec.n_cells == 6
 
 
 def test_bad_pruner_options_are_found_before_anything_is_written(tuning_dict: MakeStudy, tmp_path: Path) -> None:

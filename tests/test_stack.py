@@ -7,11 +7,13 @@ steps here that stays below 1e-4 nats.
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,11 +24,16 @@ from lit_mult.errors import Interrupted
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.stack import member_state, stack
+from lit_mult.optim.stacked import StackedOptimizer
 from lit_mult.parametrization.plan import plan_run
 from lit_mult.record import RunRecord, find_records
+from lit_mult.study.job import Job
 from lit_mult.study.spec import StudySpec
+from lit_mult.study.stack import run_jobs
 from lit_mult.study.sweep import sweep
+from lit_mult.training import history
 from lit_mult.training.folder import RunFolder
+from lit_mult.training.module import LitLlama
 from lit_mult.training.run import run
 from lit_mult.training.stack_run import Member, run_stack
 from lit_mult.training.trained import load_trained
@@ -46,6 +53,9 @@ DIFFERENT = [
     },
 ]
 """What may differ between members."""
+
+WILD = {"optim.lr": 1e3, "schedule.warmup_fraction": 0.0, "optim.weight_decay": 0.0}
+"""Diverges within a few steps."""
 
 SHARED: dict[str, dict[str, Any]] = {
     "AdamW, vectors, two layers": {"multipliers": "vector", "model.n_layers": 2},
@@ -104,6 +114,35 @@ def test_members_train_as_they_would_alone(tiny: Tiny, tmp_path: Path, shared: d
         load_trained(tmp_path / "stack" / str(index))
 
 
+ENDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "in training, at the last step": ({"train.steps": 4, "train.log_every": 4, "train.eval_every": 20}, WILD),
+    "in training, where a validation follows": ({"train.log_every": 4, "train.eval_every": 4}, WILD),
+    "in the last validation": ({"train.log_every": 20, "train.eval_every": 20}, WILD),
+    "in a validation on the way": ({"train.log_every": 5, "train.eval_every": 3}, WILD),
+    "before the first step": ({"multipliers": "fixed"}, {"parametrization.forward": {"lm_head": 3e38}}),
+    "where weights are kept": ({"train.keep_every": 2}, WILD),
+}
+"""Where a member may diverge: what is shared, and its own."""
+
+
+@pytest.mark.parametrize(("shared", "own"), ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize("others", [[{"seed": 0}, {"seed": 1}], []], ids=["among others", "all of them"])
+def test_a_member_may_diverge_anywhere(
+    tiny: Tiny, tmp_path: Path, shared: dict[str, Any], own: dict[str, Any], others: list[dict[str, Any]]
+) -> None:
+    of_all = configs(tiny, {"train.steps": 6, **shared}, [own, {**own, "seed": 3}, *others])
+    told: list[int] = []
+
+    records = run_stack(members(of_all, tmp_path / "stack"), on_record=lambda index, record: told.append(index))
+
+    assert [record.status for record in records] == ["diverged"] * 2 + ["completed"] * len(others)
+    assert sorted(told) == list(range(len(of_all)))
+    for index, (record, config) in enumerate(zip(records, of_all, strict=True)):
+        mine, theirs = tmp_path / "stack" / str(index), tmp_path / "alone" / str(index)
+        assert_like(record, run(config, theirs), rel=0.3 if index < 2 else 1e-5)
+        assert RunFolder(mine).kept_steps() == RunFolder(theirs).kept_steps()
+
+
 def test_the_time_of_a_stack_is_shared_out(tiny: Tiny, tmp_path: Path) -> None:
     records = run_stack(members(configs(tiny, {}), tmp_path))
     assert len({record.wall_seconds for record in records}) == 1
@@ -111,9 +150,25 @@ def test_the_time_of_a_stack_is_shared_out(tiny: Tiny, tmp_path: Path) -> None:
         assert record.tokens_per_second == pytest.approx(24 * 4 * 16 / record.wall_seconds, rel=0.5)
 
 
+def test_a_member_has_its_share_of_the_time_until_it_leaves(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count()  # of which every reading is a second later
+    monkeypatch.setattr(history, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    of_all = configs(tiny, {"train.steps": 6}, [{"seed": 0}, WILD, {"seed": 1}])
+
+    records = run_stack(members(of_all, tmp_path))
+
+    assert [record.steps for record in records] == [6, 2, 6]
+    # A third each of the first validation, of training, of a validation of its own, and of writing its checkpoint.
+    assert records[1].wall_seconds == pytest.approx(4 / 3)
+    assert records[1].tokens_per_second == pytest.approx(2 * 4 * 16 / (2 / 3))
+    # All that passed: these four, and three of the others, training, the last validation and what follows it.
+    assert sum(record.wall_seconds for record in records) == pytest.approx(4 + 3)
+
+
 def test_a_diverging_member_leaves_and_the_others_train_on(tiny: Tiny, tmp_path: Path) -> None:
-    wild = {"optim.lr": 3.0, "schedule.warmup_fraction": 0.0, "optim.weight_decay": 0.0}
-    of_all = configs(tiny, {"train.steps": 60}, [{"seed": 0}, wild, {"seed": 1}])
+    of_all = configs(tiny, {"train.steps": 60}, [{"seed": 0}, {**WILD, "optim.lr": 3.0}, {"seed": 1}])
     alone = [run(config, tmp_path / "alone" / str(index)) for index, config in enumerate(of_all)]
     assert [record.status for record in alone] == ["completed", "diverged", "completed"]
     order: list[tuple[int, int]] = []
@@ -224,6 +279,29 @@ def test_checkpoints_torn_between_members_lead_back_to_a_common_step(tiny: Tiny,
         assert_like(record, expected)
 
 
+def test_a_checkpoint_of_an_attempt_that_had_come_further_is_written_anew(tiny: Tiny, tmp_path: Path) -> None:
+    of_all = configs(tiny, {"train.checkpoint_every": 8})
+
+    def die_at(last: int) -> Callable[[int, int, float], None]:
+        def die(member: int, step: int, loss: float) -> None:
+            if step == last:
+                raise KeyError("as if the process had died")
+
+        return die
+
+    checkpoints = [RunFolder(tmp_path / str(index)).checkpoints for index in range(4)]
+    with pytest.raises(KeyError):
+        run_stack(members(of_all, tmp_path), on_progress=die_at(10))
+    early = (checkpoints[0] / "step=8.ckpt").read_bytes()
+    with pytest.raises(KeyError):
+        run_stack(members(of_all, tmp_path)[:1], on_progress=die_at(18))
+    (checkpoints[0] / "step=8.ckpt").write_bytes(early)  # as if it had died before it could remove this one
+    with pytest.raises(KeyError):
+        run_stack(members(of_all, tmp_path), on_progress=die_at(18))
+
+    assert [[path.name for path in folder.iterdir()] for folder in checkpoints] == [["step=16.ckpt"]] * 4
+
+
 def test_runs_of_other_shapes_are_refused(tiny: Tiny, tmp_path: Path) -> None:
     for other in ({"model.d_model": 32}, {"multipliers": "vector"}, {"model.dropout": 0.1}, {"train.steps": 10}):
         with pytest.raises(ValueError, match="can be stacked"):
@@ -264,6 +342,52 @@ def test_logits_and_gradients_of_a_stack_are_those_of_its_members(tiny: Tiny, sh
             assert torch.equal(value, model.state_dict()[name])
 
 
+def test_rates_are_not_rounded_with_the_weights(tiny: Tiny) -> None:
+    """In bfloat16 a decay of 0.007 a step, 1 - 0.007, would be one of 0.008."""
+    of_all = [tiny({"optim.lr": 0.01, "optim.weight_decay": decay}) for decay in (0.7, 0.3)]
+    alone = [LitLlama(config.to_dict(), 19).bfloat16() for config in of_all]
+    stacked = stack([one.model for one in alone])
+    parameters = dict(stacked.named_parameters())
+    optimizer = StackedOptimizer(parameters, [one.plan_parameters() for one in alone], of_all)
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    for _ in range(3):
+        optimizer.step()
+    for index, one in enumerate(alone):
+        own, schedule = one.configure_optimizers().values()  # type: ignore[union-attr]
+        for parameter in one.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        for _ in range(3):
+            own.step()
+            schedule["scheduler"].step()
+        for name, value in one.model.named_parameters():
+            assert torch.equal(parameters[name][index], value), name
+
+
+def test_the_indices_told_are_those_of_the_members_asked_for(tiny: Tiny, tmp_path: Path) -> None:
+    """Though the first has finished, and the stack is of the others."""
+    of_all = configs(tiny, {"train.steps": 4, "train.eval_every": 2, "train.checkpoint_every": 2})
+    asked = [
+        Member(config, tmp_path / str(index), record_path=tmp_path / f"{index}.json", keep_checkpoint=index == 3)
+        for index, config in enumerate(of_all)
+    ]
+    run(of_all[0], tmp_path / "0")
+    steps: list[tuple[int, int]] = []
+    losses: dict[int, float] = {}
+
+    def prune(member: int, curve: list[tuple[int, float]]) -> bool:
+        losses[member] = curve[-1][1]
+        return False
+
+    records = run_stack(asked, on_progress=lambda *point: steps.append(point[:2]), prune=prune)
+
+    assert steps == [(member, step) for step in (2, 4) for member in (1, 2, 3)]
+    assert losses == {member: records[member].val_curve[1][1] for member in (1, 2, 3)}
+    assert [path.name for path in sorted(tmp_path.glob("*.json"))] == ["1.json", "2.json", "3.json"]
+    assert [path.name for path in sorted(tmp_path.glob("*/checkpoints/*"))] == ["final.ckpt"] * 2  # of 0 and 3
+    assert not list(tmp_path.glob("[123]/record.json"))
+
+
 def test_only_models_of_the_same_tensors_are_stacked(tiny: Tiny) -> None:
     (plain,), (multiplied,) = (models(tiny, {"multipliers": kind}, [1.0]) for kind in ("fixed", "vector"))
     with pytest.raises(ValueError, match="same tensors"):
@@ -273,6 +397,24 @@ def test_only_models_of_the_same_tensors_are_stacked(tiny: Tiny) -> None:
     with torch.no_grad():
         next(stacked.parameters()).add_(1)
     assert all(torch.equal(before[name], value) for name, value in plain.state_dict().items())  # a copy
+
+
+def test_nothing_of_a_stack_is_left_in_memory_for_the_next(tiny: Tiny, tmp_path: Path) -> None:
+    """Lightning's Trainer and module hold each other, and the optimizer's buffers, which never leave the GPU."""
+    jobs = []
+    for index, config in enumerate(configs(tiny, {"train.steps": 2})):
+        cell = {"study": "s", "cell": f"c{index}", "arm": "a", "sampler": "grid", "factors": {}, "nuisance": {}}
+        places = {"record": tmp_path / f"c{index}.json", "diagnostics": tmp_path / f"c{index}.parquet"}
+        work = {"attempts": tmp_path / "attempts", "work": tmp_path / f"c{index}"}
+        jobs.append(Job(config.to_dict(), cell, **work, **places, keep_checkpoint=False, prune=False))
+    gc.collect()
+    gc.disable()
+    try:
+        run_jobs(jobs, lambda cell, message: False)
+        assert not any(isinstance(one, StackedOptimizer) for one in gc.get_objects())
+    finally:
+        gc.enable()
+    assert len(list(tmp_path.glob("*.json"))) == 4
 
 
 def test_a_vectorized_sweep_finds_the_same_optimum(

@@ -231,13 +231,16 @@ def test_the_memory_of_a_worker(monkeypatch: pytest.MonkeyPatch, tiny: Tiny) -> 
             self.slot = slot
 
     monkeypatch.setattr(processes, "_Worker", Worker)
-    monkeypatch.setattr(machine, "free_gpu_memory", lambda: 100)
-    shared = [Slot(1, "0"), Slot(1, "1"), Slot(1, "0")]
-    assert processes.ProcessExecutor(shared).gpu_memory() == 50
+    free = iter([100, 10, 100, 10])  # bytes; less while stacks are under way
+    monkeypatch.setattr(machine, "free_gpu_memory", lambda: next(free))
+    shared = processes.ProcessExecutor([Slot(1, "0"), Slot(1, "1"), Slot(1, "0")])
+    assert [shared.gpu_memory(), shared.gpu_memory()] == [50, 50]
+    next(free)
     assert processes.ProcessExecutor([Slot(1), Slot(1)]).gpu_memory() is None
     assert here.HereExecutor(tiny().trainer).gpu_memory() is None  # accelerator: cpu
     monkeypatch.setattr(machine, "_gpus", lambda: ["0"])
-    assert here.HereExecutor(tiny({"trainer.accelerator": "auto"}).trainer).gpu_memory() == 100
+    executor = here.HereExecutor(tiny({"trainer.accelerator": "auto"}).trainer)
+    assert [executor.gpu_memory(), executor.gpu_memory()] == [100, 100]
 
 
 # A study of stacks
@@ -623,7 +626,9 @@ def test_the_death_of_a_worker_in_mid_stack_costs_no_cell(
     assert (tmp_path / "died").exists()
     assert (result.ran, result.failures) == (12, {})
     # Two of the eight had their records.
-    assert capsys.readouterr().err.count("its worker process died (killed by SIGKILL); trying again") == 6
+    said = [line for line in capsys.readouterr().err.splitlines() if "trying again" in line]
+    assert len(said) == 1
+    assert said[0].endswith(" and 5 more: its worker process died (killed by SIGKILL); trying again")
     assert states(tmp_path / "out" / "optuna.journal") == {"COMPLETE": 12, "FAIL": 6}
     sweep(spec, tmp_path / "whole", workers=0)
     assert outcomes(tmp_path / "out") == outcomes(tmp_path / "whole")

@@ -175,7 +175,9 @@ class StackedOptimizer(Optimizer):
         return _Group(columns, self._tensor(lr)[:, None], self._tensor(weight_decay)[:, None], matrix)
 
     def _tensor(self, values: Sequence[Any]) -> Tensor:
-        return torch.tensor(values, dtype=self._weights_MP.dtype, device=self._weights_MP.device)
+        """Rates and limits, in float32 at least: bfloat16 would take 1 - lr * weight_decay for 1."""
+        dtype = torch.promote_types(self._weights_MP.dtype, torch.float32)
+        return torch.tensor(values, dtype=dtype, device=self._weights_MP.device)
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -7,8 +7,10 @@ stand for is still run once.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import random
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -303,21 +305,23 @@ class CellQueue:
         point = search.point
         self._restore(search)
         self._recount(search)
-        settled = set()
+        done, to_come = [], []
         for trial in search.trials():
-            cell = trial.user_attrs.get(_CELL)
+            cell, parameters = trial.user_attrs.get(_CELL), _parameters(trial)
             ended = trial.state in _ENDED and cell is not None and self.folder.finished(cell) is not None
             given_up = trial.state == TrialState.FAIL and self._note_given_up(cell)
-            if ended or given_up or not trial.state.is_finished():
-                settled.add(_key(_parameters(trial)))
+            if ended or given_up:
+                done.append(_key(parameters))
+            elif not trial.state.is_finished():  # one that is still to be sampled stands for a cell of its own
+                to_come.append(_key(parameters) if parameters.keys() >= point.nuisance.keys() else str(trial.number))
+        settled = {*done, *to_come}
         if not point.is_grid:
-            self._top_up(search, settled)
+            self._top_up(search, settled, repeats=len(set(done)) < len(done))
             return
-        for seed in point.spec.seeds:
-            for nuisance in point.grid():
-                parameters = {**nuisance, "seed": seed}
-                if _key(parameters) not in settled and not self._note_given_up(point.cell(nuisance, seed).id):
-                    search.enqueue(parameters)
+        for seed, nuisance in itertools.product(point.spec.seeds, point.grid()):
+            parameters = {**nuisance, "seed": seed}
+            if _key(parameters) not in settled and not self._note_given_up(point.cell(nuisance, seed).id):
+                search.enqueue(parameters)
         self._follow(search)
 
     def _restore(self, search: _Search) -> None:
@@ -345,13 +349,20 @@ class CellQueue:
         paths = sorted((self.folder.path / "records").glob("*.json"))
         return [record for path in paths if (record := self.folder.finished(path.stem)) is not None]
 
-    def _top_up(self, search: _Search, settled: set[str]) -> None:
-        """Enqueue the trials that a sampled search lacks: lost ones, those it is to begin with, then free ones."""
+    def _top_up(self, search: _Search, settled: set[str], *, repeats: bool) -> None:
+        """Enqueue the trials that a sampled search lacks: lost ones, those it is to begin with, then free ones.
+
+        A sampler that `repeats` itself over lists might do so for ever: what is left of them is drawn by lot instead.
+        """
         point, trials = search.point, search.trials()
         seeds = point.spec.seeds
         lost = {_key(_parameters(trial)): _parameters(trial) for trial in trials if trial.params}
         again = [parameters for key, parameters in lost.items() if key not in settled]
         first = [one for one in point.start() if not any(one.items() <= _parameters(trial).items() for trial in trials)]
+        if repeats and point.n_possible is not None and not (again or first):
+            cells = [{**nuisance, "seed": seed} for seed, nuisance in itertools.product(seeds, point.grid())]
+            untried = [one for one in cells if _key(one) not in settled]
+            again = random.Random(seeds[0]).sample(untried, max(0, point.n_cells - len(settled)))
         for index in range(len(settled), point.n_cells):
             seed = {"seed": seeds[index % len(seeds)]}
             search.enqueue(again.pop() if again else {**first.pop(0), **seed} if first else seed)

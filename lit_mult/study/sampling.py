@@ -48,7 +48,7 @@ def suggest(trial: optuna.Trial, point: Point) -> dict[str, Any]:
 
 def distributions(point: Point) -> dict[str, BaseDistribution]:
     """Parameters of a point's trials: the nuisance factors and the seed."""
-    found = {name: _distribution(grid) for name, grid in point.nuisance.items()}
+    found = {name: _distribution(grid, point) for name, grid in point.nuisance.items()}
     if point.spec.follow_optimum and isinstance(planned := found.get("optim.lr"), FloatDistribution):
         rates = sorted(grid_values(point.nuisance["optim.lr"]))
         growth = (rates[1] / rates[0]) ** point.spec.follow_optimum
@@ -68,11 +68,12 @@ def make_sampler(spec: StudySpec, trial: int) -> BaseSampler:
     return TPESampler(seed=seed) if spec.sampler == "tpe" else RandomSampler(seed=seed)
 
 
-def _distribution(grid: Grid) -> BaseDistribution:
+def _distribution(grid: Grid, point: Point) -> BaseDistribution:
     if isinstance(grid, Distribution):
         return FloatDistribution(grid.low, grid.high, log=grid.log)
     values = grid_values(grid)
-    if all(isinstance(value, float) for value in values):
-        # As a range, so that Optuna's plots have a numeric axis; the values of the grid are enqueued.
+    if point.is_grid and all(isinstance(value, float) for value in values):
+        # As a range, so that Optuna's plots have a numeric axis; the values of the grid are enqueued. A sampler would
+        # draw from all of it.
         return FloatDistribution(min(values), max(values), log=min(values) > 0)
     return CategoricalDistribution(values)

@@ -126,20 +126,23 @@ class StudySpec(_Part):
         return self
 
     def _check_search(self) -> None:
-        grid = self.sampler == "grid"
-        if grid != (self.budget.trials is None):
-            need = "must be left out with sampler: grid" if grid else "must be set with this sampler"
+        is_grid = self.sampler == "grid"
+        if is_grid != (self.budget.trials is None):
+            need = "must be left out with sampler: grid" if is_grid else "must be set with this sampler"
             raise ConfigError("budget.trials", self.budget.trials, need)
         for name in ("search_multipliers", "start", "pruner"):
-            if grid and getattr(self, name):
+            if is_grid and getattr(self, name):
                 raise ConfigError(name, getattr(self, name), "needs sampler: random or tpe")
         for index, values in enumerate(self.start):
             for name, value in values.items():
                 if name not in self.nuisance:
                     raise ConfigError(f"start.{index}.{name}", value, "names no nuisance factor")
+                grid = self.nuisance[name]
+                if not isinstance(grid, Distribution) and value not in grid_values(grid):
+                    raise ConfigError(f"start.{index}.{name}", value, f"is not in the list {grid_values(grid)}")
         if self.pruner and not self.base_config.train.eval_every:
             raise ConfigError("pruner", self.pruner.name, "needs base.train.eval_every, the steps at which it looks")
-        if self.follow_optimum and not (grid and len(_values(self.nuisance.get("optim.lr"))) > 1):
+        if self.follow_optimum and not (is_grid and len(_values(self.nuisance.get("optim.lr"))) > 1):
             raise ConfigError("follow_optimum", self.follow_optimum, "needs sampler: grid over two or more optim.lr")
 
     @classmethod
@@ -156,6 +159,10 @@ class StudySpec(_Part):
         except ValidationError as error:
             raise config_error(error) from None
         for point in spec.points():
+            trials, possible = spec.budget.trials, point.n_possible
+            if not point.is_grid and trials is not None and possible is not None and trials > possible:
+                allowed = f"the lists of arm {point.arm} make {possible} cells; sampler: grid runs them all"
+                raise ConfigError("budget.trials", trials, allowed)
             for nuisance in point.grid() if point.is_grid else point.one_at_a_time():
                 point.config(nuisance, spec.seeds[0])
         return spec
@@ -223,10 +230,17 @@ class Point:
 
     @property
     def n_cells(self) -> int:
-        if not self.is_grid:
-            assert self.spec.budget.trials is not None
-            return self.spec.budget.trials
-        return len(self.spec.seeds) * math.prod(len(grid_values(grid)) for grid in self.nuisance.values())
+        planned = self.n_possible if self.is_grid else self.spec.budget.trials
+        assert planned is not None
+        return planned
+
+    @property
+    def n_possible(self) -> int | None:
+        """Cells that the lists of the nuisance factors make over all seeds; None where one is a range."""
+        grids = self.nuisance.values()
+        if any(isinstance(grid, Distribution) for grid in grids):
+            return None
+        return len(self.spec.seeds) * math.prod(len(grid_values(grid)) for grid in grids)
 
     def grid(self) -> Iterator[dict[str, Any]]:
         """Every combination of the nuisance grids; of a distribution, its two ends."""

@@ -74,9 +74,10 @@ def _run_stack(jobs: Sequence[Job], post: Post, stop: Callable[[], bool]) -> Non
         _stop_all(stack, reason_of(error))
         left = [[job] for job in _jobs(stack)]
         _say(stack, f"{len(stack)} cells together failed ({reason_of(error)}); one by one", post)
-    if any(left):  # out of reach of the exception, whose traceback holds the tensors of the stack
-        gc.collect()
-        torch.cuda.empty_cache()
+    # For the next stack, and out of reach of the exception, whose traceback holds the tensors of this one. Without one,
+    # Trainer and module hold each other, and so the optimizer's tensors.
+    gc.collect()
+    torch.cuda.empty_cache()
     for part in filter(None, left):
         run_jobs(part, post, stop)
 

@@ -167,6 +167,8 @@ class _Sweep:
         self._busy: dict[str, _Started] = {}
         self._stillborn = 0.0
         """Workers in a row that died before they began an attempt; nothing on file would put an end to that."""
+        self._again: dict[str, list[str]] = {}
+        """Reason -> labels of the cells that have failed for it just now and are to be tried again."""
         # Cells that somebody else is at work on, or another trial of ours, though their trial came to us: until when
         # to leave them alone.
         self._taken: list[tuple[Ticket, float]] = []
@@ -204,6 +206,7 @@ class _Sweep:
                         return
             could_start = not self._busy and executor.free and self.queue.counts().waiting
             executor.poll(0.0 if could_start else 1.0, self._handle)
+            self._say_what_is_tried_again()
 
     def _hand_out(self, executor: Executor) -> None:
         left_alone, self._taken = self._taken, []
@@ -319,11 +322,21 @@ class _Sweep:
         self.progress.ended(ticket.cell.id, failed=final)
         if message.bad_input:
             raise UserError(f"cell {ticket.cell.id}: {reason}")
-        self.progress.say(f"{ticket.cell.label}: {reason}{'' if final else '; trying again'}")
+        if final:
+            self.progress.say(f"{ticket.cell.label}: {reason}")
+        else:
+            self._again.setdefault(reason, []).append(ticket.cell.label)
         if message.trace:
             self.progress.say(message.trace)
         if self._stillborn > 2 * (self.queue.retries + 1):
             raise UserError(f"one worker after the other died before it began a cell: {message.reason}")
+
+    def _say_what_is_tried_again(self) -> None:
+        """One line for all cells of a stack, which die together."""
+        for reason, (first, *others) in self._again.items():
+            more = f" and {len(others)} more" if others else ""
+            self.progress.say(f"{first}{more}: {reason}; trying again")
+        self._again.clear()
 
     def _leave(self, executor: Executor) -> None:
         """Stop what is under way and let its cells wait again, for this storage may never see this sweep again."""

@@ -90,18 +90,19 @@ class Checkpoints(Callback):
 
     def _end_of_step(self, trainer: Trainer) -> None:
         step = trainer.global_step
-        if self.config.keep_every and step % self.config.keep_every == 0 and step < self.config.steps:
-            for folder in self.folders(trainer):
-                save_checkpoint(trainer, folder.kept(step), weights_only=True)
         if step == self.config.steps or trainer.should_stop:  # the run ends here: at its last step, diverged or pruned
             return
+        if self.config.keep_every and step % self.config.keep_every == 0:
+            for folder in self.folders(trainer):
+                save_checkpoint(trainer, folder.kept(step), weights_only=True)
         requested = self._requested or (self.should_stop is not None and self.should_stop())
         if trainer.world_size > 1:  # the processes must agree, which costs a round trip: now and then will do
             on_pace = step % self.config.log_every == 0
             requested = on_pace and trainer.strategy.reduce_boolean_decision(requested, all=False)
         if requested or (self.config.checkpoint_every and step % self.config.checkpoint_every == 0):
-            older = [checkpoint for folder in self.folders(trainer) for checkpoint in folder.resumable()]
+            older = {checkpoint for folder in self.folders(trainer) for checkpoint in folder.resumable()}
             for folder in self.folders(trainer):
+                older.discard(folder.checkpoint(step))  # of an attempt that had come further
                 save_checkpoint(trainer, folder.checkpoint(step))
             if trainer.is_global_zero:
                 for checkpoint in older:

@@ -48,6 +48,10 @@ class History(Callback):
         """The runs that have not ended early."""
         return [index for index, run in enumerate(self.runs) if run.ended_at is None]
 
+    def under_way(self) -> list[int]:
+        """The runs that validations belong to, and time: one that has ended is still to be validated."""
+        return list(range(len(self.runs)))
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -67,7 +71,7 @@ class History(Callback):
             self.runs[index].add_train(step, losses[index])
             if self.on_progress is not None:
                 self.on_progress(index, step, losses[index])
-        self._end(trainer, pl_module, running)
+        self._end(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._lap("train_seconds")
@@ -78,23 +82,22 @@ class History(Callback):
         losses = module.val_loss.compute().reshape(-1).tolist()
         module.val_loss.reset()
         step = trainer.global_step
-        # The validation that Lightning adds at the end of training belongs to the runs that have ended it.
-        running = [index for index, run in enumerate(self.runs) if run.ended_at in (None, step)]
+        under_way = self.under_way()
         if trainer.logger is not None:
-            loss = statistics.fmean(losses[index] for index in running)
+            loss = statistics.fmean(losses[index] for index in under_way)
             trainer.logger.log_metrics({"val/loss": loss}, step=step)
-        for index in running:
+        for index in under_way:
             run = self.runs[index]
             run.add_val(step, losses[index])
             on_the_way = 0 < step < run.config.steps and run.ended_at is None
             if on_the_way and self.prune is not None and self.prune(index, run.val[1:]):
                 run.prune(step)
-        self._end(trainer, pl_module, running)
-        if trainer.state.fn != TrainerFn.FITTING:  # the last validation, after training
+        self._end(trainer, pl_module)
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:  # before training, or after it
             self._clock = None
 
-    def _end(self, trainer: Trainer, pl_module: LightningModule, running: list[int]) -> None:
-        """Act on the end of those of the runs in `running` that have ended just now."""
+    def _end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Act on the end of the runs that have ended just now."""
         if not self.running():
             trainer.should_stop = True
 
@@ -108,10 +111,9 @@ class History(Callback):
     def _lap(self, account: str) -> None:
         """Book the time since the last lap, in equal shares; none while neither training nor validation runs."""
         now = time.perf_counter()
-        sharing = self.running() or range(len(self.runs))
+        sharing = self.under_way()
         if self._clock is not None:
-            for index in sharing:
-                run = self.runs[index]
+            for run in (self.runs[index] for index in sharing):
                 setattr(run, account, getattr(run, account) + (now - self._clock) / len(sharing))
         self._clock = now
 

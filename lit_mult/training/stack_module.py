@@ -158,12 +158,16 @@ class StackHistory(History):
         """`on_end(member)` is called when a member has ended before the others, with its last validation behind it."""
         super().__init__(*arguments)
         self.on_end = on_end
+        self._left: set[int] = set()
 
-    def _end(self, trainer: Trainer, pl_module: LightningModule, running: list[int]) -> None:
-        super()._end(trainer, pl_module, running)
+    def under_way(self) -> list[int]:
+        return [index for index in super().under_way() if index not in self._left]
+
+    def _end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super()._end(trainer, pl_module)
         assert isinstance(pl_module, LitStack)
         step = trainer.global_step
-        ended = [index for index in running if self.runs[index].ended_at is not None]
+        ended = [index for index in self.under_way() if self.runs[index].ended_at is not None]
         if trainer.should_stop or not ended:
             return
         if any(self.runs[index].val[-1][0] != step for index in ended):  # diverged in training
@@ -176,6 +180,7 @@ class StackHistory(History):
                 self.runs[index].add_val(step, losses[index])
         for index in ended:
             self.on_end(index)
+        self._left.update(ended)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.load(state_dict["runs"])

@@ -26,7 +26,7 @@ class Executor(Protocol):
         """Workers that could start now."""
 
     def gpu_memory(self) -> int | None:
-        """Bytes of GPU memory that are free for each worker, to be asked before any has begun; None: on CPUs."""
+        """Bytes of GPU memory for each worker, free before any had begun a job; None: on CPUs."""
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Give a worker one job, or several to train together; one must be free."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import cached_property
 
 from lit_mult.config import TrainerConfig
 from lit_mult.errors import Interrupted
@@ -27,6 +28,10 @@ class HereExecutor:
         return 0 if self._jobs else 1
 
     def gpu_memory(self) -> int | None:
+        return self._gpu_memory
+
+    @cached_property  # later torch holds on to the memory of what was trained
+    def _gpu_memory(self) -> int | None:
         return memory_of(gpus_for(self._trainer), sharing=1)
 
     def submit(self, jobs: Sequence[Job]) -> None:

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -40,6 +41,10 @@ class ProcessExecutor:
         return len(self._idle)
 
     def gpu_memory(self) -> int | None:
+        return self._gpu_memory
+
+    @cached_property  # later the workers take their share of what is free
+    def _gpu_memory(self) -> int | None:
         workers = Counter(worker.slot.gpus for worker in [*self._idle, *self._busy.values()])
         return memory_of([gpus for gpus in workers if gpus is not None], sharing=max(workers.values()))
 
