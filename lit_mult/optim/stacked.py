@@ -4,7 +4,7 @@ All parameters lie in one buffer, of which the model's are views, and so do grad
 kernels, whatever the number of parameters. The mathematics is that of `optim.hybrid.HybridOptimizer`, clipping and
 schedule included, and the state of a member goes out and comes in as that of a `HybridOptimizer` of its own.
 
-Shapes in names: S steps, M members, P numbers of a member.
+Shapes in names: S steps, C schedules, M members, P numbers of a member.
 """
 
 from __future__ import annotations
@@ -87,8 +87,11 @@ class StackedOptimizer(Optimizer):
         self._squares_MP = torch.zeros_like(self._weights_MP[:, self._adamw])
 
         self._optim, steps = configs[0].optim, configs[0].train.steps
-        factors = [[schedule_factor(step, steps, config.schedule) for config in configs] for step in range(steps)]
-        self._factors_SxM1 = self._tensor(factors)[:, :, None]
+        schedules = list({config.schedule.model_dump_json(): config.schedule for config in configs}.values())
+        factors = [[schedule_factor(step, steps, schedule) for schedule in schedules] for step in range(steps)]
+        self._factors_SxC = self._tensor(factors)
+        which_M = [schedules.index(config.schedule) for config in configs]
+        self._schedule_M = torch.tensor(which_M, device=self._weights_MP.device)
         limits = [math.inf if config.optim.clip is None else config.optim.clip for config in configs]
         self._limit_M1 = self._tensor(limits)[:, None]
         self._clip_multipliers_M1 = self._tensor([config.optim.clip_multipliers for config in configs])[:, None]
@@ -104,8 +107,9 @@ class StackedOptimizer(Optimizer):
         torch.cat(gradients, dim=1, out=self._gradients_MP)
         self._clip()
         update_MP = self._adamw_update()
+        factor_M1 = self._factors_SxC[self._step][self._schedule_M][:, None]
         for group in self._groups:
-            lr_M1 = group.lr_M1 * self._factors_SxM1[self._step]
+            lr_M1 = group.lr_M1 * factor_M1
             weights = self._weights_MP[:, group.columns]
             weights.mul_(1 - lr_M1 * group.weight_decay_M1)
             update = update_MP[:, group.columns] if group.matrix is None else self._muon_update(group)

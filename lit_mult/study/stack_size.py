@@ -8,6 +8,8 @@ from lit_mult.parametrization.plan import matrix_roles
 from lit_mult.roles import Role, matrix_shapes
 
 _MOST = 64
+MOST_SUGGESTIONS = 10
+"""Trials that TPE is asked for at once under auto: as many as it draws by lot before it has learnt anything."""
 _SHARE_OF_MEMORY = 0.8
 _FULL_GPU_FLOP = 2e11
 """Step of one model above which it is taken to fill a GPU by itself: an assumption, not a measurement."""
@@ -32,9 +34,10 @@ def asked_members(vectorize: str | int) -> int | None:
 def members_that_fit(config: RunConfig, vocab_size: int, free_bytes: int) -> int:
     """Members of a stack of runs like this one on a GPU with so much free memory: 1 to 64.
 
-    An estimate: each has its matrices (the vectors are too few to count) four times in 4 bytes, as weights, gradients
-    and two moments, and for every token of its batch what the backward pass needs; 80 % of the memory is used. It is 1
-    where one model's step fills the GPU, for then there is nothing to gain.
+    An estimate: each has its matrices (the vectors are too few to count) seven times in 4 bytes, as weights, gradients
+    (autograd's and the optimizer's), two moments and what a step needs besides, and for every token of its batch what
+    the backward pass needs, logits being float32 in any precision; 80 % of the memory is used. It is 1 where one
+    model's step fills the GPU, for then there is nothing to gain.
     """
     model = config.model
     shapes = matrix_shapes(model, vocab_size)
@@ -43,6 +46,7 @@ def members_that_fit(config: RunConfig, vocab_size: int, free_bytes: int) -> int
     tokens = config.train.batch_size * config.data.seq_len
     if 6 * parameters * tokens > _FULL_GPU_FLOP:
         return 1
-    numbers = tokens * (model.n_layers * (10 * model.d_model + 5 * model.d_ff) + 4 * vocab_size)
-    member = parameters * 4 * 4 + numbers * _BYTES.get(config.trainer.precision, 4)
+    activations = tokens * model.n_layers * (10 * model.d_model + 5 * model.d_ff)
+    logits = tokens * 4 * vocab_size
+    member = parameters * 7 * 4 + activations * _BYTES.get(config.trainer.precision, 4) + logits * 4
     return max(1, min(_MOST, int(_SHARE_OF_MEMORY * free_bytes / member)))

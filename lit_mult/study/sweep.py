@@ -30,7 +30,7 @@ from lit_mult.study.progress import SweepProgress
 from lit_mult.study.queue import CellQueue, Ticket, cost
 from lit_mult.study.sampling import make_pruner
 from lit_mult.study.spec import StudySpec
-from lit_mult.study.stack_size import asked_members, members_that_fit
+from lit_mult.study.stack_size import MOST_SUGGESTIONS, asked_members, members_that_fit
 from lit_mult.study.storage import failing_in_one_line, open_storage
 
 ExecutorName = Literal["local", "ray"]
@@ -241,7 +241,8 @@ class _Sweep:
             memory = executor.gpu_memory()
             vocab_size = prepare(config.data).vocab_size if memory is not None else 0
             self._fitting[key] = 1 if memory is None else members_that_fit(config, vocab_size, memory)
-        return self._fitting[key]
+        learns = self.spec.sampler == "tpe" and not ticket.search.point.is_grid
+        return min(self._fitting[key], MOST_SUGGESTIONS) if learns else self._fitting[key]
 
     def _stack(self, ticket: Ticket, members: int) -> list[Ticket]:
         """A cell with others that wait and fit it, up to so many in all."""

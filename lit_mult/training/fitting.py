@@ -18,7 +18,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lit_mult.config import RunConfig
 from lit_mult.errors import ConfigError, Interrupted, UserError
 from lit_mult.training.folder import RunFolder
-from lit_mult.training.heap import keep_freed_memory
 from lit_mult.training.history import History
 
 # Trainer arguments that follow from other fields of the config or carry the run's own machinery.
@@ -109,8 +108,6 @@ def fit(
     Raises:
         Interrupted: a stop was requested.
     """
-    if trainer.strategy.root_device.type == "cpu":
-        keep_freed_memory()
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if any(history.runs[index].val[-1][0] != trainer.global_step for index in history.running()):
