@@ -279,9 +279,26 @@ def test_a_stack_has_as_many_members_as_asked_for_or_as_fit(
     sweep(spec, tmp_path / "asked", workers=0, vectorize=3)
     assert sizes(stacks) == [3, 3, 2, 3]  # and one by itself
     stacks.stacks.clear()
-    monkeypatch.setattr(here.HereExecutor, "gpu_memory", lambda self: 4_060_000)  # 80 % are 6.007 members
+    monkeypatch.setattr(here.HereExecutor, "gpu_memory", lambda self: 5_080_000)  # 80 % are 6.006 members
     sweep(spec, tmp_path / "auto", workers=0)
     assert sizes(stacks) == [6, 2, 4]
+
+
+@pytest.mark.parametrize(("sampler", "expected"), [("random", [12]), ("tpe", [10, 2])])
+def test_a_search_that_learns_is_not_asked_for_everything_at_once(
+    stacks: SerialStacks,
+    study_dict: MakeStudy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sampler: str,
+    expected: list[int],
+) -> None:
+    rates = {"low": 1e-3, "high": 1e-1, "log": True}
+    budget = {"steps": 2, "batch_size": 4, "trials": 12}
+    study = study_dict(arms={"muP": {}}, nuisance={"optim.lr": rates}, sampler=sampler, budget=budget)
+    monkeypatch.setattr(here.HereExecutor, "gpu_memory", lambda self: 10**12)
+    sweep(StudySpec.from_dict(study), tmp_path, workers=0)
+    assert sizes(stacks) == expected
 
 
 def test_what_cannot_be_stacked_is_run_cell_by_cell(
