@@ -8,6 +8,7 @@ T (T + 1) / 2 pairs a head. Lookups, norms, rotations, activations, softmax, mul
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 import torch
 from interleaving import Turns, settle
@@ -16,11 +17,11 @@ from rivals import HEAD, VOCABULARY, Setting
 REPEATS = 5
 
 
-def products(setting: Setting) -> dict[tuple[int, int], int]:
+def products(setting: Setting) -> Counter[tuple[int, int]]:
     """(d_in, d_out) of every product with a weight, as our model forms them -> how many of them a step has."""
     d, hidden = setting.width, setting.hidden
     layer = [(d, 3 * d), (d, d), (d, 2 * hidden), (hidden, d)]  # q, k and v are one, gate and up are one
-    return dict.fromkeys(layer, setting.layers) | {(d, VOCABULARY): 1}
+    return Counter(layer * setting.layers + [(d, VOCABULARY)])  # shapes may coincide
 
 
 def product_flops(setting: Setting) -> int:
