@@ -6,27 +6,17 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lit_mult.config import RunConfig
-from lit_mult.record import CellInfo, RunRecord
+from lit_mult.record import RunRecord
 from lit_mult.study.executors import processes, ray
 from lit_mult.training import run
+from lit_mult.training.stack_run import Member
 
 MODULE = "lit_mult.training.stack_run"
-
-
-@dataclass(frozen=True)
-class Member:
-    config: RunConfig
-    out: Path
-    cell: CellInfo | None = None
-    record_path: Path | None = None
-    keep_checkpoint: bool = True
 
 
 class SerialStacks:

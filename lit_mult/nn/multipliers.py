@@ -47,8 +47,7 @@ def effective_weight(
 
 def _along(scale: float | Tensor, dims: int) -> float | Tensor:
     """The scale of one model, or (M,) those of a stack with `dims` dimensions behind them."""
-    stacked = isinstance(scale, Tensor) and scale.ndim
-    return scale.view(-1, *[1] * dims) if isinstance(scale, Tensor) and stacked else scale
+    return scale.view(-1, *[1] * dims) if isinstance(scale, Tensor) and scale.ndim else scale
 
 
 class MultipliedMatrix(nn.Module):

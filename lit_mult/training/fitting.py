@@ -19,6 +19,7 @@ from lit_mult.config import RunConfig
 from lit_mult.errors import ConfigError, Interrupted, UserError
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.history import History
+from lit_mult.training.module import LitLlama
 
 # Trainer arguments that follow from other fields of the config or carry the run's own machinery.
 _OWN_TRAINER_ARGUMENTS = {
@@ -58,6 +59,24 @@ def check_trainer_arguments(config: RunConfig) -> None:
             raise ConfigError(f"trainer.extra.{name}", value, "not an argument of lightning.Trainer")
         if name in _OWN_TRAINER_ARGUMENTS or name in type(config.trainer).model_fields:
             raise ConfigError(f"trainer.extra.{name}", value, "is set through other fields of the config")
+
+
+def take_folder(folder: RunFolder, config: RunConfig, corpus_hash: str) -> None:
+    """Make a folder this run's, and set aside the damaged checkpoints in it with a warning to the caller's caller."""
+    folder.claim(config, corpus_hash)
+    for path in folder.set_aside_damaged():
+        warnings.warn(f"{path}: damaged, set aside; going on from the one before, or the start", stacklevel=3)
+
+
+def make_module(config: RunConfig, vocab_size: int) -> LitLlama:
+    """The module of a run as it starts: at random, or from the weights of `model.pretrained`."""
+    module = LitLlama(config.to_dict(), vocab_size)
+    if config.model.pretrained is not None:
+        from lit_mult.hf.pretrained import start_from_pretrained
+
+        # A run that goes on, too: a damaged checkpoint sends it back to its start.
+        start_from_pretrained(module.model, module.plan, config)
+    return module
 
 
 def make_trainer(config: RunConfig, folder: RunFolder, callbacks: list[Callback]) -> Trainer:

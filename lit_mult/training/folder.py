@@ -6,6 +6,7 @@ A run that was asked for diagnostics leaves diagnostics.parquet beside the recor
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,13 @@ class RunFolder:
         for path in damaged:
             path.replace(path.with_suffix(".ckpt.damaged"))
         return damaged
+
+    def clear_checkpoints(self, *, keep_final: bool) -> None:
+        """Remove what a run that has its record no longer needs."""
+        for checkpoint in self.checkpoints.glob("step=*.ckpt"):
+            checkpoint.unlink(missing_ok=True)
+        if not keep_final:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     @staticmethod
     def step(checkpoint: Path) -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
-import warnings
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,10 +21,16 @@ from lit_mult.training import trapped
 from lit_mult.training.checkpoints import Checkpoints, RngState, save_checkpoint
 from lit_mult.training.curves import Curve, Curves
 from lit_mult.training.diagnostics import PROBE_WINDOWS, Diagnostics
-from lit_mult.training.fitting import check_trainer_arguments, fit, make_trainer, quiet_lightning
+from lit_mult.training.fitting import (
+    check_trainer_arguments,
+    fit,
+    make_module,
+    make_trainer,
+    quiet_lightning,
+    take_folder,
+)
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.history import History
-from lit_mult.training.module import LitLlama
 from lit_mult.training.readings import require_pyarrow
 from lit_mult.training.recording import make_record
 
@@ -86,12 +90,7 @@ def run(
     )
     torch.manual_seed(config.seed)  # dropout; initialization and data have generators of their own
     with quiet_lightning():
-        module = LitLlama(config.to_dict(), corpus.vocab_size)
-        if config.model.pretrained is not None:
-            from lit_mult.hf.pretrained import start_from_pretrained
-
-            # A run that goes on, too: a damaged checkpoint sends it back to its start.
-            start_from_pretrained(module.model, module.plan, config)
+        module = make_module(config, corpus.vocab_size)
         watching = [] if watch is None else [watch]
         own = [history, RngState(), *watching, *callbacks, Checkpoints(folder, config.train, should_stop)]
         trainer = make_trainer(config, folder, own)
@@ -100,9 +99,7 @@ def run(
         if watch is not None:
             watch.check(trainer.world_size)
         if trainer.is_global_zero:
-            folder.claim(config, corpus.hash)
-            for path in folder.set_aside_damaged():
-                warnings.warn(f"{path}: damaged, set aside; going on from the one before, or the start", stacklevel=2)
+            take_folder(folder, config, corpus.hash)
         fit(trainer, module, data, history, folder.newest_checkpoint())
         if keep_checkpoint:
             save_checkpoint(trainer, folder.final_checkpoint)
@@ -129,10 +126,7 @@ def run(
                     watch.readings.add(step, [reading])
             watch.write(diagnostics_path)  # before the record, with which the run counts as finished
         record.write(record_path or folder.record)
-        for checkpoint in folder.checkpoints.glob("step=*.ckpt"):
-            checkpoint.unlink(missing_ok=True)
-        if not keep_checkpoint:
-            shutil.rmtree(folder.checkpoints, ignore_errors=True)
+        folder.clear_checkpoints(keep_final=keep_checkpoint)
     return record
 
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import shutil
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from lit_mult.config import RunConfig
-from lit_mult.data.cache import prepare
+from lit_mult.data.cache import TokenizedCorpus, prepare
 from lit_mult.data.module import StackDataModule
 from lit_mult.parametrization.stacking import stack_key
 from lit_mult.record import CellInfo, RunRecord
 from lit_mult.training.checkpoints import RngState, save_checkpoint
 from lit_mult.training.curves import Curve, Curves
-from lit_mult.training.fitting import check_trainer_arguments, fit, make_trainer, quiet_lightning
+from lit_mult.training.fitting import (
+    check_trainer_arguments,
+    fit,
+    make_module,
+    make_trainer,
+    quiet_lightning,
+    take_folder,
+)
 from lit_mult.training.folder import RunFolder
-from lit_mult.training.module import LitLlama
 from lit_mult.training.recording import make_record
 from lit_mult.training.stack_module import LitStack, StackCheckpoints, StackHistory
 
@@ -42,10 +46,10 @@ class Member:
 class _Calls:
     """Whom to tell what, by the member's index."""
 
-    on_progress: Callable[[int, int, float], None] | None = None
-    prune: Callable[[int, Curve], bool] | None = None
-    on_record: Callable[[int, RunRecord], None] = field(default=lambda member, record: None)
-    should_stop: Callable[[], bool] | None = None
+    on_progress: Callable[[int, int, float], None] | None
+    prune: Callable[[int, Curve], bool] | None
+    on_record: Callable[[int, RunRecord], None] | None
+    should_stop: Callable[[], bool] | None
 
 
 def run_stack(
@@ -80,24 +84,22 @@ def run_stack(
     keys = {stack_key(member.config) for member in members}
     if len(keys) != 1 or None in keys:
         raise ValueError("only runs of equal shapes, data and budget can be stacked")
-    calls = _Calls(on_progress, prune, on_record or (lambda member, record: None), should_stop)
+    calls = _Calls(on_progress, prune, on_record, should_stop)
     config = members[0].config
     check_trainer_arguments(config)
-    corpus_hash = prepare(config.data).hash
+    corpus = prepare(config.data)
     records: dict[int, RunRecord] = {}
     to_run = []
     for index, member in enumerate(members):
         folder = RunFolder(member.out)
-        finished = folder.finished(member.config, corpus_hash)
+        finished = folder.finished(member.config, corpus.hash)
         if finished is not None:
             records[index] = finished
             continue
-        folder.claim(member.config, corpus_hash)
-        for path in folder.set_aside_damaged():
-            warnings.warn(f"{path}: damaged, set aside; going on from the one before, or the start", stacklevel=2)
+        take_folder(folder, member.config, corpus.hash)
         to_run.append(index)
     for checkpoints in _by_step({index: RunFolder(members[index].out) for index in to_run}):
-        records |= _Stack(members, checkpoints, calls).run()
+        records |= _Stack(members, checkpoints, corpus, calls).run()
     return [records[index] for index in range(len(members))]
 
 
@@ -119,13 +121,19 @@ def _by_step(folders: dict[int, RunFolder]) -> list[dict[int, Path | None]]:
 class _Stack:
     """Members at one step, from there to their records."""
 
-    def __init__(self, members: Sequence[Member], checkpoints: dict[int, Path | None], calls: _Calls) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        checkpoints: dict[int, Path | None],
+        corpus: TokenizedCorpus,
+        calls: _Calls,
+    ) -> None:
         self.indices = list(checkpoints)
         """Of the members in the order of the stack."""
         self.members = [members[index] for index in self.indices]
         self.calls = calls
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
-        self.corpus = prepare(self.members[0].config.data)
+        self.corpus = corpus
         self.runs = [Curves(member.config.train) for member in self.members]
         on_progress, prune = calls.on_progress, calls.prune
         self.history = StackHistory(
@@ -143,7 +151,7 @@ class _Stack:
         """Train to the end; the records by index of the member."""
         config = self.members[0].config
         with quiet_lightning():
-            models = [self._model(member.config) for member in self.members]
+            models = [make_module(member.config, self.corpus.vocab_size) for member in self.members]
             self.module = LitStack(models, self.paths)
             self.trainer = make_trainer(config, self.folders[0], [self.history, RngState(), self.saving])
             data = StackDataModule(config, self.corpus, self.module.seeds)
@@ -153,14 +161,6 @@ class _Stack:
                 if self.indices[member] not in self.records:
                     self._finish(member)
         return self.records
-
-    def _model(self, config: RunConfig) -> LitLlama:
-        module = LitLlama(config.to_dict(), self.corpus.vocab_size)
-        if config.model.pretrained is not None:
-            from lit_mult.hf.pretrained import start_from_pretrained
-
-            start_from_pretrained(module.model, module.plan, config)
-        return module
 
     def _finish(self, member: int) -> None:
         """Write the record of a member that has come to its end, and tell of it."""
@@ -179,9 +179,7 @@ class _Stack:
             members=len(self.members),
         )
         record.write(one.record_path or folder.record)
-        for checkpoint in folder.checkpoints.glob("step=*.ckpt"):
-            checkpoint.unlink(missing_ok=True)
-        if not one.keep_checkpoint:
-            shutil.rmtree(folder.checkpoints, ignore_errors=True)
+        folder.clear_checkpoints(keep_final=one.keep_checkpoint)
         self.records[self.indices[member]] = record
-        self.calls.on_record(self.indices[member], record)
+        if self.calls.on_record is not None:
+            self.calls.on_record(self.indices[member], record)
