@@ -25,7 +25,7 @@ import torch
 from lit_mult.config import Diagnostic, RunConfig
 from lit_mult.data.batches import validation_windows
 from lit_mult.data.cache import prepare
-from lit_mult.training.diagnostics import PROBE_WINDOWS, Diagnostics
+from lit_mult.diagnostics.recorder import PROBE_WINDOWS, Diagnostics
 from lit_mult.training.run import run
 
 BATCH, TIME, LAYERS = 16, 128, 4

@@ -33,12 +33,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lit_mult.config import RunConfig
 from lit_mult.data.tokenizers import HuggingFaceTokenizer
-from lit_mult.downstream.adapter import LitMultLM
+from lit_mult.evaluation.adapter import LitMultLM
 from lit_mult.hf.weights import hf_weights
+from lit_mult.method.plan import plan_run
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.merging import merged
-from lit_mult.parametrization.plan import plan_run
 
 LAYERS, VOCABULARY, MAX_LENGTH, BATCH, ITEMS = 4, 1024, 256, 16, 64
 

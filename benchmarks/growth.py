@@ -35,8 +35,8 @@ from interleaving import Contestant, Turns, take_turns
 from records import CELLS_OF_A_SEED, write_study
 from rivals import Setting, lightning
 
+from lit_mult.stacked.run import Member, run_stack
 from lit_mult.training.run import run
-from lit_mult.training.stack_run import Member, run_stack
 
 TINY = Setting(width=32, layers=2, batch=4, time=64)
 BASE = Setting(width=64, layers=4, batch=8, time=128)

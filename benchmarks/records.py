@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_mult.config import RunConfig, set_dotted
-from lit_mult.record import CellInfo, RunRecord
+from lit_mult.schema import CellInfo, RunRecord
 
 ARMS = {"muP": "fixed", "none": "none", "scalars": "scalar", "vectors": "vector"}
 OPTIMIZERS = ("adamw", "muon")

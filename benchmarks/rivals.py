@@ -25,13 +25,13 @@ from lightning import Callback
 from torch import Tensor, nn
 
 from lit_mult.config import RunConfig
+from lit_mult.method.plan import plan_run
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.optim.clipping import clip_gradients
 from lit_mult.optim.groups import parameter_groups, plan_parameters
 from lit_mult.optim.hybrid import HybridOptimizer
-from lit_mult.parametrization.plan import plan_run
-from lit_mult.roles import Role
+from lit_mult.registry.roles import Role
 from lit_mult.training.run import run
 
 VOCABULARY, HEAD, MLP_RATIO, CLIP = 256, 32, 2.75, 1.0

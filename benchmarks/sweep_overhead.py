@@ -14,7 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from lit_mult.record import RunRecord, find_records
+from lit_mult.layout import find_records
+from lit_mult.schema import RunRecord
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.sweep import sweep
 

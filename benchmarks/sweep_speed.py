@@ -26,7 +26,7 @@ from environment import environment, headline, write_json
 from rivals import Setting
 
 from lit_mult.config import RunConfig
-from lit_mult.record import RunRecord
+from lit_mult.schema import RunRecord
 from lit_mult.study.files import load_study
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.sweep import sweep
@@ -72,7 +72,7 @@ def one_by_one(configs: Sequence[RunConfig], folder: Path) -> list[RunRecord]:
 
 def stacked(configs: Sequence[RunConfig], folder: Path) -> list[RunRecord]:
     """Records of members of one stack."""
-    from lit_mult.training.stack_run import Member, run_stack
+    from lit_mult.stacked.run import Member, run_stack
 
     members = [Member(config, folder / str(number), keep_checkpoint=False) for number, config in enumerate(configs)]
     return list(run_stack(members))

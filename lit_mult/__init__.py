@@ -32,19 +32,19 @@ if TYPE_CHECKING:
     from lit_mult.analysis.sensitivity import points as sensitivity_points
     from lit_mult.config import RunConfig
     from lit_mult.errors import ConfigError, UserError
-    from lit_mult.record import RunRecord
+    from lit_mult.schema import RunRecord
+    from lit_mult.stacked.run import Member, run_stack
     from lit_mult.study.files import load_study
     from lit_mult.study.spec import StudySpec
     from lit_mult.study.sweep import sweep
     from lit_mult.training.run import run
-    from lit_mult.training.stack_run import Member, run_stack
     from lit_mult.training.trained import load_trained
 
 _HOMES = {
     "ConfigError": "lit_mult.errors",
-    "Member": "lit_mult.training.stack_run",
+    "Member": "lit_mult.stacked.run",
     "RunConfig": "lit_mult.config",
-    "RunRecord": "lit_mult.record",
+    "RunRecord": "lit_mult.schema",
     "StudySpec": "lit_mult.study.spec",
     "UserError": "lit_mult.errors",
     "adam_vs_muon": "lit_mult.analysis.plots",
@@ -60,7 +60,7 @@ _HOMES = {
     "optimum_drift": "lit_mult.analysis.plots",
     "paired_differences": "lit_mult.analysis.sensitivity",
     "run": "lit_mult.training.run",
-    "run_stack": "lit_mult.training.stack_run",
+    "run_stack": "lit_mult.stacked.run",
     "sensitivity_points": "lit_mult.analysis.sensitivity:points",
     "sweep": "lit_mult.study.sweep",
     "write_report": "lit_mult.analysis.report",

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lit_mult.errors import ConfigError
+from lit_mult.registry.roles import Role, Shape
 
 MultiplierKind = Literal["none", "fixed", "scalar", "vector"]
 OptimizerName = Literal["adamw", "muon"]
@@ -103,6 +104,31 @@ class ModelConfig(_Section):
     @property
     def block_norm_kind(self) -> NormKind:
         return "vector" if self.block_norms == "learned" else "frozen"
+
+    def matrix_shapes(self, vocab_size: int) -> dict[Role, Shape]:
+        """Shape (d_out, d_in) of the matrix of every role; the embedding is (vocabulary, d_model)."""
+        d, kv, hidden = self.d_model, self.n_kv_heads * self.head_dim, self.d_ff
+        return {
+            Role.EMBEDDING: (vocab_size, d),
+            Role.Q_PROJ: (d, d),
+            Role.K_PROJ: (kv, d),
+            Role.V_PROJ: (kv, d),
+            Role.O_PROJ: (d, d),
+            Role.GATE_PROJ: (hidden, d),
+            Role.UP_PROJ: (hidden, d),
+            Role.DOWN_PROJ: (d, hidden),
+            Role.LM_HEAD: (vocab_size, d),
+        }
+
+    def matrix_roles(self) -> dict[str, Role]:
+        """Module name -> role of every matrix of the model, in the order of the forward pass."""
+        roles = {"embed_tokens": Role.EMBEDDING}
+        for layer in range(self.n_layers):
+            for role in (Role.Q_PROJ, Role.K_PROJ, Role.V_PROJ, Role.O_PROJ):
+                roles[f"layers.{layer}.self_attn.{role}"] = role
+            for role in (Role.GATE_PROJ, Role.UP_PROJ, Role.DOWN_PROJ):
+                roles[f"layers.{layer}.mlp.{role}"] = role
+        return roles | {"lm_head": Role.LM_HEAD}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -364,7 +390,7 @@ class RunConfig(_Section):
             set_dotted(data, path, value)
         return self.from_dict(data)
 
-    def decisive(self) -> dict[str, Any]:
+    def hashed_fields(self) -> dict[str, Any]:
         """All settings but those of display and of places on this machine, as nested plain values."""
         data = self.to_dict()
         for section, field in _OUTSIDE_HASH:
@@ -386,8 +412,8 @@ class RunConfig(_Section):
 
     @property
     def hash(self) -> str:
-        """16 hex digits of the decisive settings: runs of equal hash on equal data are the same run."""
-        return hashlib.sha256(json.dumps(self.decisive(), sort_keys=True).encode()).hexdigest()[:16]
+        """16 hex digits of the hashed_fields settings: runs of equal hash on equal data are the same run."""
+        return hashlib.sha256(json.dumps(self.hashed_fields(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def split_pin(pretrained: str) -> tuple[str, str | None]:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from lit_mult.analysis.experiments.evidence import Evidence
-from lit_mult.readings import layer_of
+from lit_mult.diagnostics.keys import layer_of
 
 Reading = tuple[int, str, str, float]
 """(step, quantity, name, value)"""

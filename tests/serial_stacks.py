@@ -11,12 +11,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lit_mult.record import RunRecord
+from lit_mult.schema import RunRecord
+from lit_mult.stacked.run import Member
 from lit_mult.study.executors import processes, ray
 from lit_mult.training import run
-from lit_mult.training.stack_run import Member
 
-MODULE = "lit_mult.training.stack_run"
+MODULE = "lit_mult.stacked.run"
 
 
 class SerialStacks:

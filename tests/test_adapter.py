@@ -19,13 +19,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lit_mult.config import RunConfig
 from lit_mult.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer
-from lit_mult.downstream.adapter import LitMultLM
 from lit_mult.errors import UserError
+from lit_mult.evaluation.adapter import LitMultLM
 from lit_mult.hf.weights import hf_weights
+from lit_mult.method.plan import plan_run
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.merging import merged
-from lit_mult.parametrization.plan import plan_run
 
 MAX_LENGTH = 32
 TEXT = "".join(f"{a} plus {b} is {a + b}, naïve café № {a}.\n" for a in range(12) for b in range(12))

@@ -14,7 +14,7 @@ import pytest
 from lit_mult.analysis.frame import Study, Tuning, load_curves, load_records, read_study
 from lit_mult.config import RunConfig
 from lit_mult.errors import UserError
-from lit_mult.record import CellInfo, RunRecord
+from lit_mult.schema import CellInfo, RunRecord
 
 INITIAL_LOSS = 5.5
 ARM_KINDS = {"untuned": "fixed", "muP": "none", "muP-tuned": "fixed", "scalars": "scalar", "vectors": "vector"}

@@ -21,7 +21,7 @@ from lit_mult.analysis.downstream import paper_rows
 from lit_mult.analysis.frame import best_rates, load_records
 from lit_mult.analysis.report import write_report
 from lit_mult.errors import UserError
-from lit_mult.record import EVALUATIONS, EvaluationRecord, RunRecord, Score
+from lit_mult.schema import EvaluationRecord, RunRecord, Score
 
 SIDES = {"facts": "knowledge", "lines": "knowledge", "sums": "reasoning"}
 
@@ -73,7 +73,7 @@ def write_evaluation(
         }
     )
     name = record.cell.cell if record.cell else "run"
-    path = folder / EVALUATIONS / name / f"{secrets.token_hex(4)}-step={step}.json"
+    path = folder / "evaluations" / name / f"{secrets.token_hex(4)}-step={step}.json"
     evaluation.write(path)
     return path
 

@@ -15,12 +15,12 @@ import torch
 from lit_mult.analysis.diagnostics import load_diagnostics
 from lit_mult.cli import main
 from lit_mult.config import OptimConfig, RunConfig
+from lit_mult.diagnostics.brownian import Motion, Particle, particles, reduced, simulate
+from lit_mult.diagnostics.trapped import Comparison, compare
 from lit_mult.optim import muon
-from lit_mult.optim.autocorrelation import adamw_autocorrelation, muon_autocorrelation
-from lit_mult.optim.brownian import Motion, Particle, particles, reduced, simulate
+from lit_mult.optim.noise import adamw_autocorrelation, muon_autocorrelation
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.run import run
-from lit_mult.training.trapped import Comparison, compare
 
 Tiny = Callable[..., RunConfig]
 
@@ -204,7 +204,7 @@ def test_weights_that_are_noise_are_trapped_and_scaled_ones_are_free(folder: Pat
 
 def test_the_start_is_that_of_the_run(folder: Path, tmp_path: Path) -> None:
     """Weights that decayed and did nothing else have moved by nothing."""
-    from lit_mult.training.trapped import _start
+    from lit_mult.diagnostics.trapped import _start
 
     config, _ = RunFolder(folder).held()
     start = _start(config, 256)

@@ -14,8 +14,8 @@ import pytest
 from lit_mult.analysis.exponents import exponents
 from lit_mult.cli import main
 from lit_mult.config import RunConfig
-from lit_mult.parametrization import plan, rules
-from lit_mult.roles import Role
+from lit_mult.method import plan, rules
+from lit_mult.registry.roles import Role
 
 Check = Callable[..., tuple[int, dict[tuple[str, str], str]]]
 
@@ -144,7 +144,7 @@ def test_bad_widths_are_one_line(options: list[str], said: str, capsys: pytest.C
 
 
 def test_expectations_know_the_config() -> None:
-    from lit_mult.parametrization.expectations import expected_exponent
+    from lit_mult.method.expectations import expected_exponent
 
     config: Any = RunConfig.from_dict({"optimizer": "muon"})
     assert expected_exponent(config, "decay", "layers.0.mlp.up_proj", "up_proj") == (-0.5, -0.5)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from lit_mult.config import RunConfig
-from lit_mult.parametrization import rules
-from lit_mult.roles import HIDDEN_ROLES
+from lit_mult.method import rules
+from lit_mult.registry.roles import HIDDEN_ROLES
 from lit_mult.training.module import LitLlama
 
 WIDTHS = (32, 64, 128, 256, 512)

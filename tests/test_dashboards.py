@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from lit_mult.cli import main
-from lit_mult.record import RunRecord
+from lit_mult.schema import RunRecord
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.storage import open_storage
 from lit_mult.study.sweep import sweep

@@ -24,17 +24,17 @@ from torch import Tensor
 import lit_mult
 from lit_mult.cli import main
 from lit_mult.config import Diagnostic, RunConfig
+from lit_mult.diagnostics.activations import outputs
+from lit_mult.diagnostics.parts import Reading
+from lit_mult.diagnostics.recorder import Diagnostics
+from lit_mult.diagnostics.scales import line_norms, norms, relative_updates, snapshot
+from lit_mult.diagnostics.symmetries import coordinates
 from lit_mult.errors import ConfigError, Interrupted, UserError
-from lit_mult.nn.activations import outputs
+from lit_mult.method.plan import plan_run
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
-from lit_mult.nn.parts import Reading
-from lit_mult.nn.scales import line_norms, norms, relative_updates, snapshot
-from lit_mult.nn.symmetries import coordinates
-from lit_mult.parametrization.plan import plan_run
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.sweep import sweep
-from lit_mult.training.diagnostics import Diagnostics
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.module import LitLlama
 from lit_mult.training.run import run

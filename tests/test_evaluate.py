@@ -20,13 +20,13 @@ from lit_mult.config import DataConfig, RunConfig
 from lit_mult.data.corpus import open_corpus
 from lit_mult.data.documents import Document
 from lit_mult.data.split import digest, split_documents
-from lit_mult.downstream import evaluate as evaluation
-from lit_mult.downstream.evaluate import Options, evaluate, evaluate_all, record_path
-from lit_mult.downstream.runs import TrainedRun, find_runs
-from lit_mult.downstream.suites import HELD_OUT, PAPER, load_suite, mini_folder
 from lit_mult.errors import UserError
+from lit_mult.evaluation import evaluate as evaluation
+from lit_mult.evaluation.evaluate import Options, evaluate, evaluate_all, record_path
+from lit_mult.evaluation.runs import TrainedRun, find_runs
+from lit_mult.evaluation.suites import HELD_OUT, PAPER, load_suite, mini_folder
 from lit_mult.mini.benchmark import TASKS
-from lit_mult.record import EvaluationRecord
+from lit_mult.schema import EvaluationRecord
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.sweep import sweep
 from lit_mult.training.run import run
@@ -398,7 +398,7 @@ def test_the_benchmark_is_written_once_and_whole(monkeypatch: pytest.MonkeyPatch
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
     assert str(folder) in (folder / "mini_algebra.yaml").read_text()
     with monkeypatch.context() as patch:
-        patch.setattr("lit_mult.downstream.suites.write_benchmark", None)
+        patch.setattr("lit_mult.evaluation.suites.write_benchmark", None)
         assert mini_folder() == folder
     moved = tmp_path / "moved"
     moved.mkdir()

@@ -18,9 +18,9 @@ from lit_mult.analysis import style
 from lit_mult.analysis.experiments import brownian_overlay, signal_to_noise
 from lit_mult.analysis.experiments.parameters import entries
 from lit_mult.analysis.findings import Findings
+from lit_mult.diagnostics.noise_band import noise_band
 from lit_mult.errors import UserError
-from lit_mult.noise_band import noise_band
-from lit_mult.record import RunRecord
+from lit_mult.schema import RunRecord
 
 Cell = tuple[dict[str, Any], list[Reading]]
 HIDDEN = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")

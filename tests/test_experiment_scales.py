@@ -18,7 +18,7 @@ from lit_mult.analysis.experiments import depth_scales, row_norms, width_scaling
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.scaling import slope
 from lit_mult.errors import UserError
-from lit_mult.roles import MATRIX_ROLES
+from lit_mult.registry.roles import MATRIX_ROLES
 
 Cell = tuple[dict[str, Any], list[Reading]]
 WIDTHS = (32, 64, 128, 256)

@@ -37,11 +37,11 @@ from lit_mult.hf import export as export_module
 from lit_mult.hf.agreement import Agreement, agreement
 from lit_mult.hf.export import export
 from lit_mult.hf.tokenizer import write_tokenizer
+from lit_mult.method.plan import plan_run
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.merging import merged
 from lit_mult.nn.multipliers import MultipliedMatrix
-from lit_mult.parametrization.plan import plan_run
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.run import run
 from lit_mult.training.trained import load_trained

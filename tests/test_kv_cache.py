@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from lit_mult.config import RunConfig
+from lit_mult.method.plan import plan_run
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.merging import merged
-from lit_mult.parametrization.plan import plan_run
 
 VOCAB = 31
 

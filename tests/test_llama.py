@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_mult.config import RunConfig
+from lit_mult.method.plan import plan_run
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.multipliers import MultipliedMatrix
-from lit_mult.parametrization.plan import plan_run
 from lit_mult.training.module import LitLlama
 
 VOCAB = 23

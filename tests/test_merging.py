@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_mult.config import RunConfig
+from lit_mult.method.plan import plan_run
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.merging import merged
 from lit_mult.nn.multipliers import MultipliedMatrix
-from lit_mult.parametrization.plan import plan_run
 
 VOCAB = 48
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lit_mult.config import RunConfig
+from lit_mult.method.placement import Axis
+from lit_mult.method.plan import MatrixPlan, plan_run
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.multipliers import MultipliedEmbedding, MultipliedLinear, MultipliedMatrix, effective_weight
-from lit_mult.parametrization.plan import MatrixPlan, plan_run
-from lit_mult.placement import Axis
-from lit_mult.roles import Role
+from lit_mult.registry.roles import Role
 
 VOCAB = 19
 ALL_AXES = [frozenset(axes) for n in range(4) for axes in itertools.combinations(Axis, n)]

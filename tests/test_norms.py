@@ -16,11 +16,11 @@ from lit_mult.config import RunConfig
 from lit_mult.errors import ConfigError
 from lit_mult.hf.export import export
 from lit_mult.hf.pretrained import config_part, start_from_pretrained
+from lit_mult.method.plan import plan_run
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.merging import merged
 from lit_mult.optim.groups import parameter_groups, plan_parameters
-from lit_mult.parametrization.plan import plan_run
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.run import run
 from lit_mult.training.trained import load_trained
@@ -49,7 +49,7 @@ def ids() -> torch.Tensor:
 
 
 def test_hashes_from_before_these_fields_stand() -> None:
-    # Taken from the version before block_norms, final_norm and train.diagnostics existed.
+    # AlreadyClaimed from the version before block_norms, final_norm and train.diagnostics existed.
     assert RunConfig().hash == "47ff211b683b0226"
     assert RunConfig().with_overrides({"multipliers": "vector", "optimizer": "muon"}).hash == "a227642da9dfed7f"
     recording = RunConfig().with_overrides({"train.diagnostics": ["norms"], "train.diagnostics_every": 7})

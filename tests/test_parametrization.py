@@ -24,9 +24,10 @@ from hypothesis import strategies as st
 
 from lit_mult.config import ParametrizationConfig, RunConfig, Tier
 from lit_mult.errors import ConfigError, UserError
-from lit_mult.parametrization import presets
-from lit_mult.parametrization.plan import RunPlan, plan_run
-from lit_mult.parametrization.presets import (
+from lit_mult.method import presets
+from lit_mult.method.placement import Axis
+from lit_mult.method.plan import RunPlan, plan_run
+from lit_mult.method.presets import (
     Preset,
     RoleMultipliers,
     Tuning,
@@ -35,10 +36,9 @@ from lit_mult.parametrization.presets import (
     load_preset,
     run_multipliers,
 )
-from lit_mult.parametrization.rules import Scaling, scaling, width_factor
-from lit_mult.parametrization.search_space import neutral, search_space
-from lit_mult.placement import Axis
-from lit_mult.roles import MATRIX_ROLES, Role, matrix_shapes
+from lit_mult.method.rules import Scaling, scaling, width_factor
+from lit_mult.method.search_space import neutral, search_space
+from lit_mult.registry.roles import MATRIX_ROLES, Role
 
 VOCAB = 64
 MODEL = {"n_layers": 1, "head_dim": 32, "mlp_ratio": 2.0}
@@ -53,7 +53,7 @@ def plan(d_model: int = 128, parametrization: Mapping[str, Any] | None = None, *
 
 def scalings(optimizer: str, d_model: int = 128, **parametrization: Any) -> dict[Role, Scaling]:
     model = RunConfig.from_dict({"model": MODEL | {"d_model": d_model}}).model
-    wide, base = matrix_shapes(model, VOCAB), matrix_shapes(model.model_copy(update={"d_model": 32}), VOCAB)
+    wide, base = model.matrix_shapes(VOCAB), model.model_copy(update={"d_model": 32}).matrix_shapes(VOCAB)
     config = ParametrizationConfig.model_validate(parametrization)
     return {role: scaling(role, wide[role], base[role], optimizer, config) for role in wide}  # type: ignore[arg-type]
 

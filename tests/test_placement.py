@@ -6,9 +6,8 @@ import pytest
 
 from lit_mult.config import PlacementConfig, RunConfig
 from lit_mult.errors import ConfigError
-from lit_mult.parametrization.plan import matrix_roles
-from lit_mult.placement import PLACEMENTS, Axis, parse_axes, place
-from lit_mult.roles import MATRIX_ROLES, Role
+from lit_mult.method.placement import PLACEMENTS, Axis, parse_axes, place
+from lit_mult.registry.roles import MATRIX_ROLES, Role
 
 # App. C, copied by hand: matrix, minimal, full. RMSNorm weights are the columns of a block's first matrices.
 PAPER = """
@@ -23,7 +22,7 @@ down_proj   row+column   row+column
 lm_head     none         none
 """
 ROWS = [line.split() for line in PAPER.split("\n") if line]
-ROLES = matrix_roles(RunConfig.from_dict({"model": {"n_layers": 2}}))
+ROLES = RunConfig.from_dict({"model": {"n_layers": 2}}).model.matrix_roles()
 
 
 def axes(text: str) -> frozenset[str]:

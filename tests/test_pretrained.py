@@ -23,10 +23,10 @@ from lit_mult.errors import ConfigError, Interrupted, UserError
 from lit_mult.hf.export import export
 from lit_mult.hf.pretrained import config_part, pinned, start_from_pretrained
 from lit_mult.hf.weights import content_hash, hf_name
+from lit_mult.method.plan import plan_run
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.multipliers import MultipliedMatrix
-from lit_mult.parametrization.plan import plan_run
 from lit_mult.training.run import run
 from lit_mult.training.trained import load_trained
 
@@ -213,7 +213,7 @@ def test_the_content_is_pinned_and_the_place_is_not(tmp_path: Path) -> None:
 
 def test_runs_that_start_at_random_keep_the_hash_they_had() -> None:
     assert RunConfig().hash == "47ff211b683b0226"
-    assert "pretrained" not in RunConfig().decisive()["model"]
+    assert "pretrained" not in RunConfig().hashed_fields()["model"]
     assert pinned(RunConfig()) == RunConfig()
 
 

@@ -18,7 +18,8 @@ import pytest
 from test_study import losses, states
 
 from lit_mult.errors import Interrupted, UserError
-from lit_mult.record import RunRecord, find_records
+from lit_mult.layout import find_records, step_of
+from lit_mult.schema import RunRecord
 from lit_mult.study.attempts import Attempt
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.queue import Ticket
@@ -104,9 +105,9 @@ def test_a_lost_node_costs_no_cell(cluster: Any, study_dict: MakeStudy, tmp_path
     def begun_there() -> Attempt | None:
         """An attempt under way on the node, with a checkpoint and long to go, when other cells are done."""
         for cell in folder.attempts.cells() if find_records(folder.path) else ():
-            checkpoint = RunFolder(folder.work(cell)).newest_checkpoint()
+            checkpoint = RunFolder(folder.cell(cell).path).newest_checkpoint()
             attempt = folder.attempts.of(cell)[-1:]
-            if checkpoint and RunFolder.step(checkpoint) < 150 and attempt and parent(attempt[0].pid) == raylet:
+            if checkpoint and step_of(checkpoint) < 150 and attempt and parent(attempt[0].pid) == raylet:
                 return attempt[0]
         return None
 
@@ -143,7 +144,7 @@ def test_a_sweep_on_ray_that_is_stopped_goes_on_from_a_checkpoint(
 
     def stop() -> None:
         (cell,) = wait_for(lambda: list(folder.attempts.cells()))
-        wait_for(lambda: folder.work(cell).is_dir())
+        wait_for(lambda: folder.cell(cell).path.is_dir())
         time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)
 

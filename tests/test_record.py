@@ -9,7 +9,8 @@ import pytest
 
 from lit_mult.config import RunConfig
 from lit_mult.errors import UserError
-from lit_mult.record import RunRecord, find_records
+from lit_mult.layout import find_records
+from lit_mult.schema import RunRecord
 
 
 @pytest.fixture

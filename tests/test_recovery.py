@@ -22,12 +22,13 @@ from lightning import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_mult.errors import Interrupted, UserError
-from lit_mult.record import RunRecord, find_records
+from lit_mult.layout import find_records
+from lit_mult.schema import RunRecord
 from lit_mult.study import lease as leases
 from lit_mult.study import stack as stacks
 from lit_mult.study import sweep as sweeping
 from lit_mult.study.folder import StudyFolder
-from lit_mult.study.job import Failed, Job, Taken, run_job
+from lit_mult.study.job import AlreadyClaimed, Failed, Job, run_job
 from lit_mult.study.lease import machine
 from lit_mult.study.queue import CellQueue
 from lit_mult.study.spec import StudySpec
@@ -219,8 +220,8 @@ def test_what_a_worker_leaves_that_dies_right_after_its_record(spec: StudySpec, 
     sweep(spec, tmp_path / "out", workers=0)
     folder = StudyFolder(tmp_path / "out")
     victim = find_records(tmp_path / "out")[2].stem
-    folder.work(victim).mkdir()
-    (folder.work(victim) / "config.json").write_text("{}")
+    folder.cell(victim).path.mkdir()
+    (folder.cell(victim).path / "config.json").write_text("{}")
     (tmp_path / "out" / "attempts" / f"{victim}.1.json").write_text(json.dumps({"machine": machine(), "pid": 1}))
     folder.journal.unlink()  # its trial was not told, either
 
@@ -311,7 +312,7 @@ def test_an_overtaken_cell_is_left_to_its_new_holder_until_that_dies(
     monkeypatch.setattr(stacks, "run_job", hold)
     result = sweep(spec, tmp_path / "out", workers=0)
 
-    assert isinstance(ends[0], Taken)
+    assert isinstance(ends[0], AlreadyClaimed)
     assert (result.ran, result.failures) == (4, {})
     assert states(tmp_path / "out" / "optuna.journal") == {"COMPLETE": 4}
     sweep(spec, tmp_path / "whole", workers=0)
@@ -427,7 +428,8 @@ _FULL_DISK = r"""
 import importlib, json, os, shutil, subprocess, sys, zipfile
 from pathlib import Path
 import lit_mult.cli, lit_mult.training.run
-from lit_mult.record import RunRecord, find_records
+from lit_mult.layout import find_records
+from lit_mult.schema import RunRecord
 
 study, disk, kept = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 out, journal, ballast = disk / "out", disk / "out" / "optuna.journal", disk / "ballast"
@@ -458,7 +460,7 @@ MOMENTS = {
     "attempt": ("lit_mult.study.attempts", "Attempts.begin"),
     "config": ("lit_mult.training.folder", "RunFolder.claim"),
     "checkpoint": ("lit_mult.training.checkpoints", "save_checkpoint"),
-    "record": ("lit_mult.record", "RunRecord.write"),
+    "record": ("lit_mult.schema", "RunRecord.write"),
     # Near the end of a block, so that a line is written in part.
     "journal": (
         "optuna.storages.journal", "JournalFileBackend.append_logs", lambda: journal.stat().st_size % 4096 > 3800

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from lit_mult.cli import main
 from lit_mult.config import RunConfig
+from lit_mult.method.placement import Axis
+from lit_mult.method.plan import plan_run
+from lit_mult.method.redundancy import Kind, Redundancy, redundancies
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama, RMSNorm
 from lit_mult.nn.multipliers import MultipliedMatrix
-from lit_mult.parametrization.plan import matrix_roles, plan_run
-from lit_mult.parametrization.redundancy import Kind, Redundancy, redundancies
-from lit_mult.placement import Axis
 
 VOCAB = 5
 
@@ -91,7 +91,7 @@ PLACEMENTS = st.builds(
     st.sampled_from(["vector", "scalar", "none"]),
     st.sampled_from([1, 2]),
     st.sampled_from([1, 2, 4]),
-    st.dictionaries(st.sampled_from(list(matrix_roles(config_of(layers=1)))), AXES, max_size=5),
+    st.dictionaries(st.sampled_from(list(config_of(layers=1).model.matrix_roles())), AXES, max_size=5),
 )
 
 

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from lit_mult.config import Experiment
+from lit_mult.method.presets import load_preset
 from lit_mult.mini.benchmark import TASKS
-from lit_mult.parametrization.presets import load_preset
 from lit_mult.study.files import load_study
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.spec import canonical

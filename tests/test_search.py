@@ -19,7 +19,8 @@ from optuna.storages.journal import JournalFileBackend
 from lit_mult.analysis.frame import load_records
 from lit_mult.config import RunConfig
 from lit_mult.errors import ConfigError, UserError
-from lit_mult.record import RunRecord, find_records
+from lit_mult.layout import find_records
+from lit_mult.schema import RunRecord
 from lit_mult.study.files import load_study
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.grids import next_rate

@@ -21,12 +21,14 @@ import torch
 
 from lit_mult.config import RunConfig
 from lit_mult.errors import Interrupted
+from lit_mult.layout import find_records
+from lit_mult.method.plan import plan_run
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
-from lit_mult.nn.stack import member_state, stack
-from lit_mult.optim.stacked import StackedOptimizer
-from lit_mult.parametrization.plan import plan_run
-from lit_mult.record import RunRecord, find_records
+from lit_mult.schema import RunRecord
+from lit_mult.stacked.model import member_state, stack
+from lit_mult.stacked.optimizer import StackedOptimizer
+from lit_mult.stacked.run import Member, run_stack
 from lit_mult.study.job import Job
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.stack import run_jobs
@@ -35,7 +37,6 @@ from lit_mult.training import history
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.module import LitLlama
 from lit_mult.training.run import run
-from lit_mult.training.stack_run import Member, run_stack
 from lit_mult.training.trained import load_trained
 
 Tiny = Callable[..., RunConfig]

@@ -23,8 +23,10 @@ from test_recovery import outcomes, states
 from lit_mult.cli import main
 from lit_mult.config import RunConfig, flatten
 from lit_mult.errors import Interrupted, UserError
-from lit_mult.parametrization.stacking import MEMBER_FIELDS, share_a_key, stack_key
-from lit_mult.record import RunRecord, find_records
+from lit_mult.layout import find_records
+from lit_mult.schema import RunRecord
+from lit_mult.stacked.key import MEMBER_FIELDS, always_stackable, stack_key
+from lit_mult.stacked.size import asked_members, members_that_fit
 from lit_mult.study import lease as leases
 from lit_mult.study import machine
 from lit_mult.study import sweep as sweeping
@@ -32,13 +34,12 @@ from lit_mult.study.attempts import Attempts
 from lit_mult.study.executors import here, processes
 from lit_mult.study.executors import ray as ray_executor
 from lit_mult.study.folder import StudyFolder
-from lit_mult.study.job import Failed, Finished, Job, Message, Said, Taken
+from lit_mult.study.job import AlreadyClaimed, Failed, Finished, Job, LogMessage, Message
 from lit_mult.study.machine import Slot
 from lit_mult.study.progress import SweepProgress
 from lit_mult.study.queue import CellQueue, Counts, Ticket
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.stack import run_jobs
-from lit_mult.study.stack_size import asked_members, members_that_fit
 from lit_mult.study.storage import open_storage
 from lit_mult.study.sweep import check_cells, sweep
 from lit_mult.training import run
@@ -151,9 +152,9 @@ def test_members_differ_in_their_own_fields_alone(tiny: Tiny, fields: set[str], 
 
 
 def test_every_other_field_that_decides_keeps_runs_apart(tiny: Tiny) -> None:
-    decisive = set(flatten(tiny({"model.pretrained": "x", "model.final_norm": "frozen"}).decisive()))
-    own = {field for field in decisive if field.startswith(MEMBER_FIELDS)}
-    assert decisive - own - {"model.block_norms"} <= _SHARED.keys()  # a new field is to be decided upon
+    hashed_fields = set(flatten(tiny({"model.pretrained": "x", "model.final_norm": "frozen"}).hashed_fields()))
+    own = {field for field in hashed_fields if field.startswith(MEMBER_FIELDS)}
+    assert hashed_fields - own - {"model.block_norms"} <= _SHARED.keys()  # a new field is to be decided upon
 
     for field, value in _SHARED.items():
         assert stack_key(tiny({"parametrization.base_d_model": 16, field: value})) != stack_key(tiny()), field
@@ -190,9 +191,9 @@ def test_some_runs_train_by_themselves(tiny: Tiny, field: str, value: Any) -> No
 
 
 def test_whether_a_search_keeps_one_key_is_known_beforehand() -> None:
-    assert share_a_key(["optim.lr", "seed", "parametrization.forward.k_proj", "schedule.name", "model.z_loss"])
+    assert always_stackable(["optim.lr", "seed", "parametrization.forward.k_proj", "schedule.name", "model.z_loss"])
     for field in ("train.batch_size", "optim.eps", "multipliers", "placement.table", "parametrization.attention_scale"):
-        assert not share_a_key(["optim.lr", field])
+        assert not always_stackable(["optim.lr", field])
 
 
 # How many
@@ -239,9 +240,9 @@ def test_the_memory_of_a_worker(monkeypatch: pytest.MonkeyPatch, tiny: Tiny) -> 
     assert [shared.gpu_memory(), shared.gpu_memory()] == [50, 50]
     next(free)
     assert processes.ProcessExecutor([Slot(1), Slot(1)]).gpu_memory() is None
-    assert here.HereExecutor(tiny().trainer).gpu_memory() is None  # accelerator: cpu
+    assert here.InProcessExecutor(tiny().trainer).gpu_memory() is None  # accelerator: cpu
     monkeypatch.setattr(machine, "_gpus", lambda: ["0"])
-    executor = here.HereExecutor(tiny({"trainer.accelerator": "auto"}).trainer)
+    executor = here.InProcessExecutor(tiny({"trainer.accelerator": "auto"}).trainer)
     assert [executor.gpu_memory(), executor.gpu_memory()] == [100, 100]
 
 
@@ -279,7 +280,7 @@ def test_a_stack_has_as_many_members_as_asked_for_or_as_fit(
     sweep(spec, tmp_path / "asked", workers=0, vectorize=3)
     assert sizes(stacks) == [3, 3, 2, 3]  # and one by itself
     stacks.stacks.clear()
-    monkeypatch.setattr(here.HereExecutor, "gpu_memory", lambda self: 5_080_000)  # 80 % are 6.006 members
+    monkeypatch.setattr(here.InProcessExecutor, "gpu_memory", lambda self: 5_080_000)  # 80 % are 6.006 members
     sweep(spec, tmp_path / "auto", workers=0)
     assert sizes(stacks) == [6, 2, 4]
 
@@ -296,7 +297,7 @@ def test_a_search_that_learns_is_not_asked_for_everything_at_once(
     rates = {"low": 1e-3, "high": 1e-1, "log": True}
     budget = {"steps": 2, "batch_size": 4, "trials": 12}
     study = study_dict(arms={"muP": {}}, nuisance={"optim.lr": rates}, sampler=sampler, budget=budget)
-    monkeypatch.setattr(here.HereExecutor, "gpu_memory", lambda self: 10**12)
+    monkeypatch.setattr(here.InProcessExecutor, "gpu_memory", lambda self: 10**12)
     sweep(StudySpec.from_dict(study), tmp_path, workers=0)
     assert sizes(stacks) == expected
 
@@ -431,7 +432,7 @@ def test_a_stopped_stack_goes_on(stacks: SerialStacks, study_dict: MakeStudy, tm
         if index == 2:
             config = next(p for p in spec.points() if p.arm == "muP").cell({"optim.lr": 2**-8}, 1).config
             with pytest.raises(Interrupted):  # the third of the stack leaves a checkpoint
-                run.run(config, folder.work(cells[2]), should_stop=lambda: True, keep_checkpoint=False)
+                run.run(config, folder.cell(cells[2]).path, should_stop=lambda: True, keep_checkpoint=False)
             raise Interrupted
 
     stacks.before = stop
@@ -552,7 +553,9 @@ def jobs(tiny: Tiny, tmp_path: Path) -> list[Job]:
 
 
 def ends(messages: list[tuple[str, Message]]) -> dict[str, type]:
-    return {cell: type(message) for cell, message in messages if isinstance(message, Finished | Taken | Failed)}
+    return {
+        cell: type(message) for cell, message in messages if isinstance(message, Finished | AlreadyClaimed | Failed)
+    }
 
 
 def collect(jobs: list[Job], also: Callable[[str, Message], None] = lambda cell, message: None) -> list[Any]:
@@ -571,7 +574,7 @@ def test_cells_that_are_taken_or_done_drop_out(stacks: SerialStacks, jobs: list[
     collect(jobs[:1])
     held = Attempts(jobs[1].attempts).begin("c1", 0)
     assert held is not None
-    assert ends(collect(jobs)) == {"c0": Finished, "c1": Taken, "c2": Finished}
+    assert ends(collect(jobs)) == {"c0": Finished, "c1": AlreadyClaimed, "c2": Finished}
     assert stacks.stacks == []  # one was left
     held.close("stopped")
     for job in jobs:
@@ -603,7 +606,7 @@ def test_a_member_that_another_machine_has_taken_over_leaves_the_stack(
     monkeypatch.setattr(Attempts, "begin", begin)
     messages = collect(jobs, overtake)
 
-    assert ends(messages) == {"c0": Finished, "c1": Taken, "c2": Finished}
+    assert ends(messages) == {"c0": Finished, "c1": AlreadyClaimed, "c2": Finished}
     assert not jobs[1].record.exists()
     assert stacks.stacks == [["c0", "c1", "c2"], ["c0", "c2"]]
 
@@ -626,7 +629,7 @@ def test_what_a_worker_says_is_one_line(stacks: SerialStacks, jobs: list[Job]) -
         raise RuntimeError("kaput\nand more")
 
     stacks.before = fail
-    said = [message.line for _, message in collect(jobs) if isinstance(message, Said)]
+    said = [message.line for _, message in collect(jobs) if isinstance(message, LogMessage)]
     assert said == ["3 cells together failed (RuntimeError: kaput); one by one"]
 
 

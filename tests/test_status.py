@@ -41,7 +41,7 @@ def test_the_status_of_a_study_under_way(
         lease = folder.attempts.begin(cell, 0)
         assert lease is not None
         lease.close(outcome, "RuntimeError: out of luck")
-    checkpoints = folder.work(left[1]) / "checkpoints"
+    checkpoints = folder.cell(left[1]).path / "checkpoints"
     checkpoints.mkdir(parents=True)
     (checkpoints / "step=4.ckpt").write_bytes(b"PK\x05\x06" + bytes(18))  # an empty zip archive
     running = folder.attempts.begin(left[2], 0)

@@ -19,7 +19,8 @@ import pytest
 import yaml
 
 from lit_mult.errors import UserError
-from lit_mult.record import RunRecord, find_records
+from lit_mult.layout import find_records
+from lit_mult.schema import RunRecord
 from lit_mult.study import stack as stacks
 from lit_mult.study.job import Job
 from lit_mult.study.spec import StudySpec

@@ -23,7 +23,8 @@ from rich.console import Console
 
 from lit_mult.config import Experiment, RunConfig
 from lit_mult.errors import ConfigError, Interrupted, UserError
-from lit_mult.record import RunRecord, find_records
+from lit_mult.layout import find_records
+from lit_mult.schema import RunRecord
 from lit_mult.study import stack as stacks
 from lit_mult.study.files import load_study
 from lit_mult.study.folder import StudyFolder

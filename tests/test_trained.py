@@ -15,7 +15,7 @@ from lightning import Callback, Trainer
 from lit_mult.config import RunConfig
 from lit_mult.data.batches import validation_windows
 from lit_mult.errors import UserError
-from lit_mult.record import RunRecord
+from lit_mult.schema import RunRecord
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.module import LitLlama
 from lit_mult.training.run import run

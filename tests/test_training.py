@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_mult.config import RunConfig
 from lit_mult.errors import Interrupted, UserError
-from lit_mult.record import RunRecord
+from lit_mult.schema import RunRecord
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.run import run
 
@@ -118,12 +118,18 @@ def test_weights_are_kept_on_the_way(tiny: Tiny, tmp_path: Path) -> None:
     run(keeping, tmp_path / "a")
     run(tiny({"train.eval_every": 8}), tmp_path / "b")
     folder = RunFolder(tmp_path / "a")
-    assert {path.name for path in folder.kept(4).parent.iterdir()} == {"step=4.ckpt", "step=8.ckpt"}  # 12 is the end
-    kept = torch.load(folder.kept(4), weights_only=True)
+    assert {path.name for path in folder.kept_checkpoint(4).parent.iterdir()} == {
+        "step=4.ckpt",
+        "step=8.ckpt",
+    }  # 12 is the end
+    kept = torch.load(folder.kept_checkpoint(4), weights_only=True)
     assert kept["global_step"] == 4
     assert "optimizer_states" not in kept
     assert RunFolder(tmp_path / "b").checkpoints.joinpath("kept").exists() is False
-    states = [torch.load(path, weights_only=True)["state_dict"] for path in (folder.kept(4), folder.final_checkpoint)]
+    states = [
+        torch.load(path, weights_only=True)["state_dict"]
+        for path in (folder.kept_checkpoint(4), folder.final_checkpoint)
+    ]
     assert not all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
@@ -314,7 +320,7 @@ def test_a_torn_checkpoint_is_passed_over_and_a_damaged_config_is_named(tiny: Ti
 
 
 def test_a_run_killed_while_it_claimed_its_folder_can_be_started_again(tiny: Tiny, tmp_path: Path) -> None:
-    (tmp_path / ".config.json").write_text('{"config": {"mod')
+    (tmp_path / ".config.json.0a1b").write_text('{"config": {"mod')
 
     assert run(tiny(), tmp_path).status == "completed"
-    assert not (tmp_path / ".config.json").exists()
+    assert not list(tmp_path.glob(".config.json*"))

@@ -11,10 +11,10 @@ import pytest
 
 from lit_mult.config import RunConfig
 from lit_mult.errors import UserError
-from lit_mult.parametrization.plan import plan_run
-from lit_mult.parametrization.presets import RoleMultipliers, apply_preset, load_preset
-from lit_mult.record import CellInfo, RunRecord
-from lit_mult.roles import Role
+from lit_mult.method.plan import plan_run
+from lit_mult.method.presets import RoleMultipliers, apply_preset, load_preset
+from lit_mult.registry.roles import Role
+from lit_mult.schema import CellInfo, RunRecord
 from lit_mult.study.tuning import tuned_preset
 
 Q_LR, Q_WD, K_FORWARD = (

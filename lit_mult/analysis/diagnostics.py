@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from lit_mult.diagnostics.keys import COLUMNS
 from lit_mult.errors import UserError
-from lit_mult.readings import COLUMNS, DIAGNOSTICS_NAME, find_diagnostics
+from lit_mult.layout import cell_name, find_diagnostics
 
 
 def load_diagnostics(folder: Path | str) -> pd.DataFrame:
@@ -38,6 +39,5 @@ def _read(path: Path, folder: Path) -> pd.DataFrame:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
     if tuple(frame.columns) != COLUMNS:
         raise UserError(f"{path}: damaged, its columns are {', '.join(map(str, frame.columns))}")
-    whole = path.name == DIAGNOSTICS_NAME
-    frame.insert(0, "cell", path.relative_to(folder).parent.as_posix() if whole else path.stem)
+    frame.insert(0, "cell", cell_name(path, folder))
     return frame.astype({"layer": "Int64"})

@@ -13,9 +13,9 @@ import pandas as pd
 
 from lit_mult.config import MultiplierKind, ParametrizationConfig
 from lit_mult.errors import UserError
-from lit_mult.record import SCHEMA_VERSION, find_records
+from lit_mult.layout import StudyPaths, find_records
+from lit_mult.schema import SCHEMA_VERSION
 
-STUDY_NAME = "study.json"
 NEUTRAL = ParametrizationConfig().preset
 """The preset in which every multiplier is 1: nothing of it was tuned."""
 PRESET = "parametrization.preset"
@@ -67,7 +67,7 @@ def read_study(folder: Path | str) -> Study | None:
     Raises:
         UserError: study.json is damaged.
     """
-    path = Path(folder) / STUDY_NAME
+    path = StudyPaths(Path(folder)).plan
     if not path.exists():
         return None
     data = _read_json(path)

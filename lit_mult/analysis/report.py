@@ -20,7 +20,7 @@ from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import Study, load_records, read_study
 from lit_mult.config import Experiment, flatten
 from lit_mult.errors import UserError
-from lit_mult.record import RunRecord
+from lit_mult.schema import RunRecord
 
 _BY_ROLE = re.compile(r"(parametrization\.(?:forward|lr|weight_decay))(?:\.(\w+))?")
 

@@ -19,7 +19,8 @@ from lit_mult.analysis.bootstrap import Floats
 from lit_mult.analysis.crossed import Crossed, crossed
 from lit_mult.analysis.frame import best_rates, optimizer_name
 from lit_mult.errors import UserError
-from lit_mult.record import EvaluationRecord, find_evaluations
+from lit_mult.layout import find_evaluations
+from lit_mult.schema import EvaluationRecord
 
 KNOWLEDGE, REASONING, AVERAGE = "knowledge", "reasoning", "average"
 AVERAGES = (KNOWLEDGE, REASONING, AVERAGE)

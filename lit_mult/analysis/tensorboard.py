@@ -7,7 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lit_mult.record import EvaluationRecord, RunRecord, find_evaluations, find_records
+from lit_mult.layout import find_evaluations, find_records
+from lit_mult.schema import EvaluationRecord, RunRecord
 
 FOLDER = "tensorboard"
 

@@ -16,7 +16,7 @@ def lint_placement(arguments: Sequence[str]) -> int:
     named = bool(arguments) and not arguments[0].startswith("-")
     config = read_run_config(parser.parse_args(["--config", *arguments] if named else list(arguments)).as_dict())
 
-    from lit_mult.parametrization.redundancy import drifts, redundancies, table
+    from lit_mult.method.redundancy import drifts, redundancies, table
 
     found = redundancies(config, vocab_size(config))
     if not found:
@@ -44,9 +44,9 @@ def brownian(arguments: Sequence[str]) -> int:
     import pandas as pd
 
     from lit_mult.analysis.tables import to_csv
-    from lit_mult.noise_band import TOLERANCE
-    from lit_mult.optim.brownian import MAX_DIM
-    from lit_mult.training.trapped import compare
+    from lit_mult.diagnostics.brownian import MAX_DIM
+    from lit_mult.diagnostics.noise_band import TOLERANCE
+    from lit_mult.diagnostics.trapped import compare
 
     reference = compare(folder, namespace.max_dim or MAX_DIM, namespace.tolerance or TOLERANCE)
     table: list[tuple[str, ...]] = [("parameter", "role", "norm", "noise", "balance", "moved / noise", "verdict")]
@@ -90,8 +90,8 @@ def coord_check(arguments: Sequence[str]) -> int:
     from lit_mult.analysis.exponents import coordinate_check, exponents
     from lit_mult.analysis.style import save
     from lit_mult.analysis.tables import to_csv
-    from lit_mult.parametrization.expectations import expected_exponent
-    from lit_mult.training.coordinates import measure
+    from lit_mult.diagnostics.coordinates import measure
+    from lit_mult.method.expectations import expected_exponent
 
     measured = []
     for row in measure(config, widths, range(config.seed, config.seed + seeds), steps):

@@ -68,7 +68,7 @@ def vocab_size(config: RunConfig) -> int:
 def read_run_config(namespace: dict[str, Any]) -> RunConfig:
     """The config that parsed options make, a preset's numbers and a pretrained folder's hash written into it."""
     from lit_mult.config import RunConfig
-    from lit_mult.parametrization.presets import inlined
+    from lit_mult.method.presets import inlined
 
     namespace.pop("config", None)
     config = inlined(RunConfig.from_dict(namespace))

@@ -51,9 +51,9 @@ def parameters(arguments: Sequence[str]) -> int:
 
     import torch
 
+    from lit_mult.method.plan import plan_run
     from lit_mult.nn.llama import Llama
     from lit_mult.optim.groups import plan_parameters
-    from lit_mult.parametrization.plan import plan_run
 
     plan = plan_run(config, vocab_size(config))
     with torch.device("meta"):

@@ -33,9 +33,9 @@ def evaluate(arguments: Sequence[str]) -> int:
     namespace = parser.parse_args(list(arguments)).as_dict()
     path, best, along = Path(namespace.pop("path")), namespace.pop("best"), namespace.pop("along")
 
-    from lit_mult.downstream.evaluate import Options, evaluate_all
-    from lit_mult.downstream.runs import find_runs, home
-    from lit_mult.downstream.suites import load_suite
+    from lit_mult.evaluation.evaluate import Options, evaluate_all
+    from lit_mult.evaluation.runs import find_runs, home
+    from lit_mult.evaluation.suites import load_suite
 
     runs = find_runs(path, best=best)
     suite = load_suite(namespace.pop("tasks"), namespace.pop("include_path"))
@@ -51,7 +51,7 @@ def tasks(arguments: Sequence[str]) -> int:
     parser.add_argument("folder", type=str, help="folder to write; new or empty")
     namespace = parser.parse_args(list(arguments))
 
-    from lit_mult.downstream.suites import write_mini
+    from lit_mult.evaluation.suites import write_mini
 
     print(f"mini ({write_mini(Path(namespace.folder))}): lm_eval --include_path {namespace.folder} --tasks mini ...")
     return 0

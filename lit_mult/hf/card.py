@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lit_mult.config import RunConfig, split_pin
 from lit_mult.hf.agreement import Agreement
-from lit_mult.record import RunRecord
+from lit_mult.schema import RunRecord
 
 _CARD = """\
 ---

@@ -26,7 +26,7 @@ from lit_mult.hf.tokenizer import write_tokenizer
 from lit_mult.hf.weights import hf_weights, write_weights
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.merging import merged
-from lit_mult.record import RunRecord
+from lit_mult.schema import RunRecord
 
 ExportType = Literal["float32", "bfloat16"]
 

@@ -15,9 +15,9 @@ from lit_mult.data.tokenizers import ByteTokenizer, load_tokenizer
 from lit_mult.errors import ConfigError
 from lit_mult.hf.architecture import first_difference, read_architecture
 from lit_mult.hf.weights import content_hash, hf_name, read_weights
+from lit_mult.method.plan import MatrixPlan, RunPlan
 from lit_mult.nn.llama import Llama, RMSNorm
 from lit_mult.nn.multipliers import MultipliedMatrix
-from lit_mult.parametrization.plan import MatrixPlan, RunPlan
 
 _PLAIN_SCALE = "1/sqrt(head_dim)"
 

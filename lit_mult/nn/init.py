@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from lit_mult.method.plan import RunPlan
 from lit_mult.nn.llama import RMSNorm
 from lit_mult.nn.multipliers import MultipliedMatrix
-from lit_mult.parametrization.plan import RunPlan
 
 
 @torch.no_grad()

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_mult.config import ModelConfig, NormKind
+from lit_mult.method.plan import RunPlan
 from lit_mult.nn.functional import linear, pair_rotary_rows, rms_norm, rotary_table, rotate_qkv, swiglu
 from lit_mult.nn.kv_cache import KVCache, LayerCache
 from lit_mult.nn.multipliers import MultipliedEmbedding, MultipliedLinear
-from lit_mult.parametrization.plan import RunPlan
-from lit_mult.roles import Role
+from lit_mult.registry.roles import Role
 
 
 class RMSNorm(nn.Module):

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lit_mult.method.placement import Axis
+from lit_mult.method.plan import MatrixPlan
 from lit_mult.nn.functional import embedding, linear
-from lit_mult.parametrization.plan import MatrixPlan
-from lit_mult.placement import Axis
 
 
 def effective_weight(

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from lit_mult.method.plan import RunPlan
 from lit_mult.nn.llama import RMSNorm
 from lit_mult.nn.multipliers import MultipliedMatrix
-from lit_mult.parametrization.plan import RunPlan
-from lit_mult.roles import Role
+from lit_mult.registry.roles import Role
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from lit_mult.errors import ConfigError, UserError
-from lit_mult.parametrization.presets import load_preset
+from lit_mult.method.presets import load_preset
 from lit_mult.study.spec import StudySpec
 
 

@@ -1,13 +1,4 @@
-"""The results folder of a study: study.json, records/, the Optuna journal, and what belongs to work under way.
-
-study.json      the plan
-records/        one JSON file a finished cell: the truth, from which all else can be rebuilt
-diagnostics/    one parquet file a cell, where the study asks for them (train.diagnostics)
-cells/          run folders of unfinished cells, with their checkpoints
-attempts/       who is or was at work on which unfinished cell
-sweeps/         sweeps that are running on the folder, on this machine or another
-optuna.journal  Optuna's trials, unless another storage was named
-"""
+"""The results folder of a study: whose it is, its finished cells, and the sweeps that are running on it."""
 
 from __future__ import annotations
 
@@ -17,46 +8,25 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_mult import atomic
 from lit_mult.config import differences
 from lit_mult.errors import ConfigError, UserError
-from lit_mult.readings import DIAGNOSTICS
-from lit_mult.record import RunRecord
+from lit_mult.layout import StudyPaths
+from lit_mult.schema import RunRecord
 from lit_mult.study.attempts import Attempts
 from lit_mult.study.lease import Lease, is_alive
 from lit_mult.study.spec import StudySpec, canonical
-from lit_mult.training.folder import RunFolder
 
 
-@dataclass(frozen=True)
-class StudyFolder:
-    """Where a study keeps what it has found. Sweeps on several machines may share it."""
-
-    path: Path
-
-    @property
-    def plan(self) -> Path:
-        return self.path / "study.json"
-
-    @property
-    def journal(self) -> Path:
-        return self.path / "optuna.journal"
+class StudyFolder(StudyPaths):
+    """The files of a study, and who works on them. Sweeps on several machines may share it."""
 
     @property
     def attempts(self) -> Attempts:
-        return Attempts(self.path / "attempts")
-
-    def record(self, cell_id: str) -> Path:
-        return self.path / "records" / f"{cell_id}.json"
-
-    def diagnostics(self, cell_id: str) -> Path:
-        return self.path / DIAGNOSTICS / f"{cell_id}.parquet"
-
-    def work(self, cell_id: str) -> Path:
-        return self.path / "cells" / cell_id
+        return Attempts(self.attempts_folder)
 
     def finished(self, cell_id: str) -> RunRecord | None:
         """The record of a cell, if it has one. A damaged one is set aside (as *.damaged): the cell has none then."""
@@ -71,9 +41,9 @@ class StudyFolder:
 
     def clear(self, cell_id: str) -> None:
         """Remove what a finished cell has left, if its process was killed right after it had written the record."""
-        work = self.work(cell_id)
-        if not (RunFolder(work).final_checkpoint.exists() or (work / "tensorboard").exists()):
-            shutil.rmtree(work, ignore_errors=True)
+        run = self.cell(cell_id)
+        if not (run.final_checkpoint.exists() or run.tensorboard.exists()):
+            shutil.rmtree(run.path, ignore_errors=True)
         self.attempts.clear(cell_id)
 
     @contextmanager
@@ -126,10 +96,8 @@ class StudyFolder:
             "id": held.get("id") or secrets.token_hex(6),
         }
         if plan != held:
-            scratch = self.plan.with_name(".study.json")
             try:
-                scratch.write_text(json.dumps(plan, indent=1))
-                scratch.replace(self.plan)
+                atomic.write_text(self.plan, json.dumps(plan, indent=1))
             except OSError as error:
                 raise UserError(f"{self.plan}: cannot be written ({error.strerror})") from None
         return str(plan["id"])
@@ -143,19 +111,19 @@ class StudyFolder:
         try:
             return Lease(self.sweep(secrets.token_hex(4)), {})
         except OSError as error:
-            raise UserError(f"{self.path / 'sweeps'}: cannot be written ({error.strerror})") from None
+            raise UserError(f"{self.sweeps_folder}: cannot be written ({error.strerror})") from None
 
     def sweep(self, name: str) -> Path:
         """The lease of a sweep."""
-        return self.path / "sweeps" / f"{name}.json"
+        return self.sweeps_folder / f"{name}.json"
 
     def running_sweeps(self) -> list[Path]:
         """Leases of the sweeps that are running."""
-        return [path for path in sorted((self.path / "sweeps").glob("[!.]*.json")) if is_alive(path)]
+        return [path for path in sorted(self.sweeps_folder.glob("[!.]*.json")) if is_alive(path)]
 
     def remove_dead_sweeps(self) -> None:
         """Remove the leases that killed sweeps have left."""
-        for path in set((self.path / "sweeps").glob("[!.]*.json")) - set(self.running_sweeps()):
+        for path in set(self.sweeps_folder.glob("[!.]*.json")) - set(self.running_sweeps()):
             path.unlink(missing_ok=True)
 
     def spec(self) -> StudySpec:

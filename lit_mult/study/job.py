@@ -11,7 +11,8 @@ from typing import Any, Self
 
 from lit_mult.config import RunConfig
 from lit_mult.errors import Interrupted, UserError
-from lit_mult.record import CellInfo, RunRecord
+from lit_mult.layout import step_of
+from lit_mult.schema import CellInfo, RunRecord
 from lit_mult.study.attempts import Attempts
 from lit_mult.study.lease import Lease
 from lit_mult.training.folder import RunFolder
@@ -61,12 +62,12 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Taken:
+class AlreadyClaimed:
     """Somebody else is at work on the cell."""
 
 
 @dataclass(frozen=True)
-class Said:
+class LogMessage:
     """A line for whoever watches the sweep."""
 
     line: str
@@ -84,12 +85,12 @@ class Failed:
     trace: str = ""
 
 
-Message = Progress | Evaluated | Said | Finished | Taken | Failed
-Outcome = Finished | Taken | Failed
+Message = Progress | Evaluated | LogMessage | Finished | AlreadyClaimed | Failed
+Outcome = Finished | AlreadyClaimed | Failed
 
 
 @dataclass(frozen=True)
-class UnderWay:
+class ActiveAttempt:
     """An attempt at a cell that this process is making."""
 
     job: Job
@@ -101,11 +102,11 @@ class UnderWay:
         attempts = Attempts(job.attempts)
         checkpoint = RunFolder(job.work).newest_checkpoint()
         try:
-            lease = attempts.begin(job.id, RunFolder.step(checkpoint) if checkpoint else 0)
+            lease = attempts.begin(job.id, step_of(checkpoint) if checkpoint else 0)
         except OSError as error:
             return Failed(f"{job.attempts}: cannot be written ({error.strerror})", bad_input=True)
         if lease is None:
-            return Taken()
+            return AlreadyClaimed()
         begun = cls(job, lease)
         if job.record.is_file():  # finished between being handed out and being begun
             return begun.finished(RunRecord.read(job.record))
@@ -147,11 +148,11 @@ def run_job(job: Job, post: Callable[[Message], bool], stop: Callable[[], bool] 
         post: takes the messages on the way; its answer to `Evaluated` is whether the cell is to be pruned.
         stop: asked after every step whether to write a checkpoint and leave.
     """
-    begun = UnderWay.begin(job)
-    return run_begun(begun, post, stop) if isinstance(begun, UnderWay) else begun
+    begun = ActiveAttempt.begin(job)
+    return run_begun(begun, post, stop) if isinstance(begun, ActiveAttempt) else begun
 
 
-def run_begun(begun: UnderWay, post: Callable[[Message], bool], stop: Callable[[], bool]) -> Outcome:
+def run_begun(begun: ActiveAttempt, post: Callable[[Message], bool], stop: Callable[[], bool]) -> Outcome:
     """Run one cell whose attempt has begun; see `run_job`."""
     from lit_mult.training.run import run
 
@@ -175,7 +176,7 @@ def run_begun(begun: UnderWay, post: Callable[[Message], bool], stop: Callable[[
     except (Interrupted, KeyboardInterrupt, BrokenPipeError, EOFError) as error:
         begun.stopped()
         if isinstance(error, Interrupted) and lease.lost and not stop():
-            return Taken()
+            return AlreadyClaimed()
         raise
     except Exception as error:
         return begun.failed(error)

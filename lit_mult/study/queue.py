@@ -26,8 +26,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lit_mult.config import RunConfig
 from lit_mult.errors import UserError
-from lit_mult.parametrization.stacking import share_a_key, stack_key
-from lit_mult.record import RunRecord
+from lit_mult.schema import RunRecord
+from lit_mult.stacked.key import always_stackable, stack_key
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.grids import grid_values, next_rate
 from lit_mult.study.lease import LEASE_SECONDS, is_alive
@@ -143,7 +143,9 @@ class CellQueue:
             elif study.user_attrs.get(_FOLDER, identity) != identity:
                 raise UserError(f"--storage: holds {name} of another results folder; name another, or that --out")
             config = point.first_cell().config
-            search = _Search(point, study, cost(config), stack_key(config) if share_a_key(point.nuisance) else None)
+            search = _Search(
+                point, study, cost(config), stack_key(config) if always_stackable(point.nuisance) else None
+            )
             self._reconcile(search)
             self._searches.append(search)
         # The most expensive cells first, so that no long one is left over at the end.

@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lit_mult.config import OPEN_FIELDS, Experiment, RunConfig, config_error
 from lit_mult.errors import ConfigError
-from lit_mult.parametrization.presets import Preset, apply_preset
-from lit_mult.parametrization.search_space import neutral, search_space
-from lit_mult.record import CellInfo
+from lit_mult.method.presets import Preset, apply_preset
+from lit_mult.method.search_space import neutral, search_space
+from lit_mult.schema import CellInfo
 from lit_mult.study.grids import Distribution, Grid, grid_values
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
@@ -317,7 +317,7 @@ class Cell:
 def canonical(spec: StudySpec) -> dict[str, Any]:
     """What decides the outcome of a study, as plain values: without what is shown or kept of it."""
     data = spec.model_dump(mode="json", exclude={"title", "experiment", "keep_checkpoints", "base"})
-    return data | {"base": spec.base_config.decisive()}
+    return data | {"base": spec.base_config.hashed_fields()}
 
 
 _SET_BY_THE_STUDY = {"seed": "seeds", "train.steps": "budget.steps", "train.batch_size": "budget.batch_size"}

@@ -8,9 +8,20 @@ from functools import partial
 
 from lit_mult.config import RunConfig
 from lit_mult.errors import Interrupted, UserError
-from lit_mult.record import CellInfo, RunRecord
+from lit_mult.schema import CellInfo, RunRecord
 from lit_mult.study.attempts import Attempts
-from lit_mult.study.job import Evaluated, Job, Message, Progress, Said, Taken, UnderWay, reason_of, run_begun, run_job
+from lit_mult.study.job import (
+    ActiveAttempt,
+    AlreadyClaimed,
+    Evaluated,
+    Job,
+    LogMessage,
+    Message,
+    Progress,
+    reason_of,
+    run_begun,
+    run_job,
+)
 
 Post = Callable[[str, Message], bool]
 """Takes the id of a cell and a message about it; its answer to `Evaluated` is whether the cell is to be pruned."""
@@ -45,12 +56,12 @@ def _is_suspect(job: Job) -> bool:
 def _run_stack(jobs: Sequence[Job], post: Post, stop: Callable[[], bool]) -> None:
     import torch
 
-    begun = {job.id: UnderWay.begin(job) for job in jobs}
-    stack = {cell: one for cell, one in begun.items() if isinstance(one, UnderWay)}
+    begun = {job.id: ActiveAttempt.begin(job) for job in jobs}
+    stack = {cell: one for cell, one in begun.items() if isinstance(one, ActiveAttempt)}
     left: list[list[Job]] = []
     try:
         for cell, outcome in begun.items():
-            if not isinstance(outcome, UnderWay):
+            if not isinstance(outcome, ActiveAttempt):
                 post(cell, outcome)
         _train(stack, post, stop)
     except (Interrupted, KeyboardInterrupt, BrokenPipeError, EOFError) as error:
@@ -59,7 +70,7 @@ def _run_stack(jobs: Sequence[Job], post: Post, stop: Callable[[], bool]) -> Non
         if not (isinstance(error, Interrupted) and lost and not stop()):
             raise
         for cell in lost:
-            post(cell, Taken())
+            post(cell, AlreadyClaimed())
             del stack[cell]
         left = [_jobs(stack)]
     except torch.OutOfMemoryError as error:
@@ -82,14 +93,14 @@ def _run_stack(jobs: Sequence[Job], post: Post, stop: Callable[[], bool]) -> Non
         run_jobs(part, post, stop)
 
 
-def _train(stack: dict[str, UnderWay], post: Post, stop: Callable[[], bool]) -> None:
+def _train(stack: dict[str, ActiveAttempt], post: Post, stop: Callable[[], bool]) -> None:
     """Train the cells of a stack, and take each out of it that has its record."""
     if len(stack) < 2:
         for cell in list(stack):
             post(cell, run_begun(stack.pop(cell), partial(post, cell), stop))
         return
 
-    from lit_mult.training.stack_run import Member, run_stack
+    from lit_mult.stacked.run import Member, run_stack
 
     cells, jobs = list(stack), _jobs(stack)
     members = [
@@ -124,15 +135,15 @@ def _train(stack: dict[str, UnderWay], post: Post, stop: Callable[[], bool]) -> 
         finish(index, record)
 
 
-def _jobs(stack: dict[str, UnderWay]) -> list[Job]:
+def _jobs(stack: dict[str, ActiveAttempt]) -> list[Job]:
     return [one.job for one in stack.values()]
 
 
-def _stop_all(stack: dict[str, UnderWay], reason: str = "") -> None:
+def _stop_all(stack: dict[str, ActiveAttempt], reason: str = "") -> None:
     for one in stack.values():
         one.stopped(reason)
 
 
-def _say(stack: dict[str, UnderWay], line: str, post: Post) -> None:
+def _say(stack: dict[str, ActiveAttempt], line: str, post: Post) -> None:
     if stack:
-        post(next(iter(stack)), Said(line))
+        post(next(iter(stack)), LogMessage(line))

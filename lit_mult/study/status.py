@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from lit_mult.layout import step_of
 from lit_mult.study.attempts import Attempt
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.lease import read_lease
@@ -77,8 +78,8 @@ def study_status(folder: Path | str, retries: int) -> StudyStatus:
         elif reason := attempts.given_up(cell, retries):
             failed[cell] = reason
         else:
-            checkpoint = RunFolder(study.work(cell)).newest_checkpoint()
-            interrupted[cell] = RunFolder.step(checkpoint) if checkpoint else 0
+            checkpoint = RunFolder(study.cell(cell).path).newest_checkpoint()
+            interrupted[cell] = step_of(checkpoint) if checkpoint else 0
     sweeps = [read_lease(path) for path in study.running_sweeps()]
     return StudyStatus(
         folder=study.path,

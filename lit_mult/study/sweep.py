@@ -17,20 +17,20 @@ from typing import Literal
 from lit_mult.data.batches import TrainWindows, validation_windows
 from lit_mult.data.cache import prepare
 from lit_mult.errors import Interrupted, UserError
-from lit_mult.parametrization.plan import plan_run
+from lit_mult.method.plan import plan_run
+from lit_mult.stacked.size import MOST_SUGGESTIONS, asked_members, members_that_fit
 from lit_mult.study.attempts import RETRIES
 from lit_mult.study.executors.base import Executor
-from lit_mult.study.executors.here import HereExecutor
-from lit_mult.study.executors.processes import ProcessExecutor
+from lit_mult.study.executors.in_process import InProcessExecutor
+from lit_mult.study.executors.local import ProcessExecutor
 from lit_mult.study.executors.ray import RayExecutor
 from lit_mult.study.folder import StudyFolder
-from lit_mult.study.job import Evaluated, Failed, Finished, Job, Message, Progress, Said, Taken
+from lit_mult.study.job import AlreadyClaimed, Evaluated, Failed, Finished, Job, LogMessage, Message, Progress
 from lit_mult.study.machine import slots
 from lit_mult.study.progress import SweepProgress
 from lit_mult.study.queue import CellQueue, Ticket, cost
 from lit_mult.study.sampling import make_pruner
 from lit_mult.study.spec import StudySpec
-from lit_mult.study.stack_size import MOST_SUGGESTIONS, asked_members, members_that_fit
 from lit_mult.study.storage import failing_in_one_line, open_storage
 
 ExecutorName = Literal["local", "ray"]
@@ -139,7 +139,7 @@ def _executor(name: ExecutorName, workers: int | None, address: str | None, spec
     if address is not None and name != "ray":
         raise UserError(f"--address {address}: needs --executor ray")
     if workers == 0:
-        return HereExecutor(spec.base_config.trainer)
+        return InProcessExecutor(spec.base_config.trainer)
     if name == "ray":
         return RayExecutor(workers, cells, spec.base_config.trainer, address)
     shares = slots(workers, cells, spec.base_config.trainer)
@@ -273,7 +273,7 @@ class _Sweep:
             config=config.to_dict(),
             cell=cell.info.model_dump(),
             attempts=self.folder.attempts.folder,
-            work=self.folder.work(cell.id),
+            work=self.folder.cell(cell.id).path,
             record=self.folder.record(cell.id),
             diagnostics=self.folder.diagnostics(cell.id),
             keep_checkpoint=self.spec.keep_checkpoints,
@@ -286,11 +286,11 @@ class _Sweep:
             self.progress.stepped(cell, message.step, message.loss)
         elif isinstance(message, Evaluated):
             return started.ticket.should_prune(message.curve)
-        elif isinstance(message, Said):
+        elif isinstance(message, LogMessage):
             self.progress.say(message.line)
         else:
             del self._busy[cell]
-            if isinstance(message, Taken):
+            if isinstance(message, AlreadyClaimed):
                 self.progress.ended(cell)
                 self._leave_alone(started.ticket)
             elif isinstance(message, Finished):

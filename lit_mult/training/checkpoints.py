@@ -94,7 +94,7 @@ class Checkpoints(Callback):
             return
         if self.config.keep_every and step % self.config.keep_every == 0:
             for folder in self.folders(trainer):
-                save_checkpoint(trainer, folder.kept(step), weights_only=True)
+                save_checkpoint(trainer, folder.kept_checkpoint(step), weights_only=True)
         requested = self._requested or (self.should_stop is not None and self.should_stop())
         if trainer.world_size > 1:  # the processes must agree, which costs a round trip: now and then will do
             on_pace = step % self.config.log_every == 0

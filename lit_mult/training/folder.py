@@ -1,56 +1,21 @@
-"""The folder of one run: config.json from the start, checkpoints/ on the way, record.json at the end.
-
-A run that was asked for diagnostics leaves diagnostics.parquet beside the record.
-"""
+"""The folder of one run: whose it is, whether it has finished, and the checkpoint to resume from."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
+from lit_mult import atomic
 from lit_mult.config import RunConfig, differences
 from lit_mult.errors import ConfigError, UserError
-from lit_mult.readings import DIAGNOSTICS_NAME
-from lit_mult.record import RECORD_NAME, RunRecord
-
-CONFIG_NAME = "config.json"
+from lit_mult.layout import RunPaths, step_of
+from lit_mult.schema import RunRecord
 
 
-@dataclass(frozen=True)
-class RunFolder:
-    """Where a run keeps its files, and whose they are."""
-
-    path: Path
-
-    @property
-    def record(self) -> Path:
-        return self.path / RECORD_NAME
-
-    @property
-    def diagnostics(self) -> Path:
-        return self.path / DIAGNOSTICS_NAME
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def final_checkpoint(self) -> Path:
-        return self.checkpoints / "final.ckpt"
-
-    def checkpoint(self, step: int) -> Path:
-        return self.checkpoints / f"step={step}.ckpt"
-
-    def kept(self, step: int) -> Path:
-        """Weights at a step of a run that keeps them on the way (`train.keep_every`)."""
-        return self.checkpoints / "kept" / f"step={step}.ckpt"
-
-    def kept_steps(self) -> list[int]:
-        """Optimizer steps at which checkpoints were kept, in order."""
-        return sorted(self.step(path) for path in self.kept(0).parent.glob("step=*.ckpt"))
+class RunFolder(RunPaths):
+    """The files of a run, and whose they are."""
 
     def find_record(self) -> RunRecord | None:
         """The record of the run, which for a cell lies with those of its study; None when the run has none.
@@ -58,11 +23,8 @@ class RunFolder:
         Raises:
             UserError: the record is damaged.
         """
-        places = [self.record]
-        here = self.path.absolute()
-        if here.parent.name == "cells":
-            places.append(here.parents[1] / "records" / f"{here.name}.json")
-        return next((RunRecord.read(path) for path in places if path.is_file()), None)
+        path = self.record if self.study is None else self.study.record(self.path.name)
+        return RunRecord.read(path) if path.is_file() else None
 
     def finished(self, config: RunConfig, corpus_hash: str) -> RunRecord | None:
         """The record of this run, if it has finished; nothing is written.
@@ -72,19 +34,20 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path}: is a file; name a folder")
-        if self._config.is_file():
+        if self.config.is_file():
             try:
                 held, held_corpus = self.held()
             except UserError as error:
                 raise UserError(f"{error}; name a new folder") from None
             if held.hash != config.hash or held_corpus != corpus_hash:
                 changes = differences(
-                    held.decisive() | {"corpus_hash": held_corpus}, config.decisive() | {"corpus_hash": corpus_hash}
+                    held.hashed_fields() | {"corpus_hash": held_corpus},
+                    config.hashed_fields() | {"corpus_hash": corpus_hash},
                 )
                 raise UserError(f"--out {self.path}: holds another run ({changes}); name a new folder")
             return RunRecord.read(self.record) if self.record.is_file() else None
-        # A run that was killed while it claimed the folder leaves the scratch file and nothing else.
-        if self.path.is_dir() and any(path != self._scratch for path in self.path.iterdir()):
+        # A run that was killed while it claimed the folder leaves a hidden file and nothing else.
+        if self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
             raise UserError(f"--out {self.path}: is not empty and holds no run; name a new folder")
         return None
 
@@ -94,13 +57,13 @@ class RunFolder:
         Raises:
             UserError: the folder holds no run, or what says which is damaged.
         """
-        if not self._config.is_file():
-            raise UserError(f"{self.path}: not the folder of a run, there is no {CONFIG_NAME} in it")
+        if not self.config.is_file():
+            raise UserError(f"{self.path}: not the folder of a run, there is no {self.config.name} in it")
         try:
-            held = json.loads(self._config.read_text())
+            held = json.loads(self.config.read_text())
             return RunConfig.from_dict(held["config"]), str(held["corpus_hash"])
         except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
-            raise UserError(f"{self._config}: damaged, not the config of a run ({error})") from None
+            raise UserError(f"{self.config}: damaged, not the config of a run ({error})") from None
 
     def claim(self, config: RunConfig, corpus_hash: str) -> None:
         """Make the folder this run's.
@@ -109,23 +72,15 @@ class RunFolder:
             UserError: the folder cannot be written.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._scratch.write_text(json.dumps({"config": config.to_dict(), "corpus_hash": corpus_hash}, indent=1))
-            self._scratch.replace(self._config)
+            held = {"config": config.to_dict(), "corpus_hash": corpus_hash}
+            atomic.remove_scratch(self.config)
+            atomic.write_text(self.config, json.dumps(held, indent=1))
         except OSError as error:
             raise UserError(f"--out {self.path}: cannot be written ({error.strerror})") from None
 
-    @property
-    def _config(self) -> Path:
-        return self.path / CONFIG_NAME
-
-    @property
-    def _scratch(self) -> Path:
-        return self.path / f".{CONFIG_NAME}"
-
     def newest_checkpoint(self) -> Path | None:
         """The checkpoint to go on from."""
-        return max(self.resumable(), key=self.step, default=None)
+        return max(self.resumable(), key=step_of, default=None)
 
     def resumable(self) -> list[Path]:
         """Checkpoints of a run under way; a torn one, whose zip archive has no end, is not among them."""
@@ -144,11 +99,6 @@ class RunFolder:
             checkpoint.unlink(missing_ok=True)
         if not keep_final:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
-
-    @staticmethod
-    def step(checkpoint: Path) -> int:
-        """Optimizer steps done at a checkpoint."""
-        return int(checkpoint.stem.partition("=")[2])
 
 
 def _has_an_end(archive: Path) -> bool:

@@ -10,8 +10,8 @@ import torch
 from lit_mult.config import RunConfig
 from lit_mult.data.cache import TokenizedCorpus
 from lit_mult.optim.groups import ParameterPlan
-from lit_mult.record import CellInfo, RunRecord
-from lit_mult.roles import Role
+from lit_mult.registry.roles import Role
+from lit_mult.schema import CellInfo, RunRecord
 from lit_mult.training import provenance
 from lit_mult.training.curves import Curves
 

@@ -15,12 +15,13 @@ from lit_mult.config import RunConfig, flatten
 from lit_mult.data.batches import validation_windows
 from lit_mult.data.cache import TokenizedCorpus, prepare
 from lit_mult.data.module import TextDataModule
+from lit_mult.diagnostics import trapped
+from lit_mult.diagnostics.readings import require_pyarrow
+from lit_mult.diagnostics.recorder import PROBE_WINDOWS, Diagnostics
 from lit_mult.errors import UserError
-from lit_mult.record import CellInfo, RunRecord
-from lit_mult.training import trapped
+from lit_mult.schema import CellInfo, RunRecord
 from lit_mult.training.checkpoints import Checkpoints, RngState, save_checkpoint
 from lit_mult.training.curves import Curve, Curves
-from lit_mult.training.diagnostics import PROBE_WINDOWS, Diagnostics
 from lit_mult.training.fitting import (
     check_trainer_arguments,
     fit,
@@ -31,7 +32,6 @@ from lit_mult.training.fitting import (
 )
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.history import History
-from lit_mult.training.readings import require_pyarrow
 from lit_mult.training.recording import make_record
 
 

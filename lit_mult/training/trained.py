@@ -14,8 +14,8 @@ from lit_mult.data.cache import TokenizedCorpus, prepare
 from lit_mult.data.documents import one_line
 from lit_mult.data.tokenizers import Tokenizer
 from lit_mult.errors import UserError
+from lit_mult.method.plan import plan_run
 from lit_mult.nn.llama import Llama
-from lit_mult.parametrization.plan import plan_run
 from lit_mult.training.folder import RunFolder
 
 _PREFIX = "model."  # of the Llama in the state dict of LitLlama
@@ -88,7 +88,7 @@ def checkpoint_at(folder: Path, step: int) -> Path:
         UserError: it kept none there; the line says where it did.
     """
     run = RunFolder(folder)
-    path = run.kept(step)
+    path = run.kept_checkpoint(step)
     if step == run.held()[0].train.steps and run.final_checkpoint.is_file():
         return run.final_checkpoint
     if not path.is_file():

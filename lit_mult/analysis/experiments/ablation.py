@@ -35,7 +35,7 @@ from lit_mult.analysis.verdict import (
     means_over_seeds,
     paired,
 )
-from lit_mult.record import RunRecord
+from lit_mult.schema import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -32,8 +32,8 @@ from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import optimizer_name, rows
 from lit_mult.analysis.style import log_y, mark_legend, panel_grid, styled
 from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge, means_over_seeds, paired
-from lit_mult.noise_band import TOLERANCE
-from lit_mult.roles import Role
+from lit_mult.diagnostics.noise_band import TOLERANCE
+from lit_mult.registry.roles import Role
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

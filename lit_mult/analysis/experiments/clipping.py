@@ -22,7 +22,7 @@ from lit_mult.analysis.style import draw_band, in_octaves, line_styles, mark_leg
 from lit_mult.analysis.tables import means_table
 from lit_mult.analysis.verdict import ABOVE_0, BELOW_0, Verdict, judge, means_along_steps, means_over_seeds, paired
 from lit_mult.errors import UserError
-from lit_mult.record import RunRecord
+from lit_mult.schema import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

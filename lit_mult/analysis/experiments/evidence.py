@@ -15,7 +15,7 @@ from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import rows
 from lit_mult.analysis.verdict import Outcome, Verdict, verdicts_table
 from lit_mult.errors import UserError
-from lit_mult.record import RunRecord
+from lit_mult.schema import RunRecord
 
 _COLUMNS = ["cell", "arm", "optimizer", "d_model", "lr", "seed"]
 READING = """\

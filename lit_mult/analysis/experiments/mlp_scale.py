@@ -20,7 +20,7 @@ from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import optimizer_name
 from lit_mult.analysis.style import CROSS, add_legend, arm_styles, log_y, panel_grid, styled
 from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge
-from lit_mult.noise_band import TOLERANCE
+from lit_mult.diagnostics.noise_band import TOLERANCE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,8 +10,8 @@ import pandas as pd
 
 from lit_mult.analysis.experiments.evidence import Evidence
 from lit_mult.config import ModelConfig
-from lit_mult.record import RunRecord
-from lit_mult.roles import Role, matrix_shapes
+from lit_mult.registry.roles import Role
+from lit_mult.schema import RunRecord
 
 KINDS = {
     "query, key": "#0072B2",
@@ -71,7 +71,7 @@ def entries(record: RunRecord, name: str, role: str, part: str) -> int:
         return 1 if name == "norm" and model.final_norm == "scalar" else model.d_model
     embeddings = record.parameters["total"] - record.parameters["non_embedding"]  # of the embedding and the head
     vocab_size = embeddings // model.d_model // (1 if model.tie_embeddings else 2)
-    d_out, d_in = matrix_shapes(model, vocab_size)[Role(role)]
+    d_out, d_in = model.matrix_shapes(vocab_size)[Role(role)]
     return {"weight": d_out * d_in, "row": d_out, "column": d_in, "scalar": 1}[part]
 
 

@@ -33,7 +33,7 @@ from lit_mult.analysis.experiments.snr_plots import caption, motion_against_snr
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import rows
 from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge, mean_interval, means_over_seeds
-from lit_mult.noise_band import noise_band
+from lit_mult.diagnostics.noise_band import noise_band
 
 _ARM, _BATCH = "vectors", "train.batch_size"
 _FLOOR = 1e-3

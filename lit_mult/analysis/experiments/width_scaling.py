@@ -20,7 +20,7 @@ from lit_mult.analysis.scaling import averaged, geometric_means, of_like_seeds, 
 from lit_mult.analysis.style import against_width, draw_means, in_octaves, line_styles, panel_grid, styled
 from lit_mult.analysis.tables import spanned
 from lit_mult.analysis.verdict import judge, means_over_seeds
-from lit_mult.roles import HIDDEN_ROLES
+from lit_mult.registry.roles import HIDDEN_ROLES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from lit_mult.config import TrainerConfig
 from lit_mult.errors import Interrupted, UserError
 from lit_mult.study.executors.base import Handler
-from lit_mult.study.job import Evaluated, Failed, Finished, Job, Message, Taken
+from lit_mult.study.job import AlreadyClaimed, Evaluated, Failed, Finished, Job, Message
 from lit_mult.study.machine import _wanted, free_gpu_memory, slots
 from lit_mult.study.stack import run_jobs
 
@@ -146,7 +146,7 @@ class RayExecutor:
             self._gpu_memory.append(letter.gpu_memory)
             return []
         cell, message = letter
-        if isinstance(message, Finished | Taken | Failed):
+        if isinstance(message, Finished | AlreadyClaimed | Failed):
             worker.cells.remove(cell)
         return [(cell, message)]
 

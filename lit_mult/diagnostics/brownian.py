@@ -1,0 +1,199 @@
+"""Brownian reference: what a run's optimizer makes of gradients that are pure noise.
+
+Source: "Adam Brownian motion", arXiv:2601.04890 sec. 3 and fig. 1. Same parameter groups, optimizer code, learning-rate
+schedule, decay and start as the run; gradients are independent N(0, 1) and are not clipped.
+
+Every parameter that shares start, optimizer, lr, decay and (under Muon) shape moves alike, so one representative stands
+for all. AdamW treats each entry by itself: its representative is a number of independent entries, whatever the shape,
+so that a scalar multiplier has a spread too. Muon's is a stack of matrices of the real aspect ratio, with sides of at
+most `max_dim`. The matched factor 0.2 sqrt(max(d_out, d_in)) is then the reduced shape's own: an orthogonal matrix has
+entries of RMS 1 / sqrt(max), so that the product, an entry's update, is the same at every size; the factor of the
+original shape would make it larger by the root of the reduction. What is left is the Newton-Schulz iteration, which
+starts from singular values over the Frobenius norm, about 1 / sqrt(min) each, and ends up to 7 % higher or lower with
+it; the lr of a reduced matrix makes up for that by `optim.autocorrelation`, its decay keeping lr * decay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from lit_mult.config import RunConfig
+from lit_mult.method.placement import Axis
+from lit_mult.method.plan import RunPlan, plan_run
+from lit_mult.nn.llama import Llama
+from lit_mult.optim.groups import ParameterPlan, parameter_groups, plan_parameters
+from lit_mult.optim.hybrid import HybridOptimizer
+from lit_mult.optim.noise import Autocorrelation, adamw_autocorrelation, muon_autocorrelation
+from lit_mult.optim.schedules import schedule_factor
+from lit_mult.registry.roles import MATRIX_ROLES, Role, Shape
+
+MAX_DIM = 256
+"""Longest side of a matrix that stands for Muon's."""
+ENTRIES = 2**14
+"""Of a representative, at least: the RMS norm then has a sampling error of 0.6 %."""
+_POINTS = 100
+
+
+@dataclass(frozen=True)
+class Particle:
+    """What decides the motion of a parameter under noise; parameters with equal ones share a representative."""
+
+    optimizer: str
+    lr: float
+    """Peak learning rate."""
+    weight_decay: float
+    start_std: float
+    """Of matrices, which start at random; 0 for the others."""
+    start_mean: float
+    """Of multipliers and norm weights, which start at one value; 0 for matrices."""
+    shape: Shape | None
+    """(d_out, d_in) under Muon; AdamW's motion does not depend on it."""
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Trajectory of a representative."""
+
+    steps: list[int]
+    """Optimizer steps done at each point; the first is 0, the last the end."""
+    norm: list[float]
+    """RMS of the entries at each point."""
+    moved: float
+    """RMS of the decayed sum of updates at the end: the entries without what is left of their start."""
+    kept: float
+    """Factor to which decay has shrunk the start: the product of 1 - lr * weight decay."""
+    predicted: float
+    """`moved` in closed form, over the run's schedule (`optim.autocorrelation`)."""
+    equilibrium: float
+    """RMS norm in closed form at which noise and decay balance at the peak lr: c sqrt(lr / (2 decay))."""
+
+
+def particles(config: RunConfig, vocab_size: int) -> list[tuple[ParameterPlan, Particle]]:
+    """Every trainable parameter of a run (on the meta device) with its particle, in the model's order.
+
+    Raises:
+        UserError: the preset or a placement override is not usable.
+    """
+    plan = plan_run(config, vocab_size)
+    with torch.device("meta"):
+        rows = plan_parameters(Llama(config.model, plan), plan)
+    return [(row, _particle(row, plan)) for row in rows]
+
+
+def _particle(row: ParameterPlan, plan: RunPlan) -> Particle:
+    owner, _, part = row.name.rpartition(".")
+    if row.role in MATRIX_ROLES:
+        start = (plan.matrices[owner].init_std, 0.0)
+    elif row.role is Role.MULTIPLIER:
+        start = (0.0, plan.matrices[owner].start[Axis(part)])
+    else:
+        start = (0.0, 1.0)  # norm weights
+    shape = (row.parameter.shape[0], row.parameter.shape[1]) if row.optimizer == "muon" else None
+    return Particle(row.optimizer, row.lr, row.weight_decay, *start, shape=shape)
+
+
+def simulate(
+    rows: Iterable[tuple[ParameterPlan, Particle]],
+    config: RunConfig,
+    steps: int,
+    max_dim: int = MAX_DIM,
+    every: int | None = None,
+    seed: int = 0,
+) -> dict[Particle, Motion]:
+    """Move a representative of every particle by noise for the first `steps` steps of a run.
+
+    Args:
+        rows: parameters with their particles.
+        config: optimizer settings and schedule; `train.steps` is what the schedule is stretched over.
+        steps: steps to take.
+        max_dim: longest side of a matrix that stands for one of Muon's.
+        every: steps from one point of the trajectories to the next; by default a hundredth of all.
+        seed: of starts and gradients.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    firsts = {particle: row for row, particle in reversed(list(rows))}
+    members = {particle: _representative(particle, max_dim, generator) for particle in firsts}
+    planned = []
+    for particle, row in firsts.items():
+        unit = _size_correction(particle, config, max_dim)
+        lr, decay = row.lr * unit, row.weight_decay / unit
+        planned += [replace(row, parameter=member, lr=lr, weight_decay=decay) for member in members[particle]]
+    optimizer = HybridOptimizer(parameter_groups(planned), config.optim)  # the run's own grouping
+    schedule = LambdaLR(optimizer, lambda step: schedule_factor(step, config.train.steps, config.schedule))
+
+    starts = {particle: _joined(parameters) for particle, parameters in members.items()}
+    recorded = {*range(0, steps, every or max(1, steps // _POINTS)), steps}
+    at: list[int] = []
+    norms: dict[Particle, list[float]] = {particle: [] for particle in members}
+    factors: list[float] = []
+    for step in range(steps + 1):
+        if step in recorded:
+            at.append(step)
+            for particle, parameters in members.items():
+                norms[particle].append(rms(_joined(parameters)))
+        if step == steps:
+            break
+        for parameters in members.values():
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+        factors.append(float(schedule.get_last_lr()[0] / schedule.base_lrs[0]))
+        optimizer.step()
+        schedule.step()
+
+    motions = {}
+    for particle, parameters in members.items():
+        rates = [particle.lr * factor for factor in factors]
+        kept = math.prod(1 - rate * particle.weight_decay for rate in rates)
+        noise = _autocorrelation(particle.shape, config)
+        motions[particle] = Motion(
+            steps=at,
+            norm=norms[particle],
+            moved=rms(_joined(parameters) - kept * starts[particle]),
+            kept=kept,
+            predicted=noise.spread(rates, particle.weight_decay),
+            equilibrium=noise.equilibrium(particle.lr, particle.weight_decay),
+        )
+    return motions
+
+
+def rms(values: Tensor) -> float:
+    """Root mean square of the entries."""
+    return float(values.detach().double().square().mean().sqrt())
+
+
+def reduced(shape: Shape, max_dim: int) -> Shape:
+    """The shape with its longer side cut to `max_dim` and its aspect ratio kept, up to rounding."""
+    scale = min(1.0, max_dim / max(shape))
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+
+
+def _representative(particle: Particle, max_dim: int, generator: torch.Generator) -> list[nn.Parameter]:
+    shape = (ENTRIES,) if particle.shape is None else reduced(particle.shape, max_dim)
+    copies = math.ceil(ENTRIES / math.prod(shape))  # entries enough, of small matrices too
+    return [
+        nn.Parameter(particle.start_mean + particle.start_std * torch.randn(shape, generator=generator))
+        for _ in range(copies)
+    ]
+
+
+def _joined(parameters: list[nn.Parameter]) -> Tensor:
+    return torch.stack([parameter.detach() for parameter in parameters])
+
+
+def _autocorrelation(shape: Shape | None, config: RunConfig) -> Autocorrelation:
+    return adamw_autocorrelation(config.optim) if shape is None else muon_autocorrelation(config.optim, shape)
+
+
+def _size_correction(particle: Particle, config: RunConfig, max_dim: int) -> float:
+    """Factor on the updates of the reduced shape by which they diffuse as those of the original do."""
+    if particle.shape is None or reduced(particle.shape, max_dim) == particle.shape:
+        return 1.0
+    shapes = (particle.shape, reduced(particle.shape, max_dim))
+    whole, small = (_autocorrelation(shape, config).long_run_variance() for shape in shapes)
+    return math.sqrt(whole / small)

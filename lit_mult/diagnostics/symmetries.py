@@ -1,0 +1,70 @@
+"""Coordinates along which redundant multipliers can drift without changing the model (arXiv:2601.04890 sec. 4.1).
+
+A pair (a, b) that acts as a·b is unchanged by (sa, b/s); its coordinate log(|a|/|b|), RMS over RMS, moves along that
+symmetry alone. Residual streams before a norm, the other kind, are measured in `nn.activations`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from lit_mult.diagnostics.keys import MetricKey, layer_of
+from lit_mult.diagnostics.parts import Reading, matrices, rms
+from lit_mult.method.placement import Axis
+from lit_mult.nn.llama import Block, Llama, RMSNorm
+from lit_mult.nn.multipliers import MultipliedMatrix
+
+
+def coordinates(model: Llama) -> Iterator[Reading]:
+    """log(|a|/|b|), natural, of every redundant pair that the placement has.
+
+    | quantity                 | a                      | b                                                          |
+    |--------------------------|------------------------|------------------------------------------------------------|
+    | log_query/key            | rows of W_Q            | rows of W_K                                                |
+    | log_value/out            | rows of W_V            | columns of W_out                                           |
+    | log_up/down              | rows of W_up           | columns of W_down                                          |
+    | log_norm/query+key+value | norm before attention  | rows of W_Q, W_K, W_V (all three), geometric mean          |
+    | log_norm/gate+up         | norm before the MLP    | rows of W_gate, W_up (both), geometric mean                |
+    | log_norm/head            | final norm             | columns of the LM head                                     |
+    | log_row/column           | rows of a matrix       | columns of the same matrix (and scalar/row, scalar/column) |
+
+    A scalar stands in where a matrix has no such vector. Fixed norms and absent multipliers have no coordinate.
+    """
+    for layer, block in enumerate(model.layers):
+        assert isinstance(block, Block)
+        attention, mlp, name = block.self_attn, block.mlp, f"layers.{layer}"
+        q, k, v = (_out_side(matrix) for matrix in (attention.q_proj, attention.k_proj, attention.v_proj))
+        gate, up = _out_side(mlp.gate_proj), _out_side(mlp.up_proj)
+        yield from _pair("query/key", f"{name}.self_attn", "attention", q, [k])
+        yield from _pair("value/out", f"{name}.self_attn", "attention", v, [_in_side(attention.o_proj)])
+        yield from _pair("up/down", f"{name}.mlp", "mlp", up, [_in_side(mlp.down_proj)])
+        before_attention, before_mlp = _weight(block.input_layernorm), _weight(block.post_attention_layernorm)
+        yield from _pair("norm/query+key+value", f"{name}.self_attn", "attention", before_attention, [q, k, v])
+        yield from _pair("norm/gate+up", f"{name}.mlp", "mlp", before_mlp, [gate, up])
+    yield from _pair("norm/head", "lm_head", "lm_head", _weight(model.norm), [_in_side(model.lm_head)])
+    for name, matrix in matrices(model):
+        for a, b in combinations(Axis, 2):
+            yield from _pair(f"{a}/{b}", name, matrix.role.value, getattr(matrix, a), [getattr(matrix, b)])
+
+
+def _out_side(matrix: MultipliedMatrix) -> Tensor | None:
+    return matrix.scalar if matrix.row is None else matrix.row
+
+
+def _in_side(matrix: MultipliedMatrix) -> Tensor | None:
+    return matrix.scalar if matrix.column is None else matrix.column
+
+
+def _weight(norm: RMSNorm) -> Tensor | None:
+    return norm.weight if norm.weight.requires_grad else None
+
+
+def _pair(quantity: str, name: str, role: str, a: Tensor | None, bs: list[Tensor | None]) -> Iterator[Reading]:
+    present = [b for b in bs if b is not None]
+    if a is not None and len(present) == len(bs):
+        log_b = torch.stack([rms(b).log() for b in present]).mean()
+        yield MetricKey("symmetry", f"log_{quantity}", name, layer_of(name), role), rms(a).log() - log_b

@@ -1,0 +1,183 @@
+"""A model of ours as a model of lm-eval, with the results that lm-eval's own `HFLM` has for the exported model.
+
+Differences from `HFLM`, all where it fails or answers wrongly: the separator stands for a context that is blank, and
+for an empty prompt to continue, as it does for an empty context; requests that read the same tokens but score more or
+fewer of them are each scored for their own. Decoding is greedy: a task that asks for anything else is refused.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from lit_mult.data.tokenizers import Tokenizer
+from lit_mult.errors import UserError
+from lit_mult.evaluation.generation import Prompt, continue_greedily
+from lit_mult.evaluation.scoring import Pair, Score, log_likelihoods
+from lit_mult.nn.llama import Llama
+from lit_mult.nn.merging import merged
+
+_SAMPLING_ONLY = {
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+}  # greedy decoding ignores them
+_NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "length_penalty": 1.0, "use_cache": True}
+
+
+class LitMultLM(TemplateLM):  # type: ignore[misc] # lm-eval is not typed
+    """Scores and continues texts with a live model.
+
+    Token ids are those of training: no special token is added to a text, and none is recognized in it.
+    """
+
+    def __init__(
+        self,
+        model: Llama,
+        tokenizer: Tokenizer,
+        max_length: int,
+        device: torch.device | str,
+        batch_size: int,
+        progress: bool = True,
+    ) -> None:
+        """Take a copy of the model with its multipliers merged; later changes to the model are not seen.
+
+        Args:
+            model: with any multipliers, on any device
+            tokenizer: the one it was trained with
+            max_length: tokens that the model may see at once; longer texts lose their beginning
+            device: where to evaluate
+            batch_size: sequences in a forward
+            progress: show a bar with the time that is left
+        """
+        super().__init__()
+        self._device = torch.device(device)
+        self.model = merged(model).to(self._device)
+        self.model.join_weights()
+        self.tokenizer = tokenizer
+        self.max_length, self.batch_size, self.progress = max_length, batch_size, progress
+        self.max_gen_toks = 256
+        """Tokens to generate where a task does not say; as in `HFLM`."""
+        self.truncated = 0
+        """Requests so far that did not fit into max_length and lost the beginning of their text."""
+        # The choices of an item come one after another, each with the context again.
+        self._encode = lru_cache(maxsize=64)(lambda text: self.tokenizer.encode(text).tolist())
+
+    @property
+    def eot_token_id(self) -> int:
+        """The separator ends texts, and stands before them."""
+        return self.tokenizer.separator_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Tells the tokenizers of lm-eval's caches of requests apart."""
+        return self.tokenizer.identity
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **ignored: Any) -> list[int]:
+        """Token ids of a text; special tokens are never added."""
+        ids: list[int] = self._encode(string)
+        return ids
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Score]:
+        """Log-likelihood of a continuation after a context, and whether greedy decoding would give it.
+
+        Raises:
+            UserError: a continuation has no tokens, or more than max_length.
+        """
+        scores: list[Score] = super().loglikelihood(requests, disable_tqdm=self._silent(disable_tqdm))
+        return scores
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **ignored: Any
+    ) -> list[Score]:
+        pairs: list[Pair] = []
+        for (_, text), context, continuation in requests:
+            if not continuation:
+                raise UserError(f"the continuation {text!r} has no tokens of its own")
+            if len(continuation) > self.max_length:
+                said = f"{len(continuation)} tokens, more than the {self.max_length} that the model may see"
+                raise UserError(f"a continuation has {said}; give a larger max_length")
+            fitting = self.max_length + 1 - len(continuation)  # the last token is predicted, never read
+            self.truncated += len(context) > fitting
+            pairs.append((context[-fitting:] or [self.prefix_token_id], continuation))
+        scores = self._score(pairs, "Running loglikelihood requests", disable_tqdm)
+        for (strings, _, _), score in zip(requests, scores, strict=True):
+            self.cache_hook.add_partial("loglikelihood", strings, score)
+        return scores
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts after a separator, in windows of max_length that share one token."""
+        pairs: list[Pair] = []
+        owners: list[int] = []
+        for owner, (text,) in enumerate(request.args for request in requests):
+            windows = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length, 1)
+            pairs += map(make_disjoint_window, windows)
+            owners += [owner] * (len(pairs) - len(owners))
+        totals = [0.0] * len(requests)
+        scores = self._score(pairs, "Running loglikelihood_rolling windows", disable_tqdm)
+        for owner, (log_likelihood, _) in zip(owners, scores, strict=True):
+            totals[owner] += log_likelihood
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Greedy continuations, cut before the first of the strings in `until` or the separator.
+
+        Raises:
+            UserError: a request asks for sampling or another way of decoding, or for as many tokens as fit into
+                max_length, which leaves no room for its prompt.
+        """
+        askers: dict[Prompt, list[int]] = {}
+        for index, request in enumerate(requests):
+            askers.setdefault(self._prompt(*request.args), []).append(index)
+        prompts = list(askers)
+        answers = [""] * len(requests)
+        with self._bar(len(requests), "Running generate_until requests", disable_tqdm) as bar:
+
+            def done(place: int, text: str) -> None:
+                cut: str = postprocess_generated_text(text, stop=list(prompts[place].until), think_end_token=None)
+                for index in askers[prompts[place]]:
+                    answers[index] = cut
+                    self.cache_hook.add_partial("generate_until", requests[index].args, cut)
+                    bar.update()
+
+            continue_greedily(self.model, self.tokenizer, prompts, self.batch_size, done)
+        return answers
+
+    def _prompt(self, context: str, asked: dict[str, Any]) -> Prompt:
+        arguments = dict(normalize_gen_kwargs(asked, self.max_gen_toks))
+        until = handle_stop_sequences(arguments.pop("until"), eos=self.tokenizer.decode([self.eot_token_id]))
+        max_tokens = arguments.pop("max_gen_toks")
+        if arguments.pop("do_sample"):
+            raise UserError("a task asks for sampling (do_sample, or a temperature); only greedy decoding is there")
+        arguments.pop("temperature", None)
+        for name, value in arguments.items():
+            if name not in _SAMPLING_ONLY and (name, value) not in _NEUTRAL.items():
+                raise UserError(f"a task asks for {name} = {value!r} in generation; only greedy decoding is there")
+        if not 0 < max_tokens < self.max_length:
+            said = f"{max_tokens} tokens, of {self.max_length} that the model may see"
+            raise UserError(f"a task asks to generate {said}; give a larger --max_length, so that prompts fit")
+        ids = self.tok_encode(context) or [self.prefix_token_id]
+        self.truncated += len(ids) > self.max_length - max_tokens
+        return Prompt(tuple(ids[max_tokens - self.max_length :]), tuple(filter(None, until)), max_tokens)
+
+    def _score(self, pairs: list[Pair], title: str, disable_tqdm: bool) -> list[Score]:
+        with self._bar(len(pairs), title, disable_tqdm) as bar:
+            return log_likelihoods(self.model, pairs, self.batch_size, bar.update)
+
+    def _bar(self, total: int, title: str, disable_tqdm: bool) -> Any:
+        return tqdm(total=total, desc=title, disable=self._silent(disable_tqdm))
+
+    def _silent(self, disable_tqdm: bool) -> bool:
+        return disable_tqdm or not self.progress

@@ -1,0 +1,102 @@
+"""Where learnable multipliers stand: the paper's tables (arXiv:2601.04890 app. C) as data, and patterns over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from fnmatch import fnmatchcase
+
+from lit_mult.config import MultiplierKind, PlacementConfig
+from lit_mult.errors import ConfigError
+from lit_mult.registry.roles import Role
+
+
+class Axis(StrEnum):
+    """A learnable multiplier of a matrix W (d_out x d_in): W_eff[i,j] = scalar * row[i] * W[i,j] * column[j]."""
+
+    SCALAR = "scalar"
+    ROW = "row"
+    COLUMN = "column"
+
+
+Axes = frozenset[Axis]
+NONE: Axes = frozenset()
+SCALAR: Axes = frozenset({Axis.SCALAR})
+ROW: Axes = frozenset({Axis.ROW})
+ROW_COLUMN: Axes = frozenset({Axis.ROW, Axis.COLUMN})
+
+# RMSNorm weights stay and are the column multipliers of a block's first matrices and of the head. Rows on the
+# head would be a shortcut to the marginal token distribution (paper sec. 4.4).
+PLACEMENTS: dict[str, dict[Role, Axes]] = {
+    # No two multipliers trade scale channel by channel (single factors remain, see redundancy.py).
+    "minimal": {
+        Role.EMBEDDING: ROW_COLUMN,
+        Role.Q_PROJ: ROW,  # on the query, not the key: under grouped-query attention it gives a scale per query head
+        Role.K_PROJ: NONE,
+        Role.V_PROJ: NONE,
+        Role.O_PROJ: ROW_COLUMN,
+        Role.GATE_PROJ: ROW,
+        Role.UP_PROJ: NONE,
+        Role.DOWN_PROJ: ROW_COLUMN,
+        Role.LM_HEAD: NONE,
+    },
+    # What the paper ran: slightly better, but its symmetries need weight decay on the multipliers.
+    "full": {
+        Role.EMBEDDING: ROW_COLUMN,
+        Role.Q_PROJ: ROW,
+        Role.K_PROJ: ROW,
+        Role.V_PROJ: ROW,
+        Role.O_PROJ: ROW_COLUMN,
+        Role.GATE_PROJ: ROW,
+        Role.UP_PROJ: ROW,
+        Role.DOWN_PROJ: ROW_COLUMN,
+        Role.LM_HEAD: NONE,
+    },
+}
+
+
+def parse_axes(text: str, field: str = "placement.overrides") -> Axes:
+    """Read "none", "row", "row+column", "scalar", ... as a set of axes.
+
+    Raises:
+        ConfigError: a part is not the name of an axis.
+    """
+    if text == "none":
+        return NONE
+    try:
+        return frozenset(Axis(part) for part in text.split("+"))
+    except ValueError:
+        raise ConfigError(field, text, "must be none, or scalar, row, column joined by +") from None
+
+
+def place(kind: MultiplierKind, placement: PlacementConfig, matrices: Mapping[str, Role]) -> dict[str, Axes]:
+    """Learnable multipliers of every matrix.
+
+    The kind `vector` follows the table; `scalar` puts one scalar wherever the table has a multiplier. Overrides come
+    last, in their order, and are taken as written. `none` and `fixed` have no learnable multiplier at all.
+
+    Args:
+        kind: the multiplier option of the run.
+        placement: table and overrides.
+        matrices: name -> role of every matrix of the model.
+
+    Raises:
+        ConfigError: an override's pattern matches no matrix, or its value is not a sum of axes.
+    """
+    learnable = kind in ("scalar", "vector")
+    placed = {}
+    for name, role in matrices.items():
+        axes = PLACEMENTS[placement.table][role] if learnable else NONE
+        placed[name] = SCALAR if axes and kind == "scalar" else axes
+    for pattern, text in placement.overrides.items():
+        axes = parse_axes(text, f"placement.overrides.{pattern}")
+        matched = [name for name in matrices if fnmatchcase(name, pattern)]
+        if not matched:
+            raise ConfigError("placement.overrides", pattern, f"matches no matrix; names are {_some(matrices)}")
+        placed.update(dict.fromkeys(matched, axes if learnable else NONE))
+    return placed
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join([*listed[:3], "..."] if len(listed) > 3 else listed)

@@ -1,0 +1,115 @@
+"""The plan of a run: for every matrix its scaling, multipliers and start, from which model and optimizer are built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lit_mult.config import RunConfig
+from lit_mult.method.placement import Axes, Axis, place
+from lit_mult.method.presets import run_multipliers
+from lit_mult.method.rules import init_std, scaling, trained_by
+from lit_mult.registry.roles import Role, Shape
+
+
+@dataclass(frozen=True)
+class MatrixPlan:
+    """Everything that is decided about one weight matrix before it exists."""
+
+    name: str
+    """Module name, as in Hugging Face's Llama without its `model.` prefix."""
+    role: Role
+    shape: Shape
+    """(d_out, d_in)"""
+    axes: Axes
+    """Its learnable multipliers."""
+    start: dict[Axis, float]
+    """Value at which each learnable multiplier starts."""
+    constant: float
+    """Fixed factor of the effective matrix: the width rule's and, where it is not learned, the preset's."""
+    init_std: float
+    optimizer: str
+    lr: float
+    """Peak learning rate of the matrix."""
+    weight_decay: float
+    """Weight decay as the optimizer takes it: a step shrinks the matrix by lr * weight_decay."""
+
+
+@dataclass(frozen=True)
+class VectorPlan:
+    """Learning rate and weight decay of the vector-like parameters of one role."""
+
+    lr: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Plans of all matrices by module name, and of the vector-like roles."""
+
+    matrices: dict[str, MatrixPlan]
+    norm: VectorPlan
+    multiplier: VectorPlan
+    attention_scale: float
+    """Factor on the attention logits."""
+
+
+def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
+    """Decide every matrix of a run: placement, width rule, multipliers by role and optimizer settings brought together.
+
+    The multipliers by role are the config's own and, for roles it does not name, the preset's; the tier cuts both. The
+    forward one is a constant under `fixed`; under `scalar` and `vector` with `placement.init: preset` it is where the
+    learnable multiplier starts (and stays a constant where the placement has none); under `none` it is not used.
+
+    Raises:
+        UserError: the preset, a multiplier or a placement override is not usable.
+    """
+    base_model = config.model.model_copy(update={"d_model": config.parametrization.base_d_model})
+    shapes, base_shapes = config.model.matrix_shapes(vocab_size), base_model.matrix_shapes(vocab_size)
+    given = run_multipliers(config)
+    roles = config.model.matrix_roles()
+    axes_by_name = place(config.multipliers, config.placement, roles)
+
+    # A tied head has the embedding's weight, so its constant does all of its scaling: logits start as those of an
+    # untied head and, as the embedding's learning rate is the same at every width, change with width as those do.
+    head_std = init_std(Role.LM_HEAD, shapes[Role.LM_HEAD], base_shapes[Role.LM_HEAD], config.parametrization)
+    tied = head_std / config.parametrization.embedding_std if config.model.tie_embeddings else None
+
+    matrices = {}
+    for name, role in roles.items():
+        rule = scaling(role, shapes[role], base_shapes[role], config.optimizer, config.parametrization)
+        axes = axes_by_name[name]
+        forward = given.forward.get(role, 1.0)
+        start = {axis: 1.0 for axis in Axis if axis in axes}
+        if start:
+            # One multiplier carries the whole value: scalar before row before column.
+            start[next(iter(start))] = forward
+            forward = 1.0
+        lr = config.optim.lr * rule.lr * given.lr.get(role, 1.0)
+        # The width rule's factor makes up for the lr's; independent decay has the lr divided out instead.
+        decay_unit = rule.weight_decay if config.optim.weight_decay_mode == "coupled" else 1 / lr
+        matrices[name] = MatrixPlan(
+            name=name,
+            role=role,
+            shape=shapes[role],
+            axes=axes,
+            start=start,
+            constant=forward * (tied if role is Role.LM_HEAD and tied else rule.forward),
+            init_std=rule.init_std,
+            optimizer=trained_by(role, config.optimizer),
+            lr=lr,
+            weight_decay=config.optim.weight_decay * given.weight_decay.get(role, 1.0) * decay_unit,
+        )
+    norm, multiplier = _vector_plans(config)
+    scales = {"1/sqrt(head_dim)": config.model.head_dim**-0.5, "1/head_dim": 1 / config.model.head_dim}
+    return RunPlan(matrices, norm, multiplier, scales[config.parametrization.attention_scale])
+
+
+def _vector_plans(config: RunConfig) -> tuple[VectorPlan, VectorPlan]:
+    optim = config.optim
+    unit = 1.0 if optim.vector_lr_mode == "absolute" else optim.lr
+    norm_lr = unit * optim.vector_lr
+    multiplier_lr = unit * (optim.vector_lr if optim.multiplier_lr is None else optim.multiplier_lr)
+    # Optimizers decay by lr * weight_decay a step; independent decay divides the lr out beforehand.
+    decay_unit = 1.0 if optim.weight_decay_mode == "coupled" else 1 / multiplier_lr
+    multiplier = VectorPlan(lr=multiplier_lr, weight_decay=optim.multiplier_weight_decay * decay_unit)
+    return VectorPlan(lr=norm_lr, weight_decay=0.0), multiplier

@@ -1,0 +1,240 @@
+"""Presets: tuned per-role forward, learning-rate and weight-decay multipliers, kept as YAML files.
+
+    version: 1
+    name: mine
+    source: where the numbers come from
+    forward: {k_proj: 0.5}          # role -> factor; a role that is not named has 1
+    lr: {q_proj: 2}
+    weight_decay: {}
+    optimizers:                     # in place of the above for the optimizers named here
+      muon:
+        lr: {q_proj: 1.5}
+        tuning: {...}               # what finding them took; written by a tuning study
+
+A run uses the part of them that its tier names, with its config's own multipliers in place of the preset's.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from lit_mult.config import OptimizerName, RunConfig, Tier, config_error
+from lit_mult.errors import ConfigError, UserError
+from lit_mult.registry.roles import MATRIX_ROLES, Role
+
+Part = Literal["lr", "weight_decay", "forward"]
+
+TIER_PARTS: Final[dict[Tier, tuple[Part, ...]]] = {
+    "NONE": (),
+    "LR": ("lr",),
+    "LRWD": ("lr", "weight_decay"),
+    "FULL": ("lr", "weight_decay", "forward"),
+}
+"""What each tier uses of the multipliers (arXiv:2601.04890 fig. 7)."""
+
+_PARTS = TIER_PARTS["FULL"]
+_SHIPPED = resources.files(__package__) / "presets"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Tuning(_Section):
+    """What it cost to find multipliers and what they brought, for a fair comparison with learned ones."""
+
+    study: str
+    """Name of the tuning study."""
+    trials: int
+    """Runs, the pruned and the diverged ones included; so for tokens, flops and seconds."""
+    completed: int
+    """Runs that came to their last step."""
+    pruned: int
+    """Runs that the study's pruner ended early."""
+    diverged: int
+    """Runs whose loss became non-finite or rose far above its start."""
+    tokens: int
+    """Tokens trained on, summed over the trials."""
+    flops: float
+    """Floating-point operations of training: 6 * parameters * tokens, summed over the trials."""
+    seconds: float
+    """Wall time in training and validation, summed over the trials."""
+    d_model: int
+    """Width at which the trials ran."""
+    base_d_model: int
+    """Width against which the trials were scaled (`parametrization.base_d_model`)."""
+    steps: int
+    """Optimizer steps of a trial."""
+    batch_size: int
+    """Sequences in one step."""
+    seq_len: int
+    """Tokens in one sequence."""
+    lr: float
+    """Base learning rate (`optim.lr`) of the best trial."""
+    best_loss: float
+    """Final validation loss of the best trial (mean over its seeds), nats per token."""
+    default_loss: float | None = None
+    """The same of the best trial whose multipliers were all 1; None when none of them completed."""
+    seeds: list[int]
+    """Seeds of the trials."""
+    tier: Tier
+    """What was tuned."""
+    git_commit: str | list[str] | None = None
+    """Commit, or commits, that the trials ran at; None outside git."""
+    corpus_hash: str
+    """Hash of the documents, their split and the tokenizer."""
+
+
+class _Multipliers(_Section):
+    forward: dict[Role, Annotated[float, Field(gt=0)]] = Field({})
+    """Forward multiplier of the matrix (the muP multipliers that learnable ones replace)."""
+    lr: dict[Role, Annotated[float, Field(gt=0)]] = Field({})
+    """Factor on the learning rate of the matrix, on top of the width rule."""
+    weight_decay: dict[Role, Annotated[float, Field(ge=0)]] = Field({})
+    """Factor on the weight decay of the matrix, on top of the width rule."""
+
+    @field_validator(*_PARTS, mode="before")
+    @classmethod
+    def _check_roles(cls, value: Any, info: ValidationInfo) -> Any:
+        for role in value if isinstance(value, dict) else ():
+            if role not in MATRIX_ROLES:
+                names = ", ".join(known for known in Role if known in MATRIX_ROLES)
+                raise ConfigError(f"{info.field_name}.{role}", value[role], f"the role must be one of {names}")
+        return value
+
+    @field_validator(*_PARTS)
+    @classmethod
+    def _in_order_of_roles(cls, value: dict[Role, float]) -> dict[Role, float]:
+        return {role: value[role] for role in Role if role in value}
+
+
+class RoleMultipliers(_Multipliers):
+    """Multipliers by role; a role that is not named has 1."""
+
+    tuning: Tuning | None = None
+    """Cost and gain of finding them; None when they come from elsewhere."""
+
+    def at_tier(self, tier: Tier) -> RoleMultipliers:
+        """The part that a tier uses; the rest is 1."""
+        return self.model_copy(update={part: {} for part in _PARTS if part not in TIER_PARTS[tier]})
+
+
+class Preset(_Multipliers):
+    """Multipliers by role, for every optimizer or by optimizer."""
+
+    version: Literal[1] = 1
+    """Version of the format."""
+    name: str
+    """Name, for readers."""
+    source: str
+    """Where the numbers come from."""
+    optimizers: dict[OptimizerName, RoleMultipliers] = Field({})
+    """Optimizer -> multipliers in place of those above."""
+
+    @field_validator("optimizers", mode="before")
+    @classmethod
+    def _check_optimizers(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: _role_multipliers(multipliers, f"optimizers.{name}") for name, multipliers in value.items()}
+
+    def multipliers(self, optimizer: OptimizerName, tier: Tier) -> RoleMultipliers:
+        """What a tier uses under an optimizer.
+
+        Raises:
+            ConfigError: all numbers of the preset are for other optimizers.
+        """
+        shared = {part: getattr(self, part) for part in _PARTS}
+        if optimizer not in self.optimizers and self.optimizers and not any(shared.values()):
+            allowed = f"has multipliers for {', '.join(self.optimizers)} only, not for {optimizer}"
+            raise ConfigError("parametrization.preset", self.name, allowed)
+        return self.optimizers.get(optimizer, RoleMultipliers(**shared)).at_tier(tier)
+
+    def to_yaml(self) -> str:
+        """The text of a preset file, roles in the order of the forward pass; `load_preset` gives the preset back."""
+        head = {"version": self.version, "name": self.name, "source": self.source}
+        return yaml.safe_dump(head | self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, width=110)
+
+
+def load_preset(name_or_path: str) -> Preset:
+    """Load a shipped preset by name or a user's YAML file by path.
+
+    Raises:
+        UserError: no such preset or file, or the file does not hold a preset.
+    """
+    entry = _shipped(name_or_path)
+    if not entry.is_file():
+        entry = Path(name_or_path)
+    if not entry.is_file():
+        names = sorted(item.name.removesuffix(".yaml") for item in _SHIPPED.iterdir())
+        raise ConfigError("parametrization.preset", name_or_path, f"must be a YAML file or one of {', '.join(names)}")
+    try:
+        return Preset.model_validate(yaml.safe_load(entry.read_text()))
+    except ConfigError as error:
+        raise UserError(f"preset {name_or_path}: {error}") from None
+    except ValidationError as error:
+        raise UserError(f"preset {name_or_path}: {config_error(error)}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"preset {name_or_path}: not a YAML file ({str(error).splitlines()[0]})") from None
+
+
+def apply_preset(config: RunConfig, preset: Preset) -> RunConfig:
+    """The config with a preset's numbers for its optimizer written into it, so that it depends on no file.
+
+    Multipliers that the config has already stay; so does its tier, which cuts both when a run is planned.
+
+    Raises:
+        ConfigError: all numbers of the preset are for other optimizers.
+    """
+    ours = preset.multipliers(config.optimizer, "FULL").model_dump(mode="json")
+    parts = {f"parametrization.{part}": ours[part] | getattr(config.parametrization, part) for part in _PARTS}
+    return config.with_overrides({"parametrization.preset": "neutral", **parts})
+
+
+def inlined(config: RunConfig) -> RunConfig:
+    """The config with the numbers of its preset in place of the preset's path; unchanged with a shipped preset.
+
+    Raises:
+        UserError: the preset cannot be loaded, or has no numbers for the optimizer.
+    """
+    name = config.parametrization.preset
+    return config if _shipped(name).is_file() else apply_preset(config, load_preset(name))
+
+
+def run_multipliers(config: RunConfig) -> RoleMultipliers:
+    """The multipliers that a run uses: its config's own and, for the other roles, its preset's, cut to its tier.
+
+    Forward multipliers are used by `fixed`, and by `scalar` and `vector` with `placement.init: preset`; otherwise
+    there are none.
+
+    Raises:
+        UserError: the preset is not usable, or the config's multipliers name no role or hold a value not allowed.
+    """
+    settings = config.parametrization
+    own = _role_multipliers({part: getattr(settings, part) for part in _PARTS}, "parametrization")
+    preset = load_preset(settings.preset).multipliers(config.optimizer, "FULL")
+    parts = {part: getattr(preset, part) | getattr(own, part) for part in _PARTS}
+    if config.multipliers == "none" or (config.multipliers != "fixed" and config.placement.init != "preset"):
+        parts["forward"] = {}
+    return RoleMultipliers(**parts).at_tier(settings.tier)
+
+
+def _shipped(name: str) -> Traversable:
+    return _SHIPPED / f"{name}.yaml"
+
+
+def _role_multipliers(data: Any, where: str) -> RoleMultipliers:
+    """Multipliers out of plain values; a complaint names the field below `where`."""
+    try:
+        return RoleMultipliers.model_validate(data)
+    except ConfigError as error:
+        found = error
+    except ValidationError as error:
+        found = config_error(error)
+    raise ConfigError(f"{where}.{found.field}".rstrip("."), found.value, found.allowed)

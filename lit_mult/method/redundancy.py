@@ -1,0 +1,193 @@
+"""Redundant multipliers of a run: which symmetry, which parameters, how many degrees of freedom, and what to do.
+
+The derivation is `parametrization.symmetry`. Source: arXiv:2601.04890 sec. 4.1, app. C.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from lit_mult.config import PlacementConfig, RunConfig
+from lit_mult.method.placement import place
+from lit_mult.method.symmetry import Factor, Floats, Index, Piece, Solution
+from lit_mult.registry.roles import Role
+
+
+class Kind(StrEnum):
+    """How a redundancy comes about."""
+
+    CHANNELS = "channel by channel"
+    """A factor of its own for every channel passes between two places."""
+    FACTOR = "one factor"
+    """A single number passes between two places, the same for all channels."""
+    NORMALIZATION = "normalization"
+    """What is written to the residual stream may grow or shrink as a whole: every norm divides it out again (up to
+    its epsilon)."""
+
+
+@dataclass(frozen=True)
+class Redundancy:
+    """A family of directions in the logarithms of multipliers and norm weights that leave the function unchanged."""
+
+    kind: Kind
+    powers: dict[str, int]
+    """Parameter -> power p: free factors f multiply its entries by f^p."""
+    channels: Index
+    """What the free factors are indexed by; () for a single one."""
+    freedom: int
+    """Degrees of freedom: the number of free factors."""
+    decays: dict[str, float]
+    """Parameter -> its weight decay."""
+    indices: dict[str, Index]
+    """Parameter -> its own index."""
+    sizes: Mapping[Factor, int]
+    spare: frozenset[str]
+    """Multipliers that the paper's minimal table does without."""
+
+    def direction(self, values: Floats) -> dict[str, Floats]:
+        """Logarithms of the factors on each parameter's entries, for chosen logarithms of the free factors.
+
+        Args:
+            values: one number for each combination of `channels`, in that shape; () for a single factor.
+        """
+        moved = {}
+        for name, power in self.powers.items():
+            shape = tuple(self.sizes[factor] for factor in self.indices[name])
+            along = tuple(self.sizes[factor] if factor in self.channels else 1 for factor in self.indices[name])
+            moved[name] = power * np.broadcast_to(np.reshape(values, along), shape).reshape(-1)
+        return moved
+
+    @property
+    def held(self) -> bool:
+        """Whether weight decay stops the drift.
+
+        A generator moves the sum of decayed squares by powers of both signs: between them decay has a balance, and
+        pulls back to it. For a normalization it has one between decay, which shrinks, and noise, which grows what no
+        gradient holds. Where everything that decays stands on one side, decay itself moves the scale to the other.
+        """
+        signs = {power > 0 for name, power in self.powers.items() if self.decays[name] > 0}
+        return len(signs) == (1 if self.kind is Kind.NORMALIZATION else 2)
+
+    @property
+    def remedy(self) -> str:
+        """What holds it, and which multiplier to drop: the one with fewest entries, then one that `minimal` lacks."""
+        droppable = [name for name in self.powers if not name.endswith(_NORM_SUFFIX)]
+        size = {name: math.prod(self.sizes[factor] for factor in self.indices[name]) for name in droppable}
+        matrix, _, axis = min(droppable, key=lambda name: (size[name], name not in self.spare)).rpartition(".")
+        drop = f"drop the {axis} of {matrix}"
+        if self.held:
+            return f"held by optim.multiplier_weight_decay = {max(self.decays.values()):g}; or {drop}"
+        if not any(self.decays.values()):
+            return f"drifts: set optim.multiplier_weight_decay, or {drop}"
+        return f"not balanced by decay (norm weights have none): {drop}, if it drifts"
+
+
+_NORM_SUFFIX = "norm.weight"
+
+
+def redundancies(config: RunConfig, vocab_size: int) -> list[Redundancy]:
+    """All redundancies of a run's multipliers and norm weights, in the order of the forward pass; the residual's last.
+
+    Together their directions are a basis: the sum of `freedom` is the dimension of the null space.
+
+    Raises:
+        UserError: a placement override is not usable.
+    """
+    roles = config.model.matrix_roles()
+    axes = place(config.multipliers, config.placement, roles)
+    sizes = _sizes(config, vocab_size)
+    decay = config.optim.multiplier_weight_decay
+    minimal = place(config.multipliers, PlacementConfig(table="minimal"), roles)
+    spare = frozenset(f"{name}.{axis}" for name in roles for axis in axes[name] - minimal[name])
+    found, writes = [], []
+    for names, norm in _pieces(config, roles):
+        equations = Piece({name: roles[name] for name in names}, norm, axes)
+        found += [_redundancy(solution, equations, sizes, decay, spare) for solution in equations.solve(sizes)]
+        if equations.writes:
+            writes.append((equations, equations.follow_residual()))
+    if all(powers is not None for _, powers in writes):
+        joint = {name: power for _, powers in writes for name, power in (powers or {}).items()}
+        indices = {unknown.name: unknown.index for piece, _ in writes for unknown in piece.unknowns}
+        found.append(
+            Redundancy(
+                kind=Kind.NORMALIZATION,
+                powers=joint,
+                channels=(),
+                freedom=1,
+                decays=_decays(joint, decay),
+                indices={name: indices[name] for name in joint},
+                sizes=sizes,
+                spare=spare,
+            )
+        )
+    return found
+
+
+def _sizes(config: RunConfig, vocab_size: int) -> dict[Factor, int]:
+    model = config.model
+    return {
+        Factor.TOKEN: vocab_size,
+        Factor.CHANNEL: model.d_model,
+        Factor.GROUP: model.n_kv_heads,
+        Factor.MEMBER: model.num_key_value_groups,
+        Factor.HALF: 2,
+        Factor.PAIR: model.head_dim // 2,
+        Factor.HIDDEN: model.d_ff,
+    }
+
+
+def _pieces(config: RunConfig, roles: Mapping[str, Role]) -> Iterator[tuple[list[str], str | None]]:
+    """Matrices between two uses of the residual stream, and the norm weight that they read."""
+    yield ["embed_tokens"], None
+    for layer in range(config.model.n_layers):
+        block = f"layers.{layer}"
+        for part, norm in (("self_attn", "input_layernorm"), ("mlp", "post_attention_layernorm")):
+            yield [name for name in roles if name.startswith(f"{block}.{part}.")], f"{block}.{norm}.weight"
+    yield ["lm_head"], "norm.weight"
+
+
+def _redundancy(
+    solution: Solution, piece: Piece, sizes: Mapping[Factor, int], decay: float, spare: frozenset[str]
+) -> Redundancy:
+    return Redundancy(
+        kind=Kind.CHANNELS if solution.channels else Kind.FACTOR,
+        powers=solution.powers,
+        channels=solution.channels,
+        freedom=solution.freedom,
+        decays=_decays(solution.powers, decay),
+        indices={unknown.name: unknown.index for unknown in piece.unknowns if unknown.name in solution.powers},
+        sizes=sizes,
+        spare=spare,
+    )
+
+
+def _decays(names: Iterable[str], decay: float) -> dict[str, float]:
+    """Weight decay by parameter; norm weights have none."""
+    return {name: 0.0 if name.endswith(_NORM_SUFFIX) else decay for name in names}
+
+
+def drifts(found: Iterable[Redundancy]) -> bool:
+    """Whether something moves without end: a redundancy beyond single factors between two places, not held by decay."""
+    return any(not redundancy.held for redundancy in found if redundancy.kind is not Kind.FACTOR)
+
+
+def table(found: Iterable[Redundancy]) -> list[tuple[str, ...]]:
+    """For people: heading and rows; redundancies that differ in their layer alone share a row."""
+    merged: dict[tuple[str, str, str], list[Redundancy]] = {}
+    for redundancy in found:
+        factors = (f"{name}^{power}" if power != 1 else name for name, power in redundancy.powers.items())
+        parts = (redundancy.kind.value, "  ".join(factors), redundancy.remedy)
+        kind, product, remedy = (re.sub(r"layers\.\d+\.", "layers.*.", part) for part in parts)
+        merged.setdefault((kind, " ".join(dict.fromkeys(product.split())), remedy), []).append(redundancy)
+    rows: list[tuple[str, ...]] = [
+        ("redundancy", "freedom", "places", "unchanged when scaled by f^power", "what to do")
+    ]
+    for (kind, product, remedy), members in merged.items():
+        rows.append((kind, str(members[0].freedom), str(len(members)), product, remedy))
+    return rows

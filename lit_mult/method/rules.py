@@ -1,0 +1,105 @@
+"""The width rules as pure functions: (role, shape, base shape, optimizer) -> init std, lr, weight decay, factor.
+
+With m = d / d_base, table 1 of arXiv:2601.04890 for a hidden matrix under AdamW reads
+
+    rule         lr     weight decay   forward factor
+    lr           1/m    1              1
+    lr_wd        1/m    m              1
+    multiplier   1      1              1/m
+
+and all three come out of one number, the `width_factor` by which a unit update of the effective matrix must shrink.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lit_mult.config import OptimizerName, ParametrizationConfig
+from lit_mult.registry.roles import HIDDEN_ROLES, Role, Shape
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How one matrix is initialized and trained, relative to the run's base learning rate and weight decay."""
+
+    init_std: float
+    """Standard deviation of the trained matrix W at the start."""
+    lr: float
+    """Factor on the base learning rate."""
+    weight_decay: float
+    """Factor on the base weight decay."""
+    forward: float
+    """Constant factor of the effective matrix, W_eff = forward * W."""
+
+
+def trained_by(role: Role, optimizer: OptimizerName) -> OptimizerName:
+    """Muon trains hidden matrices only; embedding, head, norms and multipliers stay under AdamW (arXiv:2502.16982)."""
+    return "muon" if optimizer == "muon" and role in HIDDEN_ROLES else "adamw"
+
+
+def width_factor(role: Role, shape: Shape, base_shape: Shape, optimizer: OptimizerName) -> float:
+    """Factor on the size of an update that keeps the change of the activations the same at every width.
+
+    A change dW moves the output by dW x, and x has unit RMS. The condition for a change of constant RMS is a spectral
+    norm |dW|_2 ~ sqrt(d_out / d_in) (arXiv:2310.17813 cond. 1).
+
+    - Embedding, norms, multipliers: the input is one-hot or element-wise, no sum grows with width: 1.
+    - AdamW: entries of size lr that align with x give |dW|_2 ~ lr sqrt(d_out d_in), hence lr ~ 1 / d_in
+      (arXiv:2203.03466 table 3; "LR only" in arXiv:2601.04890 table 1).
+    - Muon matched to Adam's RMS: dW = 0.2 lr sqrt(max(d_out, d_in)) O with O orthogonal, so |dW|_2 is
+      lr sqrt(max(d_out, d_in)) and lr ~ sqrt(d_out / d_in / max(d_out, d_in)), which is 1 / sqrt(m) for a fixed aspect
+      ratio, not 1 / m: an orthogonal update does not pile up in one direction.
+    """
+    if role not in HIDDEN_ROLES and role is not Role.LM_HEAD:
+        return 1.0
+    (d_out, d_in), (base_out, base_in) = shape, base_shape
+    if trained_by(role, optimizer) == "adamw":
+        return base_in / d_in
+    unit = d_out / d_in / max(d_out, d_in)
+    base_unit = base_out / base_in / max(base_out, base_in)
+    return math.sqrt(unit / base_unit)
+
+
+def init_std(role: Role, shape: Shape, base_shape: Shape, config: ParametrizationConfig) -> float:
+    """Standard deviation at which the effective matrix starts.
+
+    | role       | standard      | mup                                             |
+    |------------|---------------|-------------------------------------------------|
+    | embedding  | embedding_std | embedding_std                                   |
+    | hidden     | 1 / sqrt(d_in)| 1 / sqrt(d_in)                                  |
+    | lm_head    | 1 / sqrt(d_in)| sqrt(base d_in) / d_in (logits vanish as 1/m^½) |
+
+    Source: arXiv:2203.03466 table 3.
+    """
+    if role is Role.EMBEDDING:
+        return config.embedding_std
+    d_in, base_in = shape[1], base_shape[1]
+    if role is Role.LM_HEAD and config.rule == "mup":
+        return math.sqrt(base_in / d_in) / math.sqrt(d_in)  # at base width exactly 1 / sqrt(d_in)
+    return 1 / math.sqrt(d_in)
+
+
+def scaling(
+    role: Role, shape: Shape, base_shape: Shape, optimizer: OptimizerName, config: ParametrizationConfig
+) -> Scaling:
+    """Scaling of one matrix under the run's parametrization, before any preset.
+
+    Args:
+        role: role of the matrix.
+        shape: (d_out, d_in) of the matrix.
+        base_shape: (d_out, d_in) of the same matrix at width `base_d_model`.
+        optimizer: optimizer of the run; which matrices Muon takes follows from the role.
+        config: rule, width rule and init.
+    """
+    std = init_std(role, shape, base_shape, config)
+    if config.rule == "standard":
+        return Scaling(init_std=std, lr=1.0, weight_decay=1.0, forward=1.0)
+    factor = width_factor(role, shape, base_shape, optimizer)
+    match config.width_rule:
+        case "lr":
+            return Scaling(init_std=std, lr=factor, weight_decay=1.0, forward=1.0)
+        case "lr_wd":
+            return Scaling(init_std=std, lr=factor, weight_decay=1 / factor, forward=1.0)
+        case "multiplier":
+            return Scaling(init_std=std / factor, lr=1.0, weight_decay=1.0, forward=factor)

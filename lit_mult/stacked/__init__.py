@@ -1,0 +1,1 @@
+"""Runs of equal shapes trained as one model: everything that only a stack needs."""

@@ -1,0 +1,182 @@
+"""Cells in processes of this machine, which keep torch loaded and have each a share of its cores and GPUs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from lit_mult.errors import Interrupted
+from lit_mult.study.executors.base import Handler
+from lit_mult.study.job import AlreadyClaimed, Evaluated, Failed, Finished, Job, Message
+from lit_mult.study.machine import Slot, memory_of
+from lit_mult.study.stack import run_jobs
+
+_GRACE_SECONDS = 30.0
+"""Time for the cells under way to write their checkpoints after a stop was requested."""
+
+
+class ProcessExecutor:
+    """A process for each slot, started anew when it dies."""
+
+    def __init__(self, slots: list[Slot]) -> None:
+        self._idle = [_Worker(slot) for slot in slots]
+        self._busy: dict[Connection, _Worker] = {}
+
+    @property
+    def workers(self) -> int:
+        return len(self._idle) + len(self._busy)
+
+    @property
+    def free(self) -> int:
+        return len(self._idle)
+
+    def gpu_memory(self) -> int | None:
+        return self._gpu_memory
+
+    @cached_property  # later the workers take their share of what is free
+    def _gpu_memory(self) -> int | None:
+        workers = Counter(worker.slot.gpus for worker in [*self._idle, *self._busy.values()])
+        return memory_of([gpus for gpus in workers if gpus is not None], sharing=max(workers.values()))
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        worker = self._idle.pop()
+        worker.start(jobs)
+        self._busy[worker.connection] = worker
+
+    def poll(self, timeout: float, handle: Handler) -> None:
+        if not self._busy:
+            time.sleep(timeout)
+        for connection in wait(list(self._busy), timeout):
+            worker = self._busy[connection]  # type: ignore[index]
+            messages = worker.receive()
+            if not worker.cells:
+                del self._busy[worker.connection]
+                if worker.died:
+                    worker.join(timeout=0)
+                self._idle.append(_Worker(worker.slot) if worker.died else worker)
+            for cell, message in messages:
+                answer = handle(cell, message)
+                if isinstance(message, Evaluated):
+                    worker.answer(answer)
+
+    def close(self) -> None:
+        workers = [*self._idle, *self._busy.values()]
+        for worker in workers:
+            worker.stop()
+        deadline = time.monotonic() + _GRACE_SECONDS
+        try:
+            for worker in workers:
+                worker.join(max(0.0, deadline - time.monotonic()))
+        finally:  # a second Ctrl-C waits for nobody
+            for worker in workers:
+                worker.join(0.0)
+
+
+class _Worker:
+    """A process that runs one cell, or one stack of them, after the other."""
+
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
+        self.cells: list[str] = []
+        """Those under way: without an outcome yet."""
+        self.died = False
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, slot), daemon=True)
+        with _sigint_blocked():
+            self.process.start()
+        theirs.close()  # so that the death of the process is the end of the pipe
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        self.cells = [job.id for job in jobs]
+        self._send(jobs)
+
+    def answer(self, prune: bool) -> None:
+        self._send(prune)
+
+    def receive(self) -> list[tuple[str, Message]]:
+        """The next message with its cell, which must be there; the death of the process is one for each cell."""
+        message: Message
+        try:
+            cell, message = self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join(timeout=10)
+            code = self.process.exitcode
+            how = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+            self.died, cells, self.cells = True, self.cells, []
+            return [(cell, Failed(f"its worker process died ({how})", died=True)) for cell in cells]
+        if isinstance(message, Finished | AlreadyClaimed | Failed):
+            self.cells.remove(cell)
+        return [(cell, message)]
+
+    def stop(self) -> None:
+        """Ask for the end: what is under way is checkpointed first.
+
+        The closed pipe reaches a worker that had no ear for the signal, as between two cells.
+        """
+        if self.process.is_alive():
+            self.process.terminate()
+        self.connection.close()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the end, and enforce it after `timeout` seconds."""
+        self.process.join(timeout)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+    def _send(self, what: Any) -> None:
+        with suppress(BrokenPipeError):  # dead already: `receive` will say so
+            self.connection.send(what)
+
+
+@contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """Processes started now never hear SIGINT: Ctrl-C reaches the whole group, but the parent decides what to stop."""
+    resource_tracker.ensure_running()  # starting it with the first process would lift the block
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def _serve(connection: Connection, slot: Slot) -> None:
+    requested = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: requested.set())  # heard by the run at its first step
+    os.environ["OMP_NUM_THREADS"] = str(slot.threads)
+    if slot.gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = slot.gpus
+    threading.Thread(target=_leave_with_parent, name="parent watch", daemon=True).start()
+    import torch
+
+    torch.set_num_threads(slot.threads)
+
+    def post(cell: str, message: Message) -> bool:
+        # A closed pipe means that the parent is gone or stopping; the signal that comes with it writes a checkpoint.
+        with suppress(OSError, EOFError):
+            connection.send((cell, message))
+            return isinstance(message, Evaluated) and bool(connection.recv())
+        return False
+
+    with suppress(OSError, EOFError, Interrupted):
+        while True:
+            run_jobs(connection.recv(), post, requested.is_set)
+
+
+def _leave_with_parent() -> None:
+    """Stop as on request when the parent has died, and so write a checkpoint of a long cell at once."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
