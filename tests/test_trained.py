@@ -29,7 +29,7 @@ class Keep(Callback):
     """Leaves the weights of one step behind."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        self.path, self.step = RunFolder(folder).kept(step), step
+        self.path, self.step = RunFolder(folder).kept_checkpoint(step), step
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         if trainer.global_step == self.step:
