@@ -10,6 +10,7 @@ of W) are the same for all kinds, and a kind says the rest: which multipliers, t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -72,6 +73,10 @@ def _none(_: Axes) -> Axes:
     return NONE
 
 
+def _row_norm(axis: Axis, shape: Shape, init_std: float) -> float:
+    return init_std * math.sqrt(shape[1]) if axis is Axis.ROW else 1.0
+
+
 KINDS: Final = with_plugins(
     (
         Kind("none", "no multipliers", "W itself", _none, "unused"),
@@ -89,6 +94,15 @@ KINDS: Final = with_plugins(
             "learnable row and column vectors, as the placement has them",
             axes=lambda table: table,
             forward="start",
+        ),
+        Kind(
+            "weight_norm",
+            "weight normalization",
+            "a learnable norm for each row, wherever the placement has a multiplier (arXiv:1602.07868)",
+            axes=lambda table: ROW if table else NONE,
+            forward="start",
+            formula="lit_mult.nn.weight_norm:WEIGHT_NORM",
+            start=_row_norm,
         ),
     ),
     "lit_mult.kinds",
