@@ -110,6 +110,13 @@ def trained_by(role: Role, optimizer: str) -> str:
     return optimizer if role in spec.trains else spec.others.get(role, "adamw")
 
 
+def check_stacked_form(optimizer: str) -> None:
+    """Raises: ConfigError when a run of this optimizer cannot be trained together with others as a stack."""
+    for name in sorted({trained_by(role, optimizer) for role in Role}):
+        if OPTIMIZERS[name].stacked is None:
+            raise unsupported(name, "stacked form", "training runs together")
+
+
 def unsupported(optimizer: str, lacks: str, feature: str) -> ConfigError:
     """The error of a feature that needs what an optimizer's entry leaves out."""
     return ConfigError("optimizer", optimizer, f"has no {lacks}, which {feature} needs")
