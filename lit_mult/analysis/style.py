@@ -56,7 +56,7 @@ _OPTIMIZER_LOOKS: tuple[dict[str, Any], ...] = (
     {"ls": "-.", "mfc": "white"},
     {"ls": ":"},
 )
-OPTIMIZER_LOOKS = {name: look for name, look in zip(OPTIMIZERS, cycle(_OPTIMIZER_LOOKS), strict=False)}
+OPTIMIZER_LOOKS = dict(zip(OPTIMIZERS, cycle(_OPTIMIZER_LOOKS), strict=False))
 MAX_COLUMNS = 4
 
 
