@@ -16,7 +16,7 @@ from lit_mult.method.plan import MatrixPlan, plan_run
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.multipliers import MultipliedEmbedding, MultipliedLinear, MultipliedMatrix, effective_weight
-from lit_mult.registry.kinds import Axis
+from lit_mult.registry.contracts import Axis
 from lit_mult.registry.roles import Role
 
 VOCAB = 19

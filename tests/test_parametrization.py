@@ -37,7 +37,7 @@ from lit_mult.method.presets import (
 )
 from lit_mult.method.rules import Scaling, scaling, width_factor
 from lit_mult.method.search_space import neutral, search_space
-from lit_mult.registry.kinds import Axis
+from lit_mult.registry.contracts import Axis
 from lit_mult.registry.roles import MATRIX_ROLES, Role
 
 VOCAB = 64

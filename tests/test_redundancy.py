@@ -19,7 +19,7 @@ from lit_mult.method.redundancy import Kind, Redundancy, redundancies
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama, RMSNorm
 from lit_mult.nn.multipliers import MultipliedMatrix
-from lit_mult.registry.kinds import Axis
+from lit_mult.registry.contracts import Axis
 
 VOCAB = 5
 

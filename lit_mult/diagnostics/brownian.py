@@ -31,7 +31,7 @@ from lit_mult.optim.hybrid import HybridOptimizer
 from lit_mult.optim.noise import Autocorrelation, NoiseReference
 from lit_mult.optim.schedules import schedule_factor
 from lit_mult.registry import load
-from lit_mult.registry.kinds import Axis
+from lit_mult.registry.contracts import Axis
 from lit_mult.registry.optimizers import OPTIMIZERS, unsupported
 from lit_mult.registry.roles import MATRIX_ROLES, Role, Shape
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_mult.diagnostics.keys import MetricKey, layer_of
 from lit_mult.diagnostics.parts import Reading, matrices, parts, rms, trainable_parts
-from lit_mult.registry.kinds import Axis
+from lit_mult.registry.contracts import Axis
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 

@@ -7,7 +7,8 @@ from fnmatch import fnmatchcase
 
 from lit_mult.config import MultiplierKind, PlacementConfig
 from lit_mult.errors import ConfigError
-from lit_mult.registry.kinds import KINDS, NONE, ROW, ROW_COLUMN, Axes, Axis
+from lit_mult.registry.contracts import NONE, ROW, ROW_COLUMN, Axes, Axis
+from lit_mult.registry.kinds import KINDS
 from lit_mult.registry.roles import Role
 
 # RMSNorm weights stay and are the column multipliers of a block's first matrices and of the head. Rows on the

@@ -8,7 +8,8 @@ from lit_mult.config import RunConfig
 from lit_mult.method.placement import place
 from lit_mult.method.presets import run_multipliers
 from lit_mult.method.rules import init_std, scaling
-from lit_mult.registry.kinds import KINDS, Axes, Axis
+from lit_mult.registry.contracts import Axes, Axis
+from lit_mult.registry.kinds import KINDS
 from lit_mult.registry.optimizers import OPTIMIZERS, trained_by
 from lit_mult.registry.roles import Role, Shape
 

@@ -16,7 +16,8 @@ import math
 from dataclasses import dataclass
 
 from lit_mult.config import OptimizerName, ParametrizationConfig
-from lit_mult.registry.optimizers import OPTIMIZERS, Matrix, trained_by, unsupported
+from lit_mult.registry.contracts import Matrix
+from lit_mult.registry.optimizers import OPTIMIZERS, trained_by, unsupported
 from lit_mult.registry.roles import HIDDEN_ROLES, Role, Shape
 
 

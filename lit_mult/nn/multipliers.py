@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from lit_mult.method.plan import MatrixPlan
 from lit_mult.nn.functional import embedding, linear
 from lit_mult.registry import load
-from lit_mult.registry.kinds import KINDS, Axis
+from lit_mult.registry.contracts import Axis
+from lit_mult.registry.kinds import KINDS
 
 
 def effective_weight(

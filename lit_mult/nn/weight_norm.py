@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lit_mult.method.plan import MatrixPlan
 from lit_mult.nn.multipliers import Formula, constant_start, effective_weight
-from lit_mult.registry.kinds import KINDS, Axis
+from lit_mult.registry.contracts import Axis
+from lit_mult.registry.kinds import KINDS
 
 
 def normalized_weight(

@@ -1,72 +1,13 @@
-"""Multiplier kinds: what each adds to a weight matrix W (d_out, d_in), and what may be done with it.
-
-A kind has some of three multipliers, which act on the effective matrix as a product:
-
-    W_eff[i,j] = constant * scalar * row[i] * W'[i,j] * column[j]
-
-W' is W, or what the kind's formula makes of it. So shapes, redundancies (`method.symmetry`) and merging (W_eff in place
-of W) are the same for all kinds, and a kind says the rest: which multipliers, their start, the formula.
-"""
+"""The multiplier kinds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Final, Literal
+from typing import Final
 
 from lit_mult.registry import with_plugins
+from lit_mult.registry.contracts import NONE, ROW, SCALAR, Axes, Axis, Kind
 from lit_mult.registry.roles import Shape
-
-
-class Axis(StrEnum):
-    """A multiplier of a matrix W (d_out, d_in)."""
-
-    SCALAR = "scalar"
-    ROW = "row"
-    COLUMN = "column"
-
-    def shape(self, matrix: Shape) -> tuple[int, ...]:
-        """Shape of the multiplier: (), (d_out,) or (d_in,)."""
-        return {Axis.SCALAR: (), Axis.ROW: matrix[:1], Axis.COLUMN: matrix[1:]}[self]
-
-
-Axes = frozenset[Axis]
-NONE: Axes = frozenset()
-SCALAR: Axes = frozenset({Axis.SCALAR})
-ROW: Axes = frozenset({Axis.ROW})
-ROW_COLUMN: Axes = frozenset({Axis.ROW, Axis.COLUMN})
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A choice of `multipliers`."""
-
-    name: str
-    label: str
-    """What it is, in words for a model card or a figure."""
-    help: str
-    """What it is, for `--help`."""
-    axes: Callable[[Axes], Axes]
-    """Learnable multipliers of a matrix, from those that the placement table gives it."""
-    forward: Literal["unused", "constant", "start"]
-    """Use of a preset's forward multipliers: none; a constant; or, with `placement.init: preset`, where the learnable
-    multipliers start."""
-    formula: str = "lit_mult.nn.multipliers:PRODUCT"
-    """The `nn.multipliers.Formula` that makes W_eff."""
-    start: Callable[[Axis, Shape, float], float] = lambda axis, shape, init_std: 1.0
-    """(axis, shape, init std of W) -> value at which the multiplier starts where W_eff is to be W; where that depends
-    on the very weights, its expectation."""
-
-    @property
-    def is_learnable(self) -> bool:
-        """Whether matrices have any learnable multiplier."""
-        return bool(self.axes(ROW_COLUMN))
-
-    def uses_forward(self, init: str) -> bool:
-        """Whether a run uses a preset's forward multipliers; `init` is `placement.init`."""
-        return self.forward == "constant" or (self.forward == "start" and init == "preset")
 
 
 def _none(_: Axes) -> Axes:

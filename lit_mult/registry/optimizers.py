@@ -1,58 +1,14 @@
-"""Optimizers: which parameters each trains, how its steps scale with width, and what may be done with it.
-
-A run has one `optimizer`. It trains the matrices of the roles that it names; `others` says who trains the rest, which
-is AdamW unless it says otherwise. What an entry leaves out (None) is unsupported: whatever needs it raises one line
-(`unsupported`), and nothing falls back to another optimizer's formula.
-"""
+"""The optimizers. A run has one, which trains the matrices of the roles that it names; `others` says who the rest."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
 from lit_mult.errors import ConfigError
 from lit_mult.registry import with_plugins
+from lit_mult.registry.contracts import Matrix, OptimizerSpec
 from lit_mult.registry.roles import HIDDEN_ROLES, MATRIX_ROLES, Role
-
-
-class Matrix(NamedTuple):
-    """What the step of an optimizer on a matrix may depend on."""
-
-    d_out: int
-    d_in: int
-    init_std: float
-
-
-@dataclass(frozen=True)
-class OptimizerSpec:
-    """A choice of `optimizer`."""
-
-    name: str
-    label: str
-    """How it is written in tables and figures."""
-    help: str
-    """What it is, for `--help`."""
-    trains: frozenset[Role]
-    """Roles of the matrices that it updates."""
-    build: str
-    """"module:callable" that makes the `torch.optim.Optimizer` from (parameter groups, OptimConfig)."""
-    others: Mapping[Role, str] = field(default_factory=dict)
-    """Role -> optimizer of parameters that it does not train; AdamW trains the roles that are not named."""
-    width_factor: Callable[[Matrix, Matrix], float] | None = None
-    """(matrix, the same at base width) -> factor on the lr at which activations change alike at every width."""
-    width_exponent: float | None = None
-    """Power of the width that `width_factor` has for a hidden matrix of fixed aspect ratio, stated independently of
-    it: the coordinate check holds one against the other."""
-    width_rules: frozenset[str] = frozenset({"lr", "lr_wd", "multiplier"})
-    """Values of `parametrization.width_rule` that make sense for it."""
-    decays: bool = True
-    """Whether weight decay applies to its matrices."""
-    noise: str | None = None
-    """"module:attribute" of its `optim.noise.NoiseReference`: what it makes of gradients that are pure noise."""
-    stacked: str | None = None
-    """"module:class" of its `optim.stacking.StackedUpdate`: the update of many models at once."""
 
 
 def adamw_width_factor(matrix: Matrix, base: Matrix) -> float:

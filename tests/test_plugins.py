@@ -1,0 +1,145 @@
+"""A package of somebody else's that brings an optimizer and a kind by entry points, and what its entries leave out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SPEC = """
+from lit_mult.registry.contracts import Kind
+from lit_mult.registry.contracts import OptimizerSpec
+from lit_mult.registry.roles import HIDDEN_ROLES
+
+SIGN = OptimizerSpec("sign", "Sign descent", "signs of gradients", trains=HIDDEN_ROLES, build="tiny_plugin.update:Sign")
+WRONG = "no entry at all"
+EXP = Kind(
+    "exponential", "exponential multipliers", "W exp(row)", axes=lambda table: table & {"row"}, forward="unused",
+    formula="tiny_plugin.update:EXPONENTIAL", start=lambda axis, shape, init_std: 0.0,
+)
+"""
+UPDATE = """
+import torch
+from lit_mult.nn.multipliers import Formula
+
+
+class Sign(torch.optim.Optimizer):
+    def __init__(self, groups, config):
+        super().__init__(groups, {"lr": 1.0, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter -= 0.1 * group["lr"] * parameter.grad.sign()
+
+
+def effective_weight(weight, constant=1.0, scalar=None, row=None, column=None):
+    return constant * weight if row is None else constant * row.exp()[..., None] * weight
+
+
+EXPONENTIAL = Formula(effective_weight)
+"""
+RUN = """--model.d_model 16 --model.n_layers 1 --model.head_dim 8 --parametrization.base_d_model 8 --data.seq_len 16
+--data.val_windows 4 --train.steps 4 --train.batch_size 4 --train.log_every 2 --trainer.accelerator cpu
+--trainer.progress_bar false --trainer.tensorboard false"""
+STANDARD = "--optimizer sign --parametrization.rule standard"
+
+
+class Installed:
+    """The command line in a process in which the package is installed."""
+
+    def __init__(self, folder: Path, text: Path, entry_points: str) -> None:
+        package = folder / "tiny_plugin"
+        package.mkdir()
+        (package / "__init__.py").write_text(SPEC)
+        (package / "update.py").write_text(UPDATE)
+        info = folder / "tiny_plugin-0.1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-plugin\nVersion: 0.1\n")
+        (info / "entry_points.txt").write_text(entry_points)
+        self.folder, self.text = folder, text
+
+    def __call__(self, arguments: str) -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join([str(self.folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+        command = [sys.executable, "-m", "lit_mult", *arguments.split()]
+        return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+
+    def run(self, command: str, options: str) -> subprocess.CompletedProcess[str]:
+        return self(f"{command} {RUN} --data.corpus {self.text} {options}")
+
+
+OWN = "[lit_mult.optimizers]\nsign = tiny_plugin:SIGN\n[lit_mult.kinds]\nexponential = tiny_plugin:EXP\n"
+
+
+@pytest.fixture
+def installed(tmp_path: Path, text_file: Path) -> Installed:
+    return Installed(tmp_path, text_file, OWN)
+
+
+def one_line(done: subprocess.CompletedProcess[str], said: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_run_with_both(installed: Installed, tmp_path: Path) -> None:
+    done = installed.run("fit", f"{STANDARD} --multipliers exponential --out {tmp_path / 'a'}")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "a" / "record.json").read_text())
+    assert record["status"] == "completed"
+    assert record["parameters"]["multipliers"] == 256 + 4 * 16 + 2 * 44 + 16  # rows of the full placement
+    assert record["final_loss"] < record["initial_loss"]
+    help_text = installed("parameters --help").stdout
+    assert "--optimizer {adamw,muon,hyperball,muon-hyperball,sign}" in help_text
+    assert "weight_norm,exponential}" in help_text
+    assert "| adamw" not in installed.run("parameters", STANDARD).stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "said"),
+    [
+        ("parameters", "--optimizer sign", "'sign': has no width factor, which parametrization.rule = mup needs"),
+        ("coord-check", f"{STANDARD} --parametrization.rule mup", "has no width factor"),
+        ("fit", f"{STANDARD} --train.diagnostics '[brownian]'", "'sign': has no noise reference, which the Brownian"),
+    ],
+)
+def test_what_an_entry_leaves_out_is_one_line(
+    installed: Installed, tmp_path: Path, command: str, options: str, said: str
+) -> None:
+    out = f" --out {tmp_path / 'out'}" if command == "fit" else ""
+    one_line(installed.run(command, options.replace("'", "") + out), said)
+    assert not (tmp_path / "out" / "record.json").exists()
+
+
+def test_stacks_and_the_reference_of_a_finished_run_are_refused(installed: Installed, tmp_path: Path) -> None:
+    assert installed.run("fit", f"{STANDARD} --out {tmp_path / 'a'}").returncode == 0
+    one_line(installed(f"brownian {tmp_path / 'a'}"), "'sign': has no noise reference, which the Brownian reference")
+    study = tmp_path / "study.yaml"
+    base = {"optimizer": "sign", "parametrization": {"rule": "standard"}, "data": {"corpus": str(installed.text)}}
+    study.write_text(
+        json.dumps(
+            {"name": "s", "base": base, "arms": {"a": {}}, "seeds": [0], "budget": {"steps": 2, "batch_size": 2}}
+        )
+    )
+    one_line(
+        installed(f"sweep {study} --vectorize 2 --out {tmp_path / 'out'}"),
+        "'sign': has no stacked form, which training runs together needs",
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("point", "said"),
+    [
+        ("sign = nowhere:SIGN", "entry point lit_mult.optimizers:sign: cannot be loaded (No module named 'nowhere')"),
+        ("sign = tiny_plugin:WRONG", "entry point lit_mult.optimizers:sign: is no OptimizerSpec of that name"),
+        ("other = tiny_plugin:SIGN", "entry point lit_mult.optimizers:other: is no OptimizerSpec of that name"),
+    ],
+)
+def test_a_bad_entry_point_is_one_line(tmp_path: Path, text_file: Path, point: str, said: str) -> None:
+    one_line(Installed(tmp_path, text_file, f"[lit_mult.optimizers]\n{point}\n")("parameters"), said)
