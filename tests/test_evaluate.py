@@ -17,9 +17,8 @@ import yaml
 
 from lit_mult import cli
 from lit_mult.config import DataConfig, RunConfig
-from lit_mult.data.corpus import open_corpus
-from lit_mult.data.documents import Document
-from lit_mult.data.split import digest, split_documents
+from lit_mult.data.corpus import Document, open_corpus
+from lit_mult.data.encoding import digest, split_documents
 from lit_mult.errors import UserError
 from lit_mult.evaluation import evaluate as evaluation
 from lit_mult.evaluation.evaluate import Options, evaluate, evaluate_all, record_path

@@ -12,8 +12,7 @@ import numpy.typing as npt
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
 
-from lit_mult.data.documents import one_line
-from lit_mult.errors import ConfigError
+from lit_mult.errors import ConfigError, one_line
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 

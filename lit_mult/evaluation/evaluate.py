@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from lit_mult.analysis.tensorboard import add_scores
-from lit_mult.data.documents import one_line
-from lit_mult.errors import UserError
+from lit_mult.errors import UserError, one_line
 from lit_mult.evaluation.harness import quiet_lm_eval, simple_evaluate, task_names
 from lit_mult.evaluation.runs import TrainedRun
 from lit_mult.evaluation.suites import HELD_OUT, Column, Suite

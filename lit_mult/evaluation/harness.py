@@ -10,8 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from lit_mult.data.documents import one_line
-from lit_mult.errors import UserError
+from lit_mult.errors import UserError, one_line
 from lit_mult.evaluation.suites import Suite
 
 _LOCAL = {"json", "csv", "parquet", "text", "arrow"}

@@ -13,9 +13,8 @@ import yaml
 
 from lit_mult.config import DataConfig
 from lit_mult.data.cache import cache_dir
-from lit_mult.data.corpus import open_corpus
-from lit_mult.data.documents import hash_files, list_files
-from lit_mult.data.split import digest
+from lit_mult.data.corpus import hash_files, list_files, open_corpus
+from lit_mult.data.encoding import digest
 from lit_mult.errors import UserError
 from lit_mult.mini import VERSION
 from lit_mult.mini.benchmark import TASKS

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_mult.config import ModelConfig, RunConfig
-from lit_mult.data.documents import one_line
-from lit_mult.errors import ConfigError
+from lit_mult.errors import ConfigError, one_line
 from lit_mult.hf.extra import require_export_extra
 
 CONFIG_NAME = "config.json"

@@ -16,8 +16,7 @@ from torch import Tensor
 from lit_mult.config import RunConfig
 from lit_mult.data.batches import validation_windows
 from lit_mult.data.cache import TokenizedCorpus
-from lit_mult.data.documents import one_line
-from lit_mult.errors import UserError
+from lit_mult.errors import UserError, one_line
 from lit_mult.hf.agreement import Agreement, agreement
 from lit_mult.hf.architecture import CONFIG_NAME, hf_config
 from lit_mult.hf.card import model_card

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lit_mult.data.documents import one_line
-from lit_mult.errors import ConfigError
+from lit_mult.errors import ConfigError, one_line
 from lit_mult.hf.architecture import CONFIG_NAME
 from lit_mult.hf.extra import require_export_extra
 from lit_mult.nn.llama import Llama

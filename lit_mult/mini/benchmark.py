@@ -1,4 +1,4 @@
-"""The seven tasks of the benchmark: what each measures, its score at chance and at best, and its items."""
+"""The seven tasks of the benchmark, their items, and training text of the same families that has none of them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lit_mult.mini import facts
-from lit_mult.mini.algebra import algebra
-from lit_mult.mini.arithmetic import arithmetic
 from lit_mult.mini.continuation import continuation
-from lit_mult.mini.draw import Draw
-from lit_mult.mini.induction import induction
-from lit_mult.mini.item import Family, Item, items
-from lit_mult.mini.symbolic import SYMBOLIC
+from lit_mult.mini.items import Draw, Family, Item, items
+from lit_mult.mini.reasoning import SYMBOLIC, algebra, arithmetic, induction
 
 N_ITEMS = 500
 """Items of a task (and, of subtasks, two fifths of it each)."""
 _N_SUBTASK = 200
 _N_SHOTS = 32  # examples that a prompt with shots draws from
 _LARGEST_SHARE = 0.04  # of the items that have the same answer, where the model writes it
+_FACTS = 0.1  # share of the training documents
 _LABELS = (("True", "False"), ("1", "2", "3", "4"))  # choices in an order of their own
 
 
@@ -109,3 +106,16 @@ def _evenly_placed(found: list[Item]) -> list[Item]:
         item.with_answer_at(number % len(item.choices)) if item.choices and item.choices not in _LABELS else item
         for number, item in enumerate(found)
     ]
+
+
+def training_documents() -> Iterator[str]:
+    """Documents without end, always the same: one in ten states facts, the others are examples of reasoning."""
+    draw = Draw("training")
+    families = [items(family, draw, held_out=False) for family in (*SYMBOLIC.values(), arithmetic, algebra, induction)]
+    weights = [1] * len(SYMBOLIC) + [2, 2, 3]
+    spread = [family for family, weight in zip(families, weights, strict=True) for _ in range(weight)]
+    while True:
+        if draw.below(100) < 100 * _FACTS:
+            yield facts.document(draw)
+        else:
+            yield next(draw.one(spread)).document

@@ -12,7 +12,7 @@ import yaml
 
 from lit_mult.mini import VERSION
 from lit_mult.mini.benchmark import TASKS, benchmark
-from lit_mult.mini.item import Item
+from lit_mult.mini.items import Item
 
 _GENERATED: dict[str, Any] = {
     "output_type": "generate_until",
