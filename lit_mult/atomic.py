@@ -30,7 +30,7 @@ def new_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
         if overwrite:
             scratch.replace(path)
         else:
-            os.link(scratch, path)  # unlike a rename, refuses to replace a file
+            _link(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -88,6 +88,14 @@ def output_folder(path: Path) -> Iterator[Path]:
             yield scratch
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or one_line(error)})") from None
+
+
+def _link(scratch: Path, path: Path) -> None:
+    """Give a file its name; unlike a rename, refuses to replace a file, which the error then names."""
+    try:
+        os.link(scratch, path)
+    except FileExistsError as error:
+        raise FileExistsError(error.errno, error.strerror, str(path)) from None
 
 
 def remove_scratch(path: Path) -> None:

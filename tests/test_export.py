@@ -34,9 +34,8 @@ from lit_mult.data.cache import TokenizedCorpus
 from lit_mult.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from lit_mult.errors import UserError
 from lit_mult.hf import export as export_module
-from lit_mult.hf.agreement import Agreement, agreement
-from lit_mult.hf.export import export
-from lit_mult.hf.tokenizer import write_tokenizer
+from lit_mult.hf.check import Agreement, agreement
+from lit_mult.hf.export import export, write_tokenizer
 from lit_mult.method.plan import plan_run
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama

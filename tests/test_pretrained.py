@@ -21,8 +21,8 @@ from lit_mult.cli import main
 from lit_mult.config import RunConfig
 from lit_mult.errors import ConfigError, Interrupted, UserError
 from lit_mult.hf.export import export
+from lit_mult.hf.folder import content_hash, hf_name
 from lit_mult.hf.pretrained import config_part, pinned, start_from_pretrained
-from lit_mult.hf.weights import content_hash, hf_name
 from lit_mult.method.plan import plan_run
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lit_mult.config import RunConfig, split_pin
-from lit_mult.hf.agreement import Agreement
+from lit_mult.hf.check import Agreement
 from lit_mult.schema import RunRecord
 
 _CARD = """\
@@ -58,14 +58,8 @@ def model_card(
 ) -> str:
     """The text of README.md.
 
-    Args:
-        config: the run.
-        corpus_hash: of its corpus.
-        step: optimizer steps the model has had.
-        record: of the run, where it has one.
-        dtype: of the weights: float32 or bfloat16.
-        merged: the trained model against its merged weights in float32.
-        written: the trained model against the folder's model as transformers loads it.
+    `merged` compares the trained model with its merged weights in float32, `written` with the folder's model as
+    transformers loads it, in `dtype`.
     """
     model = config.model
     rows = {
