@@ -55,7 +55,7 @@ class TokenizedCorpus:
 def prepare(config: DataConfig, report: Report | None = None) -> TokenizedCorpus:
     """The tokens of a corpus, from the cache or else tokenized into it; report gets a line now and then.
 
-    Memory is bounded by the largest document, not the corpus. A damaged entry is written anew.
+    Memory is bounded by the largest document, not the corpus. A damaged entry is written again.
 
     Raises:
         UserError: the corpus or the tokenizer is bad, they do not fit, or the cache cannot be written.

@@ -46,7 +46,7 @@ class Corpus:
     identity: str
     """Changes when the content does, as far as can be told without reading a remote data set."""
     source: Callable[[], Iterator[Document]]
-    """Starts the stream anew."""
+    """Starts the stream again."""
     max_documents: int | None = None
     """Length at which the stream is cut."""
     remote: bool = False
@@ -164,8 +164,8 @@ def _open_huggingface(config: DataConfig) -> Corpus:
         try:
             return datasets.load_dataset(name, config.hf_config, split=config.hf_split, streaming=config.streaming)
         except Exception as error:  # the loaders raise anything, from ValueError to errors of the HTTP client
-            said = f"cannot be loaded as a data set ({one_line(error)}); check data.hf_config and data.hf_split too"
-            raise corpus_error(config.corpus, said) from None
+            reason = f"cannot be loaded as a data set ({one_line(error)})"
+            raise corpus_error(config.corpus, f"{reason}; check data.hf_config and data.hf_split too") from None
 
     def read(dataset: Any) -> Iterator[Document]:
         rows = iter(_only_field(dataset, config))
@@ -199,7 +199,7 @@ def _only_field(dataset: Any, config: DataConfig) -> Any:
 
 
 def corpus_error(where: object, what: str) -> UserError:
-    """The one-line complaint about the corpus: where, what is wrong there, and how to mend it."""
+    """The error for a corpus: where, what is wrong there, and how to fix it."""
     return UserError(f"data.corpus: {where}: {what}")
 
 
@@ -245,7 +245,7 @@ def row_document(row: Mapping[str, Any], text_field: str, where: str, name: str)
 
 
 def missing_field(where: object, text_field: str, fields: Iterable[str]) -> UserError:
-    """The complaint about a text field that is not there; names those that are."""
+    """The error for a text field that is missing; lists those that exist."""
     return corpus_error(
         where, f"no field {text_field!r}; set data.text_field to one of {', '.join(fields) or '(none)'}"
     )
@@ -283,7 +283,7 @@ def _read_jsonl(path: Path, name: str, text_field: str) -> Iterator[Document]:
             try:
                 row = json.loads(decode_utf8(line, where))
             except ValueError as error:
-                raise corpus_error(where, f"is not JSON ({one_line(error)}); mend or drop the line") from None
+                raise corpus_error(where, f"is not JSON ({one_line(error)}); fix or drop the line") from None
             if not isinstance(row, dict):
                 raise corpus_error(where, f"is a JSON {type(row).__name__}, not an object with a field {text_field!r}")
             yield row_document(row, text_field, where, f"{name}:{number}")

@@ -27,7 +27,7 @@ _REPORT_EVERY = 100_000_000
 class Split:
     """A document goes to validation when its digest is below the threshold; a lone text is cut instead.
 
-    The digest is that of the text, so that copies of a document never stand on both sides, the split does not
+    The digest is that of the text, so that copies of a document are never on both sides, the split does not
     depend on the order of the documents, and a document that joins the corpus moves no other.
     """
 
@@ -99,7 +99,7 @@ class _Sink:
 
 
 def token_file(folder: Path, side: Side) -> Path:
-    """Where the tokens of a side lie in a cache entry."""
+    """Path of the tokens of a side in a cache entry."""
     return folder / f"{side}.bin"
 
 
@@ -180,11 +180,11 @@ def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
 def _check_ids(ids: Ids, tokenizer: Tokenizer) -> None:
     # A larger id would wrap around in the file's integers, or fall outside the model's embedding.
     if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
-        said = f"gives id {ids.max()}, but its vocabulary ends at {tokenizer.vocab_size - 1}"
-        raise UserError(f"data.tokenizer: {said}; take another tokenizer")
+        fault = f"gives id {ids.max()}, but its vocabulary ends at {tokenizer.vocab_size - 1}"
+        raise UserError(f"data.tokenizer: {fault}; take another tokenizer")
 
 
 def _check_known(unknown: int, tokens: int) -> None:
     if unknown > tokens / 2:
-        said = f"does not fit the corpus: {unknown / tokens:.0%} of the tokens are the unknown token"
-        raise UserError(f"data.tokenizer: {said}; take bytes, bpe:SIZE or a tokenizer of the corpus's language")
+        fault = f"does not fit the corpus: {unknown / tokens:.0%} of the tokens are the unknown token"
+        raise UserError(f"data.tokenizer: {fault}; take bytes, bpe:SIZE or a tokenizer of the corpus's language")

@@ -131,6 +131,6 @@ def _base(pretrained: str) -> str:
     return f"{_bare(folder)} (hash {pin})"
 
 
-def _bare(place: str) -> str:
-    """A name as it is, and of a path the last part: the rest is the trainer's machine, not the model."""
-    return place if place.startswith("hf:") else Path(place).name
+def _bare(source: str) -> str:
+    """A hub name as it is, the last part of a path: the rest describes the machine, not the model."""
+    return source if source.startswith("hf:") else Path(source).name

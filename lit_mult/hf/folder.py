@@ -135,7 +135,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def content_hash(folder: Path) -> str:
-    """16 hex digits of a folder's config.json and weights, wherever it lies.
+    """16 hex digits of a folder's config.json and weights; its path plays no part.
 
     Raises:
         ConfigError: there is no config.json, or there are no weights.
