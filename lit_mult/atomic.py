@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lit_mult.errors import UserError, one_line
-
 
 @contextmanager
 def new_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
@@ -72,22 +70,6 @@ def new_folder(path: Path, *, keep: Callable[[Path], bool] | None = None) -> Ite
                 shutil.rmtree(stale, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextmanager
-def output_folder(path: Path) -> Iterator[Path]:
-    """`new_folder` for a folder that the user named.
-
-    Raises:
-        UserError: `path` is a file or not empty, or cannot be written.
-    """
-    try:
-        if path.is_file() or (path.is_dir() and any(path.iterdir())):
-            raise UserError(f"{path}: is {'a file' if path.is_file() else 'not empty'}; name a new folder")
-        with new_folder(path) as scratch:
-            yield scratch
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or one_line(error)})") from None
 
 
 def _link(scratch: Path, path: Path) -> None:

@@ -6,42 +6,52 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.config import JsonDict
 
 from lit_mult.errors import ConfigError
+from lit_mult.registry.kinds import KINDS
+from lit_mult.registry.optimizers import OPTIMIZERS
 from lit_mult.registry.roles import Role, Shape
 
-MultiplierKind = Literal["none", "fixed", "scalar", "vector"]
-OptimizerName = Literal["adamw", "muon"]
 WidthRule = Literal["lr", "lr_wd", "multiplier"]
 Tier = Literal["NONE", "LR", "LRWD", "FULL"]
 NormKind = Literal["vector", "scalar", "frozen"]
-Diagnostic = Literal["norms", "rows", "outputs", "updates", "gradients", "symmetry", "noise", "brownian"]
-Experiment = Literal[
-    "projector_norm",
-    "brownian_overlay",
-    "mlp_scale",
-    "depth_scales",
-    "row_norms",
-    "symmetries",
-    "width_scaling",
-    "clipping",
-    "ablation",
-    "multiplier_rates",
-    "signal_to_noise",
-]
+if TYPE_CHECKING:
+    MultiplierKind = str
+    OptimizerName = str
+    Diagnostic = str
+    Experiment = str
+else:  # what is there to choose from
+    MultiplierKind = Literal[tuple(KINDS)]
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
+    Diagnostic = Literal["norms", "rows", "outputs", "updates", "gradients", "symmetry", "noise", "brownian"]
+    Experiment = Literal[
+        "projector_norm",
+        "brownian_overlay",
+        "mlp_scale",
+        "depth_scales",
+        "row_norms",
+        "symmetries",
+        "width_scaling",
+        "clipping",
+        "ablation",
+        "multiplier_rates",
+        "signal_to_noise",
+    ]
 
-# Settings that change what is shown or kept or where files lie, never a loss: they stay out of the hash.
-_OUTSIDE_HASH = (
-    ("trainer", "progress_bar"),
-    ("trainer", "tensorboard"),
-    ("train", "keep_every"),
-    ("train", "diagnostics"),
-    ("train", "diagnostics_every"),
-    ("data", "cache_dir"),
-)
+
+def _choices(registry: Mapping[str, Any]) -> str:
+    return "; ".join(f"{name}: {entry.help}" for name, entry in registry.items())
+
+
+# What the hash of a config does not always count; a field says so with `json_schema_extra`.
+NEVER_HASHED: Final[JsonDict] = {"hashed": "never"}
+"""It changes what is shown or kept or where files lie, never a loss."""
+HASHED_UNLESS_DEFAULT: Final[JsonDict] = {"hashed": "unless default"}
+"""It came when there were hashes already, which must outlive its coming. Every new field has one of the two."""
 
 
 # Mappings whose keys are the user's.
@@ -75,9 +85,9 @@ class ModelConfig(_Section):
     """Base of the rotary frequencies."""
     norm_eps: float = Field(1e-5, gt=0)
     """Epsilon of RMSNorm."""
-    block_norms: Literal["learned", "frozen"] = "learned"
+    block_norms: Literal["learned", "frozen"] = Field("learned", json_schema_extra=HASHED_UNLESS_DEFAULT)
     """RMSNorm weights of the blocks: learned, or fixed at 1."""
-    final_norm: NormKind = "vector"
+    final_norm: NormKind = Field("vector", json_schema_extra=HASHED_UNLESS_DEFAULT)
     """Weight of the last RMSNorm (paper fig. 1, VPN / SPN / FPN): one a channel, one learned scalar, or fixed at 1."""
     tie_embeddings: bool = False
     """Let the LM head use the embedding matrix (without the embedding's multipliers)."""
@@ -85,7 +95,7 @@ class ModelConfig(_Section):
     """Dropout probability on the output of each residual branch."""
     z_loss: float = Field(0.0, ge=0)
     """Weight of logsumexp(logits)^2 in the training loss; reported losses leave it out (paper: 1e-4)."""
-    pretrained: str | None = None
+    pretrained: str | None = Field(None, json_schema_extra=HASHED_UNLESS_DEFAULT)
     """FOLDER@HASH: a Hugging Face Llama whose effective matrices and norms the run starts from, and the hash of its
     content, which the command line adds; `lit-mult import` writes the other fields to fit. null: a random start."""
 
@@ -181,11 +191,11 @@ class ParametrizationConfig(_Section):
     """Per-role forward, lr and weight-decay multipliers: the name of a shipped preset or a YAML file."""
     tier: Tier = "FULL"
     """How much of the preset to use: NONE of it, LR, LR and weight decay, or FULL (forward multipliers too)."""
-    forward: dict[str, float] = Field(default_factory=dict)
+    forward: dict[str, float] = Field(default_factory=dict, json_schema_extra=HASHED_UNLESS_DEFAULT)
     """Role -> forward multiplier, in place of the preset's."""
-    lr: dict[str, float] = Field(default_factory=dict)
+    lr: dict[str, float] = Field(default_factory=dict, json_schema_extra=HASHED_UNLESS_DEFAULT)
     """Role -> factor on the learning rate, in place of the preset's."""
-    weight_decay: dict[str, float] = Field(default_factory=dict)
+    weight_decay: dict[str, float] = Field(default_factory=dict, json_schema_extra=HASHED_UNLESS_DEFAULT)
     """Role -> factor on the weight decay, in place of the preset's."""
 
 
@@ -274,7 +284,7 @@ class DataConfig(_Section):
     """Share of the documents (or of a lone document's end) kept for validation."""
     val_windows: int = Field(64, gt=0)
     """Number of fixed validation windows, spread evenly over the validation tokens."""
-    cache_dir: str | None = None
+    cache_dir: str | None = Field(None, json_schema_extra=NEVER_HASHED)
     """Folder of the token cache; null: LIT_MULT_CACHE or the user's cache folder."""
 
 
@@ -289,17 +299,17 @@ class TrainConfig(_Section):
     """Validate every so many steps; null: at the start and the end only."""
     checkpoint_every: int | None = Field(500, gt=0)
     """Write a checkpoint to resume from every so many steps; null: only when the run is stopped, and at its end."""
-    keep_every: int | None = Field(None, gt=0)
+    keep_every: int | None = Field(None, gt=0, json_schema_extra=NEVER_HASHED)
     """Keep the weights every so many steps, for scores along training; null: none but the last checkpoint's."""
     log_every: int = Field(10, gt=0)
     """Steps averaged into one point of the training-loss curve; also the pace of TensorBoard."""
     divergence_factor: float = Field(2.0, gt=1)
     """A training loss (mean of log_every steps) above this many initial losses ends the run as diverged."""
-    diagnostics: list[Diagnostic] = Field(default_factory=list)
+    diagnostics: list[Diagnostic] = Field(default_factory=list, json_schema_extra=NEVER_HASHED)
     """What to record on the way, in diagnostics.parquet: norms, rows (row and column norms), outputs, updates,
     gradients, symmetry, noise (signal and noise of gradients; an extra backward pass), brownian (what pure noise makes
     of the parameters under the run's optimizer; simulated at the end)."""
-    diagnostics_every: int = Field(50, gt=0)
+    diagnostics_every: int = Field(50, gt=0, json_schema_extra=NEVER_HASHED)
     """Optimizer steps from one recording to the next; the first is at the start, the last at the end of the run."""
 
 
@@ -320,9 +330,9 @@ class TrainerConfig(_Section):
     """Micro-batches in one optimizer step; divides batch_size."""
     compile: bool = False
     """Run the model through torch.compile."""
-    tensorboard: bool = True
+    tensorboard: bool = Field(True, json_schema_extra=NEVER_HASHED)
     """Write TensorBoard logs beside the record."""
-    progress_bar: bool = True
+    progress_bar: bool = Field(True, json_schema_extra=NEVER_HASHED)
     """Show the steps, the rate and the loss."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Further keyword arguments of lightning.Trainer."""
@@ -331,10 +341,8 @@ class TrainerConfig(_Section):
 class RunConfig(_Section):
     """Everything that decides the outcome of one training run."""
 
-    multipliers: MultiplierKind = "none"
-    """none, fixed (the preset's forward multipliers), or learnable: one scalar a matrix, or row / column vectors."""
-    optimizer: OptimizerName = "adamw"
-    """adamw, or muon for the hidden matrices with AdamW for the rest."""
+    multipliers: MultiplierKind = Field("none", description=_choices(KINDS))
+    optimizer: OptimizerName = Field("adamw", description=_choices(OPTIMIZERS))
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the initialization, the order of the data and dropout."""
     model: ModelConfig = Field(default_factory=ModelConfig)
@@ -391,29 +399,32 @@ class RunConfig(_Section):
         return self.from_dict(data)
 
     def hashed_fields(self) -> dict[str, Any]:
-        """All settings but those of display and of places on this machine, as nested plain values."""
+        """The settings that decide the outcome of a run (see `NEVER_HASHED`), as nested plain values."""
         data = self.to_dict()
-        for section, field in _OUTSIDE_HASH:
-            del data[section][field]
+        _drop_unhashed(self, data)
         if overrides := data["placement"]["overrides"]:  # their order decides
             data["placement"]["overrides"] = [list(pair) for pair in overrides.items()]
-        for part in ("forward", "lr", "weight_decay"):
-            if not data["parametrization"][part]:  # as before these fields existed: hashes outlive their coming
-                del data["parametrization"][part]
-        for field in ("block_norms", "final_norm"):
-            if data["model"][field] == ModelConfig.model_fields[field].default:  # the same
-                del data["model"][field]
-        if self.model.pretrained is None:
-            del data["model"]["pretrained"]
-        else:  # its content decides, wherever it lies
+        if self.model.pretrained is not None:  # its content decides, wherever it lies
             folder, pin = split_pin(self.model.pretrained)
             data["model"]["pretrained"] = pin or folder
         return data
 
     @property
     def hash(self) -> str:
-        """16 hex digits of the hashed_fields settings: runs of equal hash on equal data are the same run."""
+        """16 hex digits of the hashed fields: runs of equal hash on equal data are the same run."""
         return hashlib.sha256(json.dumps(self.hashed_fields(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _drop_unhashed(section: BaseModel, data: dict[str, Any]) -> None:
+    """Remove from the plain values of a section the fields that their marks leave out of the hash."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, _Section):
+            _drop_unhashed(value, data[name])
+        is_default = value == field.get_default(call_default_factory=True)
+        mark = field.json_schema_extra
+        if mark == NEVER_HASHED or (mark == HASHED_UNLESS_DEFAULT and is_default):
+            del data[name]
 
 
 def split_pin(pretrained: str) -> tuple[str, str | None]:

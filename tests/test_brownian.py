@@ -17,8 +17,7 @@ from lit_mult.cli import main
 from lit_mult.config import OptimConfig, RunConfig
 from lit_mult.diagnostics.brownian import Motion, Particle, particles, reduced, simulate
 from lit_mult.diagnostics.trapped import Comparison, compare
-from lit_mult.optim import muon
-from lit_mult.optim.noise import adamw_autocorrelation, muon_autocorrelation
+from lit_mult.optim import adamw, muon
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.run import run
 
@@ -46,7 +45,7 @@ def motion_of(config: RunConfig, role: str, max_dim: int = 64, steps: int = 400)
 
 def test_adamw_without_decay_of_the_denominator_is_the_textbook_average() -> None:
     """beta2 -> 1: u is an average of independent gradients, R(k) = (1 - b) / (1 + b) b^|k|, and sum R = 1."""
-    noise = adamw_autocorrelation(OptimConfig(betas=(0.9, 1 - 1e-9)))
+    noise = adamw.autocorrelation(OptimConfig(betas=(0.9, 1 - 1e-9)))
 
     assert noise.variance == pytest.approx(0.1 / 1.9, rel=1e-6)
     small = 1e-6
@@ -56,15 +55,15 @@ def test_adamw_without_decay_of_the_denominator_is_the_textbook_average() -> Non
 def test_the_constants_of_the_defaults() -> None:
     """Within what was measured for the two optimizers: 0.95-0.99 and 0.80-0.94."""
     small = 1e-5
-    adamw = adamw_autocorrelation(OptimConfig()).equilibrium(small, small) / math.sqrt(0.5)
-    assert adamw == pytest.approx(0.989, abs=0.001)
+    of_adamw = adamw.autocorrelation(OptimConfig()).equilibrium(small, small) / math.sqrt(0.5)
+    assert of_adamw == pytest.approx(0.989, abs=0.001)
     for shape in ((64, 64), (176, 64), (64, 256)):
-        c = muon_autocorrelation(OptimConfig(), shape).equilibrium(small, small) / math.sqrt(0.5)
+        c = muon.autocorrelation(OptimConfig(), shape).equilibrium(small, small) / math.sqrt(0.5)
         assert 0.80 < c < 1.0
 
 
 def test_over_a_constant_rate_the_spread_ends_at_the_equilibrium() -> None:
-    noise = adamw_autocorrelation(OptimConfig())
+    noise = adamw.autocorrelation(OptimConfig())
 
     assert noise.spread([0.05] * 2000, 0.4) == pytest.approx(noise.equilibrium(0.05, 0.4), rel=1e-9)
     assert noise.spread([], 0.4) == 0

@@ -120,10 +120,10 @@ def test_muon_needs_one_over_the_root_of_the_width(
 ) -> None:
     ours: Callable[..., float] = rules.width_factor
 
-    def with_power(role: Any, shape: Any, base_shape: Any, optimizer: Any) -> float:
+    def with_power(role: Any, shape: Any, base_shape: Any, *rest: Any) -> float:
         if role in HIDDEN_ROLES:
             return float((base_shape[1] / shape[1]) ** power)
-        return ours(role, shape, base_shape, optimizer)
+        return ours(role, shape, base_shape, *rest)
 
     if power != 0.5:
         monkeypatch.setattr(rules, "width_factor", with_power)

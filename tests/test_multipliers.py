@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lit_mult.config import RunConfig
-from lit_mult.method.placement import Axis
 from lit_mult.method.plan import MatrixPlan, plan_run
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.multipliers import MultipliedEmbedding, MultipliedLinear, MultipliedMatrix, effective_weight
+from lit_mult.registry.kinds import Axis
 from lit_mult.registry.roles import Role
 
 VOCAB = 19
@@ -30,6 +30,7 @@ def label(axes: frozenset[Axis]) -> str:
 def matrix_plan(axes: frozenset[Axis], constant: float = 1.0, shape: tuple[int, int] = (5, 3)) -> MatrixPlan:
     return MatrixPlan(
         name="w",
+        kind="vector",
         role=Role.Q_PROJ,
         shape=shape,
         axes=axes,

@@ -25,7 +25,6 @@ from hypothesis import strategies as st
 from lit_mult.config import ParametrizationConfig, RunConfig, Tier
 from lit_mult.errors import ConfigError, UserError
 from lit_mult.method import presets
-from lit_mult.method.placement import Axis
 from lit_mult.method.plan import RunPlan, plan_run
 from lit_mult.method.presets import (
     Preset,
@@ -38,6 +37,7 @@ from lit_mult.method.presets import (
 )
 from lit_mult.method.rules import Scaling, scaling, width_factor
 from lit_mult.method.search_space import neutral, search_space
+from lit_mult.registry.kinds import Axis
 from lit_mult.registry.roles import MATRIX_ROLES, Role
 
 VOCAB = 64
@@ -134,12 +134,13 @@ def test_at_base_width_mup_is_standard(optimizer: str, width_rule: str, tied: bo
 
 def test_muon_factor_follows_both_sides_of_the_matrix() -> None:
     # wide (64, 256): sqrt(64/256/256) = 1/32; base (64, 32): sqrt(64/32/64) = 1/sqrt(32); ratio sqrt(32)/32
-    assert width_factor(Role.UP_PROJ, (64, 256), (64, 32), "muon") == pytest.approx(1 / math.sqrt(32))
+    config = ParametrizationConfig()
+    assert width_factor(Role.UP_PROJ, (64, 256), (64, 32), "muon", config) == pytest.approx(1 / math.sqrt(32))
     # wide (256, 64): sqrt(256/64/256) = 1/8; base (32, 64): sqrt(32/64/64) = 1/sqrt(128); ratio sqrt(2)
-    assert width_factor(Role.UP_PROJ, (256, 64), (32, 64), "muon") == pytest.approx(math.sqrt(2))
-    assert width_factor(Role.UP_PROJ, (64, 256), (64, 32), "adamw") == 1 / 8
+    assert width_factor(Role.UP_PROJ, (256, 64), (32, 64), "muon", config) == pytest.approx(math.sqrt(2))
+    assert width_factor(Role.UP_PROJ, (64, 256), (64, 32), "adamw", config) == 1 / 8
     for role in (Role.EMBEDDING, Role.NORM, Role.MULTIPLIER):
-        assert width_factor(role, (64, 256), (64, 32), "muon") == 1.0
+        assert width_factor(role, (64, 256), (64, 32), "muon", config) == 1.0
 
 
 def test_plan_multiplies_base_rate_rule_and_preset(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from lit_mult.config import PlacementConfig, RunConfig
 from lit_mult.errors import ConfigError
-from lit_mult.method.placement import PLACEMENTS, Axis, parse_axes, place
+from lit_mult.method.placement import PLACEMENTS, parse_axes, place
+from lit_mult.registry.kinds import Axis
 from lit_mult.registry.roles import MATRIX_ROLES, Role
 
 # App. C, copied by hand: matrix, minimal, full. RMSNorm weights are the columns of a block's first matrices.

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from lit_mult.cli import main
 from lit_mult.config import RunConfig
-from lit_mult.method.placement import Axis
 from lit_mult.method.plan import plan_run
 from lit_mult.method.redundancy import Kind, Redundancy, redundancies
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama, RMSNorm
 from lit_mult.nn.multipliers import MultipliedMatrix
+from lit_mult.registry.kinds import Axis
 
 VOCAB = 5
 

@@ -7,19 +7,20 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 
-from lit_mult.config import MultiplierKind, ParametrizationConfig
+from lit_mult.config import ParametrizationConfig
 from lit_mult.errors import UserError
 from lit_mult.layout import StudyPaths, find_records
+from lit_mult.registry.kinds import KINDS
+from lit_mult.registry.optimizers import OPTIMIZERS
 from lit_mult.schema import SCHEMA_VERSION
 
 NEUTRAL = ParametrizationConfig().preset
 """The preset in which every multiplier is 1: nothing of it was tuned."""
 PRESET = "parametrization.preset"
-_OPTIMIZER_NAMES = {"adamw": "AdamW", "muon": "Muon"}
 _WIDTH, _LR, _SEED, _OPTIMIZER = "model.d_model", "optim.lr", "seed", "optimizer"
 _COPIED: tuple[str, ...] = ("config_hash", "git_commit", "device", "corpus_hash", "steps", "tokens", "wall_seconds")
 _COPIED += ("tokens_per_second", "initial_loss", "best_loss")
@@ -156,13 +157,13 @@ def rows(frame: pd.DataFrame) -> Iterator[Any]:
 
 def optimizer_name(optimizer: str) -> str:
     """How an optimizer is written for readers: AdamW for adamw."""
-    return _OPTIMIZER_NAMES.get(optimizer, optimizer)
+    return OPTIMIZERS[optimizer].label if optimizer in OPTIMIZERS else optimizer
 
 
 def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
     lrs = frame[~frame["added"]].groupby(["arm", "setting"])["lr"].nunique().groupby("arm").max()
     frame["reference"] = frame["arm"].map(lrs == 1) & bool((lrs > 1).any())
-    kinds = {kind: place for place, kind in enumerate(get_args(MultiplierKind))}
+    kinds = {kind: place for place, kind in enumerate(KINDS)}
     # An arm has one place, even if the kind of its multipliers varies within it.
     frame["_place"] = frame["multipliers"].map(kinds).groupby(frame["arm"]).transform("min") - 9 * frame["reference"]
     frame = frame.sort_values(["_place", "arm", "setting", "d_model", "seed", "lr", "cell"], ignore_index=True)

@@ -24,13 +24,15 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_mult.config import RunConfig
-from lit_mult.method.placement import Axis
 from lit_mult.method.plan import RunPlan, plan_run
 from lit_mult.nn.llama import Llama
 from lit_mult.optim.groups import ParameterPlan, parameter_groups, plan_parameters
 from lit_mult.optim.hybrid import HybridOptimizer
-from lit_mult.optim.noise import Autocorrelation, adamw_autocorrelation, muon_autocorrelation
+from lit_mult.optim.noise import Autocorrelation, NoiseReference
 from lit_mult.optim.schedules import schedule_factor
+from lit_mult.registry import load
+from lit_mult.registry.kinds import Axis
+from lit_mult.registry.optimizers import OPTIMIZERS, unsupported
 from lit_mult.registry.roles import MATRIX_ROLES, Role, Shape
 
 MAX_DIM = 256
@@ -53,7 +55,7 @@ class Particle:
     start_mean: float
     """Of multipliers and norm weights, which start at one value; 0 for matrices."""
     shape: Shape | None
-    """(d_out, d_in) under Muon; AdamW's motion does not depend on it."""
+    """(d_out, d_in) where the optimizer's update depends on the whole matrix."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ def _particle(row: ParameterPlan, plan: RunPlan) -> Particle:
         start = (0.0, plan.matrices[owner].start[Axis(part)])
     else:
         start = (0.0, 1.0)  # norm weights
-    shape = (row.parameter.shape[0], row.parameter.shape[1]) if row.optimizer == "muon" else None
+    by_shape = _noise(row.optimizer).by_shape
+    shape = (row.parameter.shape[0], row.parameter.shape[1]) if by_shape else None
     return Particle(row.optimizer, row.lr, row.weight_decay, *start, shape=shape)
 
 
@@ -149,15 +152,15 @@ def simulate(
     motions = {}
     for particle, parameters in members.items():
         rates = [particle.lr * factor for factor in factors]
-        kept = math.prod(1 - rate * particle.weight_decay for rate in rates)
-        noise = _autocorrelation(particle.shape, config)
+        kept = math.prod(_noise(particle.optimizer).kept(rate, particle.weight_decay) for rate in rates)
+        closed_form = _autocorrelation(particle, config)
         motions[particle] = Motion(
             steps=at,
             norm=norms[particle],
             moved=rms(_joined(parameters) - kept * starts[particle]),
             kept=kept,
-            predicted=noise.spread(rates, particle.weight_decay),
-            equilibrium=noise.equilibrium(particle.lr, particle.weight_decay),
+            predicted=closed_form.spread(rates, particle.weight_decay) if closed_form else math.nan,
+            equilibrium=closed_form.equilibrium(particle.lr, particle.weight_decay) if closed_form else math.nan,
         )
     return motions
 
@@ -186,14 +189,25 @@ def _joined(parameters: list[nn.Parameter]) -> Tensor:
     return torch.stack([parameter.detach() for parameter in parameters])
 
 
-def _autocorrelation(shape: Shape | None, config: RunConfig) -> Autocorrelation:
-    return adamw_autocorrelation(config.optim) if shape is None else muon_autocorrelation(config.optim, shape)
+def _noise(optimizer: str) -> NoiseReference:
+    path = OPTIMIZERS[optimizer].noise
+    if path is None:
+        raise unsupported(optimizer, "noise reference", "the Brownian reference")
+    reference: NoiseReference = load(path)
+    return reference
+
+
+def _autocorrelation(particle: Particle, config: RunConfig) -> Autocorrelation | None:
+    closed_form = _noise(particle.optimizer).autocorrelation
+    return closed_form(config.optim, particle.shape or (1, 1)) if closed_form else None
 
 
 def _size_correction(particle: Particle, config: RunConfig, max_dim: int) -> float:
     """Factor on the updates of the reduced shape by which they diffuse as those of the original do."""
     if particle.shape is None or reduced(particle.shape, max_dim) == particle.shape:
         return 1.0
-    shapes = (particle.shape, reduced(particle.shape, max_dim))
-    whole, small = (_autocorrelation(shape, config).long_run_variance() for shape in shapes)
-    return math.sqrt(whole / small)
+    whole = _autocorrelation(particle, config)
+    small = _autocorrelation(replace(particle, shape=reduced(particle.shape, max_dim)), config)
+    if whole is None or small is None:
+        return 1.0
+    return math.sqrt(whole.long_run_variance() / small.long_run_variance())

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from lit_mult.diagnostics.keys import MetricKey, layer_of
-from lit_mult.method.placement import Axis
 from lit_mult.nn.llama import RMSNorm
 from lit_mult.nn.multipliers import MultipliedMatrix
 
@@ -49,9 +48,8 @@ def parts(model: nn.Module) -> Iterator[Part]:
             if id(module.weight) not in seen:
                 seen.add(id(module.weight))
                 yield Part(name, "weight", module.role.value, module.weight)
-            for axis in Axis:
-                if (multiplier := getattr(module, axis.value)) is not None:
-                    yield Part(name, axis.value, module.role.value, multiplier)
+            for axis, multiplier in module.multipliers.items():
+                yield Part(name, axis.value, module.role.value, multiplier)
 
 
 def trainable_parts(model: nn.Module) -> list[Part]:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from lit_mult.diagnostics.keys import MetricKey, layer_of
 from lit_mult.diagnostics.parts import Reading, matrices, parts, rms, trainable_parts
-from lit_mult.method.placement import Axis
-from lit_mult.nn.multipliers import effective_weight
+from lit_mult.registry.kinds import Axis
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
@@ -66,9 +65,8 @@ def relative_updates(model: nn.Module, before: Mapping[int, Tensor]) -> Iterator
     for part in trainable_parts(model):
         yield part.key("updates", "update"), _relative(part.parameter, before[id(part.parameter)])
     for name, matrix in matrices(model):
-        multipliers = (matrix.scalar, matrix.row, matrix.column)
-        then = [None if part is None else before[id(part)] for part in multipliers]
-        old = effective_weight(before[id(matrix.weight)], matrix.constant, *then)
+        multipliers = {axis.value: before[id(part)] for axis, part in matrix.multipliers.items()}
+        old = matrix.formula.effective_weight(before[id(matrix.weight)], matrix.constant, **multipliers)
         key = MetricKey("updates", "effective_update", name, layer_of(name), matrix.role.value)
         yield key, _relative(matrix.effective_weight(), old)
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lit_mult.diagnostics.keys import MetricKey, layer_of
 from lit_mult.diagnostics.parts import Reading, matrices, rms
-from lit_mult.method.placement import Axis
 from lit_mult.nn.llama import Block, Llama, RMSNorm
 from lit_mult.nn.multipliers import MultipliedMatrix
+from lit_mult.registry.kinds import Axis
 
 
 def coordinates(model: Llama) -> Iterator[Reading]:

@@ -144,8 +144,13 @@ def write_mini(folder: Path) -> str:
     Raises:
         UserError: the folder holds other files, or cannot be written.
     """
-    with atomic.output_folder(folder) as scratch:
-        return _write_mini(scratch, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise UserError(f"{folder}: is not empty; name a new folder")
+        return _write_mini(folder, folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
 def _write_mini(folder: Path, final: Path) -> str:

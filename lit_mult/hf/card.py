@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lit_mult.config import RunConfig, split_pin
 from lit_mult.hf.check import Agreement
+from lit_mult.registry.kinds import KINDS
 from lit_mult.schema import RunRecord
 
 _CARD = """\
@@ -105,13 +106,8 @@ def _checks(dtype: str, merged: Agreement, written: Agreement) -> str:
 
 
 def _multipliers(config: RunConfig) -> str:
-    match config.multipliers:
-        case "none":
-            return "no multipliers"
-        case "fixed":
-            return "fixed multipliers"
-        case learned:
-            return f"learnable {learned} multipliers (placement {config.placement.table})"
+    kind = KINDS[config.multipliers]
+    return kind.label + (f" (placement {config.placement.table})" if kind.is_learnable else "")
 
 
 def _parametrization(config: RunConfig) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +16,7 @@ from lit_mult.config import RunConfig
 from lit_mult.data.batches import validation_windows
 from lit_mult.data.cache import TokenizedCorpus
 from lit_mult.data.tokenizers import ByteTokenizer, Tokenizer
-from lit_mult.errors import UserError
+from lit_mult.errors import UserError, one_line
 from lit_mult.hf.card import model_card
 from lit_mult.hf.check import Agreement, agreement, load_back
 from lit_mult.hf.folder import CONFIG_NAME, FIXED_FIELDS, WEIGHTS_NAME, hf_weights, require_export_extra
@@ -65,7 +67,7 @@ def export(
         if not weight.isfinite().all():
             raise UserError(f"{out}: not exported, {name} holds values that are not finite; has the run diverged?")
     fields = hf_config(config, corpus.vocab_size, corpus.tokenizer.separator_id, "float32")
-    with atomic.output_folder(out) as scratch:
+    with _new_folder(out) as scratch:
         write_tokenizer(scratch, corpus.tokenizer, config.data.seq_len)
         _write_model(scratch, fields, weights)
         exact = agreement(model, load_back(scratch, weights), ids_BT)
@@ -82,6 +84,17 @@ def export(
         card = model_card(config, corpus.hash, step, record, dtype, exact, written)
         (scratch / "README.md").write_text(card, encoding="utf-8")
     return written
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise UserError(f"{out}: is {'a file' if out.is_file() else 'not empty'}; name a new folder")
+    try:
+        with atomic.new_folder(out) as scratch:
+            yield scratch
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or one_line(error)})") from None
 
 
 def hf_config(config: RunConfig, vocab_size: int, separator_id: int, dtype: str) -> dict[str, Any]:

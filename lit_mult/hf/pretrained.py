@@ -18,6 +18,7 @@ from lit_mult.hf.folder import content_hash, hf_name, read_architecture, read_we
 from lit_mult.method.plan import MatrixPlan, RunPlan
 from lit_mult.nn.llama import Llama, RMSNorm
 from lit_mult.nn.multipliers import MultipliedMatrix
+from lit_mult.registry.kinds import KINDS
 
 _PLAIN_SCALE = "1/sqrt(head_dim)"
 
@@ -90,7 +91,9 @@ def start_from_pretrained(model: Llama, plan: RunPlan, config: RunConfig) -> Non
             weights.pop("lm_head.weight", None)  # what is tied may be written twice; the embedding counts
         elif isinstance(module, MultipliedMatrix):
             theirs = _take(weights, f"{module_name}.weight", module.weight, folder)
-            module.weight.copy_(theirs.double() / _scale(plan.matrices[module_name]))
+            matrix = plan.matrices[module_name]
+            module.weight.copy_(theirs.double() / _scale(matrix))
+            module.start_multipliers(matrix)
         elif isinstance(module, RMSNorm):
             theirs = _take(weights, f"{module_name}.weight", module.weight_vector(), folder)
             _check_norm(module_name, module, theirs, folder)
@@ -134,7 +137,8 @@ def _check_norm(name: str, norm: RMSNorm, theirs: Tensor, folder: Path) -> None:
 
 def _scale(matrix: MatrixPlan) -> float:
     """W_eff / W at the start."""
-    return matrix.constant * math.prod(matrix.start.values())
+    own = [KINDS[matrix.kind].start(axis, matrix.shape, matrix.init_std) for axis in matrix.start]
+    return matrix.constant * math.prod(matrix.start.values()) / math.prod(own)
 
 
 def _take(weights: dict[str, Tensor], name: str, ours: Tensor, folder: Path) -> Tensor:

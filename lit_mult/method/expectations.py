@@ -7,19 +7,24 @@ Sources: arXiv:2203.03466 table 3 and app. D.1; arXiv:2601.04890 table 1.
 | start          | activations                            | 0                                                         |
 | start          | logits                                 | -1/2 (muP's head) to 0 (the standard one)                 |
 | change, update | all                                    | 0                                                         |
-| decay          | width rule lr, coupled decay           | that of the lr: hidden and head -1 under AdamW, -1/2 under |
-|                |                                        | Muon; embedding 0                                         |
+| decay          | width rule lr, coupled decay           | that of the lr, the optimizer's `width_exponent` (AdamW    |
+|                |                                        | -1, Muon -1/2) of hidden matrices and head; embedding 0    |
 | decay          | lr_wd, multiplier, independent decay   | 0: the balance is reached alike at every width            |
 """
 
 from __future__ import annotations
 
 from lit_mult.config import RunConfig
-from lit_mult.registry.roles import HIDDEN_ROLES, Role
+from lit_mult.registry.optimizers import OPTIMIZERS, trained_by, unsupported
+from lit_mult.registry.roles import Role
 
 
 def expected_exponent(config: RunConfig, kind: str, coordinate: str, role: str) -> tuple[float, float]:
-    """Lowest and highest exponent of a coordinate (`training.coordinates`) in the width."""
+    """Lowest and highest exponent of a coordinate (`diagnostics.coordinates`) in the width.
+
+    Raises:
+        ConfigError: the optimizer states no width exponent.
+    """
     if kind == "start" and coordinate == "logits":
         return -0.5, 0.0
     settings = config.parametrization
@@ -28,5 +33,8 @@ def expected_exponent(config: RunConfig, kind: str, coordinate: str, role: str) 
         return 0.0, 0.0
     if Role(role) is Role.EMBEDDING or (Role(role) is Role.LM_HEAD and config.model.tie_embeddings):
         return 0.0, 0.0
-    exponent = -0.5 if config.optimizer == "muon" and Role(role) in HIDDEN_ROLES else -1.0
+    optimizer = trained_by(Role(role), config.optimizer)
+    exponent = OPTIMIZERS[optimizer].width_exponent
+    if exponent is None:
+        raise unsupported(optimizer, "width exponent", "the coordinate check")
     return exponent, exponent

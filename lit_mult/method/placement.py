@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from enum import StrEnum
 from fnmatch import fnmatchcase
 
 from lit_mult.config import MultiplierKind, PlacementConfig
 from lit_mult.errors import ConfigError
+from lit_mult.registry.kinds import KINDS, NONE, ROW, ROW_COLUMN, Axes, Axis
 from lit_mult.registry.roles import Role
-
-
-class Axis(StrEnum):
-    """A learnable multiplier of a matrix W (d_out x d_in): W_eff[i,j] = scalar * row[i] * W[i,j] * column[j]."""
-
-    SCALAR = "scalar"
-    ROW = "row"
-    COLUMN = "column"
-
-
-Axes = frozenset[Axis]
-NONE: Axes = frozenset()
-SCALAR: Axes = frozenset({Axis.SCALAR})
-ROW: Axes = frozenset({Axis.ROW})
-ROW_COLUMN: Axes = frozenset({Axis.ROW, Axis.COLUMN})
 
 # RMSNorm weights stay and are the column multipliers of a block's first matrices and of the head. Rows on the
 # head would be a shortcut to the marginal token distribution (paper sec. 4.4).
@@ -72,8 +57,8 @@ def parse_axes(text: str, field: str = "placement.overrides") -> Axes:
 def place(kind: MultiplierKind, placement: PlacementConfig, matrices: Mapping[str, Role]) -> dict[str, Axes]:
     """Learnable multipliers of every matrix.
 
-    The kind `vector` follows the table; `scalar` puts one scalar wherever the table has a multiplier. Overrides come
-    last, in their order, and are taken as written. `none` and `fixed` have no learnable multiplier at all.
+    The kind says what it makes of the table's. Overrides come last, in their order, and are taken as written, but for
+    kinds that have no learnable multipliers.
 
     Args:
         kind: the multiplier option of the run.
@@ -83,17 +68,14 @@ def place(kind: MultiplierKind, placement: PlacementConfig, matrices: Mapping[st
     Raises:
         ConfigError: an override's pattern matches no matrix, or its value is not a sum of axes.
     """
-    learnable = kind in ("scalar", "vector")
-    placed = {}
-    for name, role in matrices.items():
-        axes = PLACEMENTS[placement.table][role] if learnable else NONE
-        placed[name] = SCALAR if axes and kind == "scalar" else axes
+    chosen = KINDS[kind]
+    placed = {name: chosen.axes(PLACEMENTS[placement.table][role]) for name, role in matrices.items()}
     for pattern, text in placement.overrides.items():
         axes = parse_axes(text, f"placement.overrides.{pattern}")
         matched = [name for name in matrices if fnmatchcase(name, pattern)]
         if not matched:
             raise ConfigError("placement.overrides", pattern, f"matches no matrix; names are {_some(matrices)}")
-        placed.update(dict.fromkeys(matched, axes if learnable else NONE))
+        placed.update(dict.fromkeys(matched, axes if chosen.is_learnable else NONE))
     return placed
 
 

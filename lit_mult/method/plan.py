@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lit_mult.config import RunConfig
-from lit_mult.method.placement import Axes, Axis, place
+from lit_mult.method.placement import place
 from lit_mult.method.presets import run_multipliers
-from lit_mult.method.rules import init_std, scaling, trained_by
+from lit_mult.method.rules import init_std, scaling
+from lit_mult.registry.kinds import KINDS, Axes, Axis
+from lit_mult.registry.optimizers import OPTIMIZERS, trained_by
 from lit_mult.registry.roles import Role, Shape
 
 
@@ -17,13 +19,15 @@ class MatrixPlan:
 
     name: str
     """Module name, as in Hugging Face's Llama without its `model.` prefix."""
+    kind: str
+    """Kind of its multipliers."""
     role: Role
     shape: Shape
     """(d_out, d_in)"""
     axes: Axes
     """Its learnable multipliers."""
     start: dict[Axis, float]
-    """Value at which each learnable multiplier starts."""
+    """Value at which each learnable multiplier starts; its expectation where that depends on the weights."""
     constant: float
     """Fixed factor of the effective matrix: the width rule's and, where it is not learned, the preset's."""
     init_std: float
@@ -36,8 +40,9 @@ class MatrixPlan:
 
 @dataclass(frozen=True)
 class VectorPlan:
-    """Learning rate and weight decay of the vector-like parameters of one role."""
+    """Optimizer, learning rate and weight decay of the vector-like parameters of one role."""
 
+    optimizer: str
     lr: float
     weight_decay: float
 
@@ -57,8 +62,8 @@ def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
     """Decide every matrix of a run: placement, width rule, multipliers by role and optimizer settings brought together.
 
     The multipliers by role are the config's own and, for roles it does not name, the preset's; the tier cuts both. The
-    forward one is a constant under `fixed`; under `scalar` and `vector` with `placement.init: preset` it is where the
-    learnable multiplier starts (and stays a constant where the placement has none); under `none` it is not used.
+    forward one is used as the kind says (`registry.kinds.Kind.forward`): not at all, as a constant, or as the start of
+    a learnable multiplier (and as a constant where the placement has none).
 
     Raises:
         UserError: the preset, a multiplier or a placement override is not usable.
@@ -67,6 +72,7 @@ def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
     shapes, base_shapes = config.model.matrix_shapes(vocab_size), base_model.matrix_shapes(vocab_size)
     given = run_multipliers(config)
     roles = config.model.matrix_roles()
+    kind = KINDS[config.multipliers]
     axes_by_name = place(config.multipliers, config.placement, roles)
 
     # A tied head has the embedding's weight, so its constant does all of its scaling: logits start as those of an
@@ -76,28 +82,31 @@ def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
 
     matrices = {}
     for name, role in roles.items():
+        optimizer = trained_by(role, config.optimizer)
         rule = scaling(role, shapes[role], base_shapes[role], config.optimizer, config.parametrization)
         axes = axes_by_name[name]
         forward = given.forward.get(role, 1.0)
-        start = {axis: 1.0 for axis in Axis if axis in axes}
+        start = {axis: kind.start(axis, shapes[role], rule.init_std) for axis in Axis if axis in axes}
         if start:
             # One multiplier carries the whole value: scalar before row before column.
-            start[next(iter(start))] = forward
+            start[next(iter(start))] *= forward
             forward = 1.0
         lr = config.optim.lr * rule.lr * given.lr.get(role, 1.0)
         # The width rule's factor makes up for the lr's; independent decay has the lr divided out instead.
-        decay_unit = rule.weight_decay if config.optim.weight_decay_mode == "coupled" else 1 / lr
+        weight_decay = config.optim.weight_decay * given.weight_decay.get(role, 1.0)
+        weight_decay *= rule.weight_decay if config.optim.weight_decay_mode == "coupled" else 1 / lr
         matrices[name] = MatrixPlan(
             name=name,
+            kind=kind.name,
             role=role,
             shape=shapes[role],
             axes=axes,
             start=start,
             constant=forward * (tied if role is Role.LM_HEAD and tied else rule.forward),
             init_std=rule.init_std,
-            optimizer=trained_by(role, config.optimizer),
+            optimizer=optimizer,
             lr=lr,
-            weight_decay=config.optim.weight_decay * given.weight_decay.get(role, 1.0) * decay_unit,
+            weight_decay=weight_decay if OPTIMIZERS[optimizer].decays else 0.0,
         )
     norm, multiplier = _vector_plans(config)
     scales = {"1/sqrt(head_dim)": config.model.head_dim**-0.5, "1/head_dim": 1 / config.model.head_dim}
@@ -111,5 +120,6 @@ def _vector_plans(config: RunConfig) -> tuple[VectorPlan, VectorPlan]:
     multiplier_lr = unit * (optim.vector_lr if optim.multiplier_lr is None else optim.multiplier_lr)
     # Optimizers decay by lr * weight_decay a step; independent decay divides the lr out beforehand.
     decay_unit = 1.0 if optim.weight_decay_mode == "coupled" else 1 / multiplier_lr
-    multiplier = VectorPlan(lr=multiplier_lr, weight_decay=optim.multiplier_weight_decay * decay_unit)
-    return VectorPlan(lr=norm_lr, weight_decay=0.0), multiplier
+    multiplier_decay = optim.multiplier_weight_decay * decay_unit
+    norm, multiplier = (trained_by(role, config.optimizer) for role in (Role.NORM, Role.MULTIPLIER))
+    return VectorPlan(norm, norm_lr, 0.0), VectorPlan(multiplier, multiplier_lr, multiplier_decay)

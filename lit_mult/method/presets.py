@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from lit_mult.config import OptimizerName, RunConfig, Tier, config_error
 from lit_mult.errors import ConfigError, UserError
+from lit_mult.registry.kinds import KINDS
 from lit_mult.registry.roles import MATRIX_ROLES, Role
 
 Part = Literal["lr", "weight_decay", "forward"]
@@ -210,8 +211,7 @@ def inlined(config: RunConfig) -> RunConfig:
 def run_multipliers(config: RunConfig) -> RoleMultipliers:
     """The multipliers that a run uses: its config's own and, for the other roles, its preset's, cut to its tier.
 
-    Forward multipliers are used by `fixed`, and by `scalar` and `vector` with `placement.init: preset`; otherwise
-    there are none.
+    Forward multipliers are among them where the kind of multipliers uses them.
 
     Raises:
         UserError: the preset is not usable, or the config's multipliers name no role or hold a value not allowed.
@@ -220,7 +220,7 @@ def run_multipliers(config: RunConfig) -> RoleMultipliers:
     own = _role_multipliers({part: getattr(settings, part) for part in _PARTS}, "parametrization")
     preset = load_preset(settings.preset).multipliers(config.optimizer, "FULL")
     parts = {part: getattr(preset, part) | getattr(own, part) for part in _PARTS}
-    if config.multipliers == "none" or (config.multipliers != "fixed" and config.placement.init != "preset"):
+    if not KINDS[config.multipliers].uses_forward(config.placement.init):
         parts["forward"] = {}
     return RoleMultipliers(**parts).at_tier(settings.tier)
 

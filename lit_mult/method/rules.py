@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass
 
 from lit_mult.config import OptimizerName, ParametrizationConfig
+from lit_mult.registry.optimizers import OPTIMIZERS, Matrix, trained_by, unsupported
 from lit_mult.registry.roles import HIDDEN_ROLES, Role, Shape
 
 
@@ -33,32 +34,28 @@ class Scaling:
     """Constant factor of the effective matrix, W_eff = forward * W."""
 
 
-def trained_by(role: Role, optimizer: OptimizerName) -> OptimizerName:
-    """Muon trains hidden matrices only; embedding, head, norms and multipliers stay under AdamW (arXiv:2502.16982)."""
-    return "muon" if optimizer == "muon" and role in HIDDEN_ROLES else "adamw"
-
-
-def width_factor(role: Role, shape: Shape, base_shape: Shape, optimizer: OptimizerName) -> float:
+def width_factor(
+    role: Role, shape: Shape, base_shape: Shape, optimizer: OptimizerName, config: ParametrizationConfig
+) -> float:
     """Factor on the size of an update that keeps the change of the activations the same at every width.
 
     A change dW moves the output by dW x, and x has unit RMS. The condition for a change of constant RMS is a spectral
-    norm |dW|_2 ~ sqrt(d_out / d_in) (arXiv:2310.17813 cond. 1).
+    norm |dW|_2 ~ sqrt(d_out / d_in) (arXiv:2310.17813 cond. 1); what an optimizer has to do for it is derived in
+    `registry.optimizers`. For embedding, norms and multipliers the input is one-hot or element-wise, no sum grows with
+    width, and the factor is 1.
 
-    - Embedding, norms, multipliers: the input is one-hot or element-wise, no sum grows with width: 1.
-    - AdamW: entries of size lr that align with x give |dW|_2 ~ lr sqrt(d_out d_in), hence lr ~ 1 / d_in
-      (arXiv:2203.03466 table 3; "LR only" in arXiv:2601.04890 table 1).
-    - Muon matched to Adam's RMS: dW = 0.2 lr sqrt(max(d_out, d_in)) O with O orthogonal, so |dW|_2 is
-      lr sqrt(max(d_out, d_in)) and lr ~ sqrt(d_out / d_in / max(d_out, d_in)), which is 1 / sqrt(m) for a fixed aspect
-      ratio, not 1 / m: an orthogonal update does not pile up in one direction.
+    Raises:
+        ConfigError: the optimizer of the role has no width factor, or not under this width rule.
     """
     if role not in HIDDEN_ROLES and role is not Role.LM_HEAD:
         return 1.0
-    (d_out, d_in), (base_out, base_in) = shape, base_shape
-    if trained_by(role, optimizer) == "adamw":
-        return base_in / d_in
-    unit = d_out / d_in / max(d_out, d_in)
-    base_unit = base_out / base_in / max(base_out, base_in)
-    return math.sqrt(unit / base_unit)
+    spec = OPTIMIZERS[trained_by(role, optimizer)]
+    if spec.width_factor is None:
+        raise unsupported(spec.name, "width factor", "parametrization.rule = mup")
+    if config.width_rule not in spec.width_rules:
+        raise unsupported(spec.name, "such width rule", f"parametrization.width_rule = {config.width_rule}")
+    sides = (Matrix(*one, init_std(role, one, base_shape, config)) for one in (shape, base_shape))
+    return spec.width_factor(*sides)
 
 
 def init_std(role: Role, shape: Shape, base_shape: Shape, config: ParametrizationConfig) -> float:
@@ -89,13 +86,13 @@ def scaling(
         role: role of the matrix.
         shape: (d_out, d_in) of the matrix.
         base_shape: (d_out, d_in) of the same matrix at width `base_d_model`.
-        optimizer: optimizer of the run; which matrices Muon takes follows from the role.
+        optimizer: optimizer of the run; which one trains the matrix follows from the role.
         config: rule, width rule and init.
     """
     std = init_std(role, shape, base_shape, config)
     if config.rule == "standard":
         return Scaling(init_std=std, lr=1.0, weight_decay=1.0, forward=1.0)
-    factor = width_factor(role, shape, base_shape, optimizer)
+    factor = width_factor(role, shape, base_shape, optimizer, config)
     match config.width_rule:
         case "lr":
             return Scaling(init_std=std, lr=factor, weight_decay=1.0, forward=1.0)

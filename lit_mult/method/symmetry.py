@@ -39,7 +39,7 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from lit_mult.method.placement import Axes, Axis
+from lit_mult.registry.kinds import Axes, Axis
 from lit_mult.registry.roles import Role
 
 Floats = npt.NDArray[np.float64]

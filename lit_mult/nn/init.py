@@ -17,7 +17,7 @@ def initialize(model: nn.Module, plan: RunPlan, seed: int) -> None:
     | parameter                   | start                                                       |
     |-----------------------------|-------------------------------------------------------------|
     | matrices                    | N(0, init_std^2), `parametrization.rules.init_std`          |
-    | learnable multipliers       | `MatrixPlan.start`: 1, or the preset's forward multiplier   |
+    | learnable multipliers       | as their kind says: 1, or the preset's forward multiplier   |
     | RMSNorm weights, frozen too | 1                                                           |
 
     Matrices are drawn on the CPU in the order of the forward pass and multipliers take nothing from the generator:
@@ -33,5 +33,4 @@ def initialize(model: nn.Module, plan: RunPlan, seed: int) -> None:
             if id(module.weight) not in drawn:  # a tied head was drawn as the embedding
                 module.weight.copy_(torch.randn(matrix.shape, generator=generator) * matrix.init_std)
                 drawn.add(id(module.weight))
-            for axis, value in matrix.start.items():
-                nn.init.constant_(getattr(module, axis.value), value)
+            module.start_multipliers(matrix)

@@ -1,4 +1,4 @@
-"""Weight matrices with multipliers: W_eff[i,j] = constant * scalar * row[i] * W[i,j] * column[j].
+"""Weight matrices with multipliers. The plain kinds: W_eff[i,j] = constant * scalar * row[i] * W[i,j] * column[j].
 
 Source: arXiv:2601.04890 eq. 2 and 3; autograd through `effective_weight` gives eq. 4. Fixed multipliers are the
 constant, learnable ones are parameters, and both take this one path. The product is formed on the weight (d_out * d_in
@@ -7,12 +7,16 @@ elements, once a forward), never on activations (batch * time * width elements).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from lit_mult.method.placement import Axis
 from lit_mult.method.plan import MatrixPlan
 from lit_mult.nn.functional import embedding, linear
+from lit_mult.registry import load
+from lit_mult.registry.kinds import KINDS, Axis
 
 
 def effective_weight(
@@ -50,6 +54,24 @@ def _along(scale: float | Tensor, dims: int) -> float | Tensor:
     return scale.view(-1, *[1] * dims) if isinstance(scale, Tensor) and scale.ndim else scale
 
 
+def constant_start(axis: Axis, weight: Tensor, plan: MatrixPlan) -> Tensor:
+    """The start of a multiplier that does not depend on the weights: everywhere what the plan says."""
+    return weight.new_full(axis.shape(plan.shape), plan.start[axis])
+
+
+@dataclass(frozen=True)
+class Formula:
+    """What a kind of multipliers (`registry.kinds`) computes."""
+
+    effective_weight: Callable[..., Tensor]
+    """W_eff from what `effective_weight` below takes, of a stack too."""
+    start: Callable[[Axis, Tensor, MatrixPlan], Tensor] = constant_start
+    """(multiplier, initial weight (d_out, d_in), plan) -> initial value of the multiplier."""
+
+
+PRODUCT = Formula(effective_weight)
+
+
 class MultipliedMatrix(nn.Module):
     """A weight matrix of one role with the multipliers that its plan gives it."""
 
@@ -61,28 +83,40 @@ class MultipliedMatrix(nn.Module):
     def __init__(self, plan: MatrixPlan, weight: nn.Parameter | None = None) -> None:
         """Allocate the parameters, uninitialized (see `nn.init`); a given `weight` is shared (tied embeddings)."""
         super().__init__()
-        d_out, d_in = plan.shape
         self.role = plan.role
+        self.formula: Formula = load(KINDS[plan.kind].formula)
         self.constant = plan.constant
-        self.weight = nn.Parameter(torch.empty(d_out, d_in)) if weight is None else weight
-        sizes: dict[Axis, tuple[int, ...]] = {Axis.SCALAR: (), Axis.ROW: (d_out,), Axis.COLUMN: (d_in,)}
-        for axis, size in sizes.items():
-            multiplier = nn.Parameter(torch.empty(size)) if axis in plan.axes else None
+        self.weight = nn.Parameter(torch.empty(plan.shape)) if weight is None else weight
+        for axis in Axis:
+            multiplier = nn.Parameter(torch.empty(axis.shape(plan.shape))) if axis in plan.axes else None
             self.register_parameter(axis.value, multiplier)
+
+    @property
+    def multipliers(self) -> dict[Axis, nn.Parameter]:
+        """Its learnable multipliers."""
+        found = {axis: getattr(self, axis.value) for axis in Axis}
+        return {axis: multiplier for axis, multiplier in found.items() if multiplier is not None}
+
+    @torch.no_grad()
+    def start_multipliers(self, plan: MatrixPlan) -> None:
+        """Set the multipliers to their start, which may depend on the weight."""
+        for axis, multiplier in self.multipliers.items():
+            multiplier.copy_(self.formula.start(axis, self.weight, plan))
 
     def effective_weight(self) -> Tensor:
         """W_eff (d_out, d_in), differentiable in the weight and in every multiplier."""
-        return effective_weight(self.weight, self.constant, self.scalar, self.row, self.column)
+        return self.formula.effective_weight(self.weight, self.constant, self.scalar, self.row, self.column)
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
         """W_eff (d_out, d_in) for inference, formed in float64 and cast once; the module is left as it is."""
         multipliers = (None if part is None else part.double() for part in (self.scalar, self.row, self.column))
-        return effective_weight(self.weight.double(), self.constant, *multipliers).to(self.weight.dtype, copy=True)
+        weight = self.formula.effective_weight(self.weight.double(), self.constant, *multipliers)
+        return weight.to(self.weight.dtype, copy=True)
 
     def extra_repr(self) -> str:
         d_out, d_in = self.weight.shape
-        axes = "+".join(axis.value for axis in Axis if getattr(self, axis.value) is not None) or "none"
+        axes = "+".join(self.multipliers) or "none"
         return f"{d_out}x{d_in}, role={self.role.value}, multipliers={axes}, constant={self.constant:g}"
 
 

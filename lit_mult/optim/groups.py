@@ -49,7 +49,9 @@ def plan_parameters(model: nn.Module, plan: RunPlan) -> list[ParameterPlan]:
 def _of_module(name: str, module: nn.Module, plan: RunPlan) -> Iterator[ParameterPlan]:
     if isinstance(module, RMSNorm):
         norm = plan.norm
-        yield ParameterPlan(f"{name}.weight", module.weight, Role.NORM, "", "adamw", norm.lr, norm.weight_decay, "1")
+        yield ParameterPlan(
+            f"{name}.weight", module.weight, Role.NORM, "", norm.optimizer, norm.lr, norm.weight_decay, "1"
+        )
     elif isinstance(module, MultipliedMatrix):
         matrix = plan.matrices[name]
         kinds = "+".join(matrix.start) or "-"
@@ -64,11 +66,11 @@ def _of_module(name: str, module: nn.Module, plan: RunPlan) -> Iterator[Paramete
             weight_decay=matrix.weight_decay,
             init=f"N(0, {matrix.init_std:.4g}²)",
         )
-        lr, decay = plan.multiplier.lr, plan.multiplier.weight_decay
+        own = plan.multiplier
         for axis, start in matrix.start.items():
             parameter = getattr(module, axis.value)
-            role = Role.MULTIPLIER
-            yield ParameterPlan(f"{name}.{axis.value}", parameter, role, "", "adamw", lr, decay, f"{start:.4g}")
+            rates = (own.optimizer, own.lr, own.weight_decay)
+            yield ParameterPlan(f"{name}.{axis.value}", parameter, Role.MULTIPLIER, "", *rates, f"{start:.4g}")
 
 
 def parameter_groups(rows: list[ParameterPlan]) -> list[dict[str, Any]]:

@@ -1,18 +1,25 @@
-"""Muon with its Newton-Schulz iteration batched over matrices of equal shape, and in float32 on CPUs."""
+"""Muon: its Newton-Schulz iteration batched over matrices of equal shape, what it makes of noise, and stacks of it."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from lit_mult.config import OptimConfig
+from lit_mult.optim.noise import Autocorrelation, NoiseReference
+from lit_mult.optim.stacking import StackedUpdate
+from lit_mult.registry.roles import Shape
 
 RMS_OF_ADAM = 0.2
 """Entries of an update, about: those of Adam's (arXiv:2502.16982 eq. 4)."""
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration, as `torch.optim.Muon` has them."""
+_EPS = 1e-7  # of torch.optim.Muon
 
 
 def orthogonalize(updates_NxAxB: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
@@ -67,3 +74,63 @@ class Muon(torch.optim.Muon):
                 own_dtype = [update.to(gradients[0].dtype) for update in updates_NxAxB]
                 torch._foreach_add_(parameters, own_dtype, alpha=-scale)
         return loss
+
+
+def build(groups: list[dict[str, Any]], config: OptimConfig) -> Muon:
+    """The optimizer of the parameter groups, each of which has its own lr and weight_decay."""
+    return Muon(
+        groups,
+        momentum=config.muon_momentum,
+        ns_coefficients=NS_COEFFICIENTS,
+        ns_steps=config.muon_ns_steps,
+        adjust_lr_fn="match_rms_adamw",
+    )
+
+
+def autocorrelation(config: OptimConfig, shape: Shape) -> Autocorrelation:
+    """R of an entry of Muon's matched update 0.2 sqrt(max(shape)) O, O the orthogonalized momentum.
+
+    The Nesterov momentum x has coefficients (1 - mu) (1 + mu, mu^2, mu^3, ...), hence a correlation rho(k) = b mu^k
+    with 1 / sum rho = (1 - mu)^2 [(1 + mu)^2 + mu^4 / (1 - mu^2)]. x is Gaussian and O an odd function of it that
+    turns with it, so that its covariance is a power series in rho with odd powers and positive coefficients: the linear
+    one is the square of the projection L of O on x, and the rest of the power P counts as cubic:
+
+        R(k) = 0.04 max(shape) / size * [L^2 rho + (P - L^2) rho^3].
+
+    L and P are those of one Gaussian matrix of this shape, orthogonalized by Muon's own iteration.
+    """
+    mu = config.muon_momentum
+    momentum = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    update = orthogonalize(momentum[None], NS_COEFFICIENTS, config.muon_ns_steps, _EPS)[0]
+    linear = float((update * momentum).sum() / momentum.norm()) ** 2
+    power = float(update.square().sum())
+    unit = RMS_OF_ADAM**2 * max(shape) / (shape[0] * shape[1])
+    own = (1 - mu) ** 2 * ((1 + mu) ** 2 + mu**4 / (1 - mu**2))
+    b = (1 - mu) ** 2 * (mu * (1 + mu) + mu**4 / (1 - mu**2)) / own
+    return Autocorrelation(unit * power, (unit * linear * b, unit * (power - linear) * b**3), (mu, mu**3))
+
+
+NOISE = NoiseReference(by_shape=True, autocorrelation=autocorrelation)
+
+
+class StackedMuon(StackedUpdate):
+    """Matrices of one shape, of all members, are orthogonalized together."""
+
+    states = ("momentum_buffer",)
+    by_shape = True
+
+    def update(self, gradients_MP: Tensor, step: int) -> Tensor:
+        """Orthogonalized momentum, matched to Adam's RMS, for a learning rate of 1."""
+        momentum = self.config.muon_momentum
+        averages_MP = self.state["momentum_buffer"]
+        averages_MP.lerp_(gradients_MP, 1 - momentum)
+        dtype = torch.float32 if gradients_MP.device.type == "cpu" else torch.bfloat16
+        nesterov_MP = gradients_MP.lerp(averages_MP, momentum)
+        update_MP = torch.empty_like(gradients_MP)
+        for columns, shape in self.matrices:
+            part = nesterov_MP[:, columns]
+            matrices_NxAxB = part.to(dtype).reshape(-1, *shape)
+            matrices_NxAxB = orthogonalize(matrices_NxAxB, NS_COEFFICIENTS, self.config.muon_ns_steps, _EPS)
+            update_MP[:, columns] = matrices_NxAxB.to(part.dtype).reshape(part.shape)
+            update_MP[:, columns] *= RMS_OF_ADAM * math.sqrt(max(shape))
+        return update_MP

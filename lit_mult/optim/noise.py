@@ -1,4 +1,4 @@
-"""What the optimizers make of pure noise, in closed form: the size that updates and decay balance at.
+"""What an optimizer makes of pure noise: the reference by simulation and, where there is one, in closed form.
 
 Source: arXiv:2601.04890 sec. 3, eq. 1 (norm ~ sqrt(lr / weight decay)); the constants are derived here.
 
@@ -18,13 +18,10 @@ divides itself (AdamW) and that orthogonalization loses part of the signal's dir
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import torch
-
 from lit_mult.config import OptimConfig
-from lit_mult.optim.muon import NS_COEFFICIENTS, RMS_OF_ADAM, orthogonalize
 from lit_mult.registry.roles import Shape
 
 
@@ -70,48 +67,18 @@ class Autocorrelation:
         return math.sqrt(square)
 
 
-def adamw_autocorrelation(config: OptimConfig) -> Autocorrelation:
-    """R of u = m / sqrt(v) to first order in 1 - beta2.
-
-    u_t = (1 - beta1) sum_i beta1^(t-i) g_i / sqrt(v_t), and v depends on squares alone: by the symmetry of each g only
-    products of a gradient with itself survive,
-
-        R(s - t) = (1 - beta1)^2 sum_i beta1^(s-i) beta1^(t-i) E[g_i^2 / sqrt(v_s v_t)].
-
-    With v = 1 + d and V = Var d = 2 (1 - beta2) / (1 + beta2), 1 / sqrt(v_s v_t) is
-    1 - (d_s + d_t) / 2 + 3 (d_s^2 + d_t^2) / 8 + d_s d_t / 4, E[g_i^2 d_s] = 2 (1 - beta2) beta2^(s-i), and so
-
-        R(k) = (1 - beta1)^2 beta1^k [(1 + 3 V / 4 + beta2^k V / 4) / (1 - beta1^2)
-                                      - (1 - beta2) (1 + beta2^k) / (1 - beta1^2 beta2)].
-
-    At (0.9, 0.95): R(0) = 0.051 (an update's RMS of 0.226) and sum R = 0.978, c = 0.989.
-    """
-    beta1, beta2 = config.betas
-    variance = 2 * (1 - beta2) / (1 + beta2)
-    plain = (1 - beta1) ** 2 / (1 - beta1**2)
-    own = (1 - beta1) ** 2 * (1 - beta2) / (1 - beta1**2 * beta2)
-    amplitudes = (plain * (1 + 0.75 * variance) - own, plain * 0.25 * variance - own)
-    return Autocorrelation(sum(amplitudes), amplitudes, (beta1, beta1 * beta2))
+def decoupled(lr: float, weight_decay: float) -> float:
+    """Share of a parameter that a step with decoupled weight decay keeps."""
+    return 1 - lr * weight_decay
 
 
-def muon_autocorrelation(config: OptimConfig, shape: Shape) -> Autocorrelation:
-    """R of an entry of Muon's matched update 0.2 sqrt(max(shape)) O, O the orthogonalized momentum.
+@dataclass(frozen=True)
+class NoiseReference:
+    """How `diagnostics.brownian` simulates an optimizer on pure noise, and what it should find."""
 
-    The Nesterov momentum x has coefficients (1 - mu) (1 + mu, mu^2, mu^3, ...), hence a correlation rho(k) = b mu^k
-    with 1 / sum rho = (1 - mu)^2 [(1 + mu)^2 + mu^4 / (1 - mu^2)]. x is Gaussian and O an odd function of it that
-    turns with it, so that its covariance is a power series in rho with odd powers and positive coefficients: the linear
-    one is the square of the projection L of O on x, and the rest of the power P counts as cubic:
-
-        R(k) = 0.04 max(shape) / size * [L^2 rho + (P - L^2) rho^3].
-
-    L and P are those of one Gaussian matrix of this shape, orthogonalized by Muon's own iteration.
-    """
-    mu = config.muon_momentum
-    momentum = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    update = orthogonalize(momentum[None], NS_COEFFICIENTS, config.muon_ns_steps, 1e-7)[0]
-    linear = float((update * momentum).sum() / momentum.norm()) ** 2
-    power = float(update.square().sum())
-    unit = RMS_OF_ADAM**2 * max(shape) / (shape[0] * shape[1])
-    own = (1 - mu) ** 2 * ((1 + mu) ** 2 + mu**4 / (1 - mu**2))
-    b = (1 - mu) ** 2 * (mu * (1 + mu) + mu**4 / (1 - mu**2)) / own
-    return Autocorrelation(unit * power, (unit * linear * b, unit * (power - linear) * b**3), (mu, mu**3))
+    by_shape: bool
+    """Whether the update of an entry depends on the whole matrix, and not on the entry's own gradients alone."""
+    autocorrelation: Callable[[OptimConfig, Shape], Autocorrelation] | None
+    """Of an entry's update, for a matrix of this shape; None: there is no closed form."""
+    kept: Callable[[float, float], float] = decoupled
+    """(lr, weight_decay) -> share of a parameter that a step keeps of it."""

@@ -19,6 +19,7 @@ from lit_mult.config import OPEN_FIELDS, Experiment, RunConfig, config_error
 from lit_mult.errors import ConfigError
 from lit_mult.method.presets import Preset, apply_preset
 from lit_mult.method.search_space import neutral, search_space
+from lit_mult.registry.kinds import KINDS
 from lit_mult.schema import CellInfo
 from lit_mult.study.grids import Distribution, Grid, grid_values
 
@@ -210,7 +211,7 @@ class Point:
             return {}
         config = self.config({}, self.spec.seeds[0])
         space = search_space(config.parametrization.tier)
-        if config.multipliers == "fixed" or (config.multipliers != "none" and config.placement.init == "preset"):
+        if KINDS[config.multipliers].uses_forward(config.placement.init):
             return space
         return {name: ends for name, ends in space.items() if not name.startswith("parametrization.forward.")}
 
