@@ -246,7 +246,7 @@ def test_tags_patterns_parts_with_options_and_single_tasks_of_the_benchmark(
     assert len(record.scores[0].items) == 8
 
 
-def test_a_task_that_cannot_be_run_is_the_users_to_mend(trained: TrainedRun, tmp_path: Path) -> None:
+def test_a_task_that_cannot_be_run_is_a_user_error(trained: TrainedRun, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text(json.dumps({"prompt": "1", "choices": ["a", "b"], "target": 0}))
     write_task(tmp_path, "bad", doc_to_text="{{nothing.of.the.kind}}")
     with pytest.raises(UserError, match="--tasks bad: lm-eval cannot run them"):

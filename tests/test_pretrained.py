@@ -156,7 +156,7 @@ def test_what_is_exported_can_be_imported_and_trained_on(tokenizer: str, tiny: T
     assert load_trained(tmp_path / "second").step == 12
 
 
-def test_a_stopped_run_goes_on_to_the_very_same_bits(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_to_the_very_same_bits(tiny: Tiny, tmp_path: Path) -> None:
     save(tmp_path / "hf")
     part = {f"model.{name}": value for name, value in config_part(tmp_path / "hf")["model"].items()}
     config = tiny(
@@ -322,7 +322,7 @@ def test_the_commands_pin_the_folder_and_write_a_config_that_fits(
     assert main(["fit", *configs, "--model.pretrained", str(tmp_path / "hf"), "--out", str(tmp_path / "run")]) == 0
     assert "finished earlier" in capsys.readouterr().out
 
-    assert "start.yaml" in refused("import", str(tmp_path / "hf"), str(start))
+    assert f"lit-mult import: {start}: File exists" in refused("import", str(tmp_path / "hf"), str(start))
     assert "has no config.json" in refused("import", str(tmp_path), str(bad))
     assert not bad.exists()
     assert "must be 32, as in" in refused("fit", "--model.pretrained", str(tmp_path / "hf"), "--out", str(bad))

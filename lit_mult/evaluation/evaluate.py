@@ -18,7 +18,7 @@ from lit_mult import atomic
 from lit_mult.analysis.frame import best_rates, load_records, rows
 from lit_mult.analysis.tensorboard import add_scores
 from lit_mult.errors import UserError, one_line
-from lit_mult.evaluation.harness import quiet_lm_eval, read_scores, simple_evaluate, task_names
+from lit_mult.evaluation.harness import quiet_lm_eval, read_scores, run_suite, task_names
 from lit_mult.evaluation.suites import HELD_OUT, Suite
 from lit_mult.schema import EvaluationRecord, RunRecord
 from lit_mult.study.folder import StudyFolder
@@ -91,11 +91,8 @@ class Options:
 
     def label(self, suite: Suite) -> str:
         """The suite with the options that were given."""
-        parts = [suite.name]
-        parts += [f"{self.num_fewshot} shots"] if self.num_fewshot is not None else []
-        parts += [f"first {self.limit} items"] if self.limit is not None else []
-        parts += [f"context {self.max_length}"] if self.max_length is not None else []
-        return ", ".join(parts)
+        options = {"{} shots": self.num_fewshot, "first {} items": self.limit, "context {}": self.max_length}
+        return ", ".join([suite.name, *(text.format(n) for text, n in options.items() if n is not None)])
 
 
 def evaluate_all(
@@ -167,7 +164,7 @@ def evaluate(run: TrainedRun, suite: Suite, step: int, checkpoint: Path, options
             progress=options.progress,
         )
     started_at, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-    answer = simple_evaluate(model, suite, options.num_fewshot, options.limit)
+    output = run_suite(model, suite, options.num_fewshot, options.limit)
     record = EvaluationRecord(
         suite=suite.name,
         label=options.label(suite),
@@ -187,11 +184,11 @@ def evaluate(run: TrainedRun, suite: Suite, step: int, checkpoint: Path, options
         device=provenance.describe_device(device),
         started_at=started_at,
         wall_seconds=time.perf_counter() - start,
-        scores=read_scores(suite, answer),
-        results=_plain(answer["results"]),
+        scores=read_scores(suite, output),
+        results=_plain(output["results"]),
     )
     if options.log_samples:
-        _write_samples(_samples(path), answer["samples"])
+        _write_samples(_samples(path), output["samples"])
     if path.is_file():  # evaluated again for its samples, or written by another process in the meantime
         return EvaluationRecord.read(path)
     if run.folder.tensorboard.is_dir():

@@ -30,8 +30,8 @@ def task_names(suite: Suite) -> list[str]:
     return list(_index(suite)[1])
 
 
-def simple_evaluate(model: Any, suite: Suite, num_fewshot: int | None, limit: int | None) -> dict[str, Any]:
-    """lm-eval's answer, with the samples.
+def run_suite(model: Any, suite: Suite, num_fewshot: int | None, limit: int | None) -> dict[str, Any]:
+    """What lm-eval gives for a suite, with the samples.
 
     Raises:
         UserError: a task cannot be loaded or run.
@@ -39,15 +39,15 @@ def simple_evaluate(model: Any, suite: Suite, num_fewshot: int | None, limit: in
     manager, names = _index(suite)
     tasks = [suite.name] if suite.as_group else names
     with quiet_lm_eval(offline=_is_local(manager, tasks)):
-        from lm_eval import simple_evaluate as ask
+        from lm_eval import simple_evaluate
 
         try:
-            answer = ask(
+            output = simple_evaluate(
                 model=model,
                 tasks=list(tasks),
                 num_fewshot=num_fewshot,
                 limit=limit,
-                bootstrap_iters=1000,  # for standard errors of scores that are no means
+                bootstrap_iters=1000,  # for standard errors of scores that are not means
                 task_manager=manager,
                 verbosity="ERROR",
             )
@@ -58,32 +58,32 @@ def simple_evaluate(model: Any, suite: Suite, num_fewshot: int | None, limit: in
                 raise UserError(f"{suite.needs} ({one_line(error)})") from None
             reason = f"{type(error).__name__}: {one_line(error)}"
             raise UserError(f"--tasks {suite.name}: lm-eval cannot run them ({reason})") from error
-    assert answer is not None  # rank 0
-    return dict(answer)
+    assert output is not None  # rank 0
+    return dict(output)
 
 
-def read_scores(suite: Suite, answer: Mapping[str, Any]) -> list[Score]:
-    """The scores of a suite's tasks in what `simple_evaluate` returns."""
+def read_scores(suite: Suite, output: Mapping[str, Any]) -> list[Score]:
+    """The scores of a suite's tasks in the output of `run_suite`."""
     columns = suite.columns if suite.as_group else [suite.column(name) for name in task_names(suite)]
-    return [score for column in columns for score in _column_scores(column, answer)]
+    return [score for column in columns for score in _column_scores(column, output)]
 
 
-def _column_scores(column: Column, answer: Mapping[str, Any]) -> Iterator[Score]:
+def _column_scores(column: Column, output: Mapping[str, Any]) -> Iterator[Score]:
     """The score of a task or, of a group that has none of its own, those of its parts."""
-    results = answer["results"][column.task]
-    parts = answer["group_subtasks"].get(column.task) or []
+    results = output["results"][column.task]
+    parts = output["group_subtasks"].get(column.task) or []
     keys = [key for key in results if "," in key and "_stderr," not in key]
     wanted = [key for metric in column.metrics for key in keys if metric in (key, key.partition(",")[0])]
     if not wanted and parts:
         for part in parts:
-            yield from _column_scores(Column(part, column.metrics, column.side), answer)
+            yield from _column_scores(Column(part, column.metrics, column.side), output)
         return
     key = next(iter(wanted or keys), None)
     if key is None:
         raise UserError(f"--tasks: {column.task}: lm-eval gives no score for it")
     metric, _, name = key.partition(",")
-    subtasks = _subtasks(column.task, answer)
-    samples = [sample for subtask in subtasks for sample in answer["samples"][subtask]]
+    subtasks = _subtasks(column.task, output)
+    samples = [sample for subtask in subtasks for sample in output["samples"][subtask]]
     samples = [sample for sample in samples if sample["filter"] == name and metric in sample]
     items = [sample[metric] for sample in samples]
     value = float(results[key])
@@ -95,20 +95,20 @@ def _column_scores(column: Column, answer: Mapping[str, Any]) -> Iterator[Score]
     yield Score(
         task=column.task,
         metric=metric,
-        higher_is_better=bool((answer["higher_is_better"].get(subtasks[0]) or {}).get(metric, False)),
+        higher_is_better=bool((output["higher_is_better"].get(subtasks[0]) or {}).get(metric, False)),
         value=value,
         stderr=float(stderr) if isinstance(stderr, int | float) else None,
         items=[float(item) for item in items],
         items_hash=_items_hash(samples),
         side=column.side,
         chance=column.chance,
-        num_fewshot=answer["n-shot"].get(subtasks[0]),
+        num_fewshot=output["n-shot"].get(subtasks[0]),
     )
 
 
-def _subtasks(task: str, answer: Mapping[str, Any]) -> list[str]:
-    parts = answer["group_subtasks"].get(task) or []
-    return [name for part in parts for name in _subtasks(part, answer)] if parts else [task]
+def _subtasks(task: str, output: Mapping[str, Any]) -> list[str]:
+    parts = output["group_subtasks"].get(task) or []
+    return [name for part in parts for name in _subtasks(part, output)] if parts else [task]
 
 
 def _items_hash(samples: list[dict[str, Any]]) -> str:
