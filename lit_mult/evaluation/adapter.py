@@ -46,13 +46,8 @@ class LitMultLM(TemplateLM):  # type: ignore[misc] # lm-eval is not typed
     ) -> None:
         """Copy the model with its multipliers merged; later changes to the model have no effect.
 
-        Args:
-            model: with any multipliers, on any device
-            tokenizer: the one it was trained with
-            max_length: context length in tokens; longer texts lose their beginning
-            device: where to evaluate
-            batch_size: sequences in a forward
-            progress: show progress bars
+        `max_length` is the context length in tokens (longer texts lose their beginning), `batch_size` the number of
+        sequences in a forward.
         """
         super().__init__()
         self._device = torch.device(device)

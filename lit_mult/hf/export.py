@@ -44,14 +44,8 @@ def export(
     validation text; bfloat16 ones are then the rounding of the very weights that were compared, bit for bit. The folder
     appears when all of that has held, and otherwise not at all.
 
-    Args:
-        model: the trained model with its multipliers, in float32, on the CPU, in eval mode.
-        config: of the run that trained it.
-        corpus: of the run.
-        step: optimizer steps that the model has had.
-        out: folder to make; a folder that is there must be empty.
-        dtype: of the weights.
-        record: of the run, for the model card.
+    The model has its multipliers and `step` optimizer steps behind it, and is in float32, on the CPU, in eval mode; the
+    record is for the model card. A folder `out` that is there must be empty.
 
     Returns:
         How the folder's logits, computed in `dtype`, agree with the trained model's.
