@@ -108,6 +108,9 @@ def sensitivity(points: pd.DataFrame) -> Figure:
     return figure
 
 
+_COMPARED = ("adamw", "muon")
+
+
 @styled
 def adam_vs_muon(points: pd.DataFrame, differences: pd.DataFrame) -> Figure:
     """Best loss under both optimizers against width, and their difference at equal arm and seed: a row a variant."""
@@ -121,15 +124,15 @@ def adam_vs_muon(points: pd.DataFrame, differences: pd.DataFrame) -> Figure:
             against_width(ax, here["d_model"])
             ax.set(xlabel="width $d$", title=variant)
         for arm in here["arm"].unique():
-            for optimizer, look in OPTIMIZER_LOOKS.items():
+            for optimizer in _COMPARED:
                 line = _at(here, arm=arm, optimizer=optimizer)
-                _line(left, line, "best_loss", arm, styles, look)
+                _line(left, line, "best_loss", arm, styles, OPTIMIZER_LOOKS[optimizer])
             name = f"{arm} · {variant}" if variant else arm
             _line(right, _at(pairs, within=name), "difference", arm, styles)
         right.axhline(0, color="0.3", lw=0.8)
         left.set_ylabel(f"best {LOSS}")
         right.set_ylabel("Muon - AdamW\n(nats per token)")
-    looks = [(optimizer_name(name), {"color": "0.3", "marker": "o", **look}) for name, look in OPTIMIZER_LOOKS.items()]
+    looks = [(optimizer_name(name), {"color": "0.3", "marker": "o", **OPTIMIZER_LOOKS[name]}) for name in _COMPARED]
     add_legend(figure, points, styles, looks)
     return figure
 

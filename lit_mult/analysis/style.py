@@ -6,10 +6,13 @@ import io
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
 import numpy as np
 import pandas as pd
+
+from lit_mult.registry.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +50,13 @@ _STYLE: Any = {
 STAR: dict[str, Any] = {"marker": "*", "ms": 7, "mec": "black", "mew": 0.6}
 CROSS: dict[str, Any] = {"marker": "x", "ms": 4.5, "ls": "none"}
 TRIANGLE: dict[str, Any] = {"marker": "^", "ms": 3, "ls": "none"}
-OPTIMIZER_LOOKS: dict[str, dict[str, Any]] = {"adamw": {"ls": "--", "mfc": "white"}, "muon": {"ls": "-"}}
+_OPTIMIZER_LOOKS: tuple[dict[str, Any], ...] = (
+    {"ls": "--", "mfc": "white"},
+    {"ls": "-"},
+    {"ls": "-.", "mfc": "white"},
+    {"ls": ":"},
+)
+OPTIMIZER_LOOKS = dict(zip(OPTIMIZERS, cycle(_OPTIMIZER_LOOKS), strict=False))
 MAX_COLUMNS = 4
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -37,6 +37,38 @@ def orthogonalize(updates_NxAxB: Tensor, coefficients: tuple[float, float, float
     return x.mT if tall else x
 
 
+def by_shape(parameters: Iterable[Tensor]) -> Iterable[list[Tensor]]:
+    """Parameters that have a gradient, in lists of equal shape, device and dtype."""
+    found = defaultdict(list)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            found[parameter.shape, parameter.device, parameter.dtype].append(parameter)
+    return found.values()
+
+
+def orthogonal_momenta(
+    parameters: list[Tensor], states: Mapping[Tensor, dict[str, Tensor]], group: Mapping[str, Any]
+) -> list[Tensor]:
+    """Take the gradients of matrices of one shape into their momenta, and orthogonalize these.
+
+    Args:
+        parameters: matrices with gradients.
+        states: their states, which get a momentum_buffer.
+        group: with momentum, nesterov, ns_coefficients, ns_steps and eps, as of `torch.optim.Muon`.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    for parameter in parameters:
+        if "momentum_buffer" not in states[parameter]:
+            states[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    momenta = [states[parameter]["momentum_buffer"] for parameter in parameters]
+    torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+    updates = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
+    dtype = torch.float32 if gradients[0].device.type == "cpu" else torch.bfloat16
+    updates_NxAxB = torch.stack(list(updates)).to(dtype)
+    updates_NxAxB = orthogonalize(updates_NxAxB, group["ns_coefficients"], group["ns_steps"], group["eps"])
+    return [update.to(gradients[0].dtype) for update in updates_NxAxB]
+
+
 class Muon(torch.optim.Muon):
     """`torch.optim.Muon` (same groups, state and mathematics, update matched to Adam's RMS), faster for many matrices.
 
@@ -51,28 +83,12 @@ class Muon(torch.optim.Muon):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            by_shape = defaultdict(list)
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    by_shape[parameter.shape, parameter.device, parameter.dtype].append(parameter)
-            for (shape, device, _), parameters in by_shape.items():
-                gradients = [parameter.grad for parameter in parameters]
-                states = [self.state[parameter] for parameter in parameters]
-                for state, gradient in zip(states, gradients, strict=True):
-                    if not state:
-                        state["momentum_buffer"] = torch.zeros_like(gradient)
-                momenta = [state["momentum_buffer"] for state in states]
-                torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-                updates = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
-                dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-                updates_NxAxB = orthogonalize(
-                    torch.stack(updates).to(dtype), group["ns_coefficients"], group["ns_steps"], group["eps"]
-                )
+            for parameters in by_shape(group["params"]):
+                updates = orthogonal_momenta(parameters, self.state, group)
                 # 0.2 sqrt(max(A, B)) gives an orthogonal update the RMS that Adam's has (arXiv:2502.16982 eq. 4).
-                scale = group["lr"] * RMS_OF_ADAM * math.sqrt(max(shape))
+                scale = group["lr"] * RMS_OF_ADAM * math.sqrt(max(parameters[0].shape))
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                own_dtype = [update.to(gradients[0].dtype) for update in updates_NxAxB]
-                torch._foreach_add_(parameters, own_dtype, alpha=-scale)
+                torch._foreach_add_(parameters, updates, alpha=-scale)
         return loss
 
 

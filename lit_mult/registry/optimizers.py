@@ -74,6 +74,27 @@ def muon_width_factor(matrix: Matrix, base: Matrix) -> float:
     return math.sqrt(unit / base_unit)
 
 
+def hyperball_width_factor(matrix: Matrix, base: Matrix) -> float:
+    """A step of relative size lr on a matrix of norm R = init_std sqrt(d_out d_in), aligned with the input.
+
+    |dW|_2 ~ lr R, hence lr ~ sqrt(d_out / d_in) / R = 1 / (init_std d_in): 1 / sqrt(m) for hidden matrices, and
+    1 for muP's head, whose R falls as 1 / sqrt(m).
+    """
+    return (base.init_std * base.d_in) / (matrix.init_std * matrix.d_in)
+
+
+def muon_hyperball_width_factor(matrix: Matrix, base: Matrix) -> float:
+    """An orthogonal step of relative size lr: |dW|_2 = lr R / sqrt(min(d_out, d_in)).
+
+    Hence lr ~ sqrt(min(d_out, d_in)) / (init_std d_in), 1 for hidden matrices of a fixed aspect ratio
+    (as in arXiv:2603.28743, which has no width factor). It presumes a momentum of full rank: over few different tokens
+    (bytes) its rank r does not grow with width, |dW|_2 is lr R / sqrt(r), and updates grow by up to sqrt(m). The
+    coordinate check shows both (docs/decisions.md).
+    """
+    unit = math.sqrt(min(matrix.d_out, matrix.d_in) / min(base.d_out, base.d_in))
+    return unit * hyperball_width_factor(matrix, base)
+
+
 OPTIMIZERS: Final = with_plugins(
     (
         OptimizerSpec(
@@ -98,6 +119,31 @@ OPTIMIZERS: Final = with_plugins(
             noise="lit_mult.optim.muon:NOISE",
             stacked="lit_mult.optim.muon:StackedMuon",
         ),
+        OptimizerSpec(
+            "hyperball",
+            "Hyperball",
+            "AdamW's steps with relative size lr at a constant norm of each matrix, AdamW for the rest",
+            trains=HIDDEN_ROLES | {Role.LM_HEAD},
+            build="lit_mult.optim.hyperball:build_adam",
+            width_factor=hyperball_width_factor,
+            width_exponent=-0.5,
+            width_rules=frozenset({"lr"}),  # relative steps: a factor on the matrix or on its decay changes nothing
+            decays=False,
+            noise="lit_mult.optim.hyperball:NOISE",
+        ),
+        OptimizerSpec(
+            "muon-hyperball",
+            "Muon-Hyperball",
+            "Muon's steps likewise for the hidden matrices, hyperball for the LM head, AdamW for the rest",
+            trains=HIDDEN_ROLES,
+            others={Role.LM_HEAD: "hyperball"},
+            build="lit_mult.optim.hyperball:build_muon",
+            width_factor=muon_hyperball_width_factor,
+            width_exponent=0.0,
+            width_rules=frozenset({"lr"}),
+            decays=False,
+            noise="lit_mult.optim.hyperball:NOISE",
+        ),
     ),
     "lit_mult.optimizers",
 )
@@ -108,6 +154,13 @@ def trained_by(role: Role, optimizer: str) -> str:
     """The optimizer of a parameter's role in a run of this optimizer."""
     spec = OPTIMIZERS[optimizer]
     return optimizer if role in spec.trains else spec.others.get(role, "adamw")
+
+
+def check_stacked_form(optimizer: str) -> None:
+    """Raises: ConfigError when a run of this optimizer cannot be trained together with others as a stack."""
+    for name in sorted({trained_by(role, optimizer) for role in Role}):
+        if OPTIMIZERS[name].stacked is None:
+            raise unsupported(name, "stacked form", "training runs together")
 
 
 def unsupported(optimizer: str, lacks: str, feature: str) -> ConfigError:

@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from typing import Final
 
 from lit_mult.config import RunConfig
+from lit_mult.errors import ConfigError
 from lit_mult.method.placement import place
+from lit_mult.registry.optimizers import check_stacked_form
 
 MEMBER_FIELDS: Final = (
     "seed",
@@ -43,6 +45,10 @@ def stack_key(config: RunConfig) -> str | None:
     Raises:
         ConfigError: an override of the placement is not usable.
     """
+    try:
+        check_stacked_form(config.optimizer)
+    except ConfigError:
+        return None
     if not _may_be_stacked(config):
         return None
     shared = config.to_dict()

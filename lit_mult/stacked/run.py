@@ -12,6 +12,7 @@ from lit_mult.config import RunConfig
 from lit_mult.data.cache import TokenizedCorpus, prepare
 from lit_mult.data.module import StackDataModule
 from lit_mult.layout import step_of
+from lit_mult.registry.optimizers import check_stacked_form
 from lit_mult.schema import CellInfo, RunRecord
 from lit_mult.stacked.key import stack_key
 from lit_mult.stacked.module import LitStack, StackCheckpoints, StackHistory
@@ -79,9 +80,12 @@ def run_stack(
 
     Raises:
         ValueError: the members cannot be stacked.
+        ConfigError: an optimizer has no stacked form.
         UserError: the data, a folder or a Trainer flag is not usable.
         Interrupted: SIGINT or SIGTERM came, or `should_stop` said so; checkpoints were written first.
     """
+    for member in members:
+        check_stacked_form(member.config.optimizer)
     keys = {stack_key(member.config) for member in members}
     if len(keys) != 1 or None in keys:
         raise ValueError("only runs of equal shapes, data and budget can be stacked")

@@ -18,6 +18,7 @@ from lit_mult.data.batches import TrainWindows, validation_windows
 from lit_mult.data.cache import prepare
 from lit_mult.errors import Interrupted, UserError
 from lit_mult.method.plan import plan_run
+from lit_mult.registry.optimizers import check_stacked_form
 from lit_mult.stacked.size import MOST_SUGGESTIONS, asked_members, members_that_fit
 from lit_mult.study.attempts import RETRIES
 from lit_mult.study.executors.base import Executor
@@ -94,6 +95,9 @@ def sweep(
     members = asked_members(vectorize)
     folder = StudyFolder(Path(out).absolute())
     make_pruner(spec.pruner)
+    if members is not None and members > 1:
+        for point in spec.points():
+            check_stacked_form(point.first_cell().config.optimizer)
     corpora = check_cells(spec)
     folder.check(spec, corpora)
     source = storage or folder.journal
