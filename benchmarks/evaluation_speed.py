@@ -34,7 +34,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from lit_mult.config import RunConfig
 from lit_mult.data.tokenizers import HuggingFaceTokenizer
 from lit_mult.evaluation.adapter import LitMultLM
-from lit_mult.hf.weights import hf_weights
+from lit_mult.hf.folder import hf_weights
 from lit_mult.method.plan import plan_run
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama

@@ -1,4 +1,4 @@
-"""How work ends early: by an error that is the user's to mend, or on request."""
+"""How work ends early: by an error that the user can fix, or on request."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Bad input or an unusable environment: one line that says what is wrong and how to mend it.
+    """Bad input or an unusable environment: one line that says what is wrong and how to fix it.
 
     The command line prints it on stderr and exits with code 2; from Python it is an ordinary exception.
     """
@@ -23,4 +23,10 @@ class ConfigError(UserError):
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
-    """Work was stopped on request (SIGINT, SIGTERM); what is done is kept, and the same call goes on from there."""
+    """Work was stopped on request (SIGINT, SIGTERM); what is done is kept, and the same call resumes from there."""
+
+
+def one_line(error: Exception) -> str:
+    """What an exception says, on one line of at most 300 characters."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    return message if len(message) <= 300 else message[:297] + "..."

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lit_mult.cli import main
 from lit_mult.config import RunConfig, set_dotted
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a network
@@ -87,3 +88,17 @@ def study_dict(tiny_dict: Callable[..., dict[str, Any]]) -> Callable[..., dict[s
         return {**study, **changes}
 
     return make
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Gives the command line bad input: exit code 2, and one line on stderr, which is returned."""
+
+    def run(*arguments: str) -> str:
+        capsys.readouterr()
+        assert main(list(arguments)) == 2
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1
+        return line
+
+    return run

@@ -21,7 +21,7 @@ from lit_mult.config import RunConfig
 from lit_mult.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer
 from lit_mult.errors import UserError
 from lit_mult.evaluation.adapter import LitMultLM
-from lit_mult.hf.weights import hf_weights
+from lit_mult.hf.folder import hf_weights
 from lit_mult.method.plan import plan_run
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama

@@ -19,8 +19,8 @@ from lit_mult.config import DataConfig
 from lit_mult.data import cache, encoding
 from lit_mult.data.batches import Tokens
 from lit_mult.data.cache import TokenizedCorpus, cache_dir, prepare
-from lit_mult.data.documents import Document
-from lit_mult.data.split import digest, split_documents
+from lit_mult.data.corpus import Document
+from lit_mult.data.encoding import digest, split_documents
 from lit_mult.data.tokenizers import HuggingFaceTokenizer
 from lit_mult.errors import ConfigError, UserError
 

@@ -13,7 +13,7 @@ import pytest
 from lit_mult.config import DataConfig
 from lit_mult.data.corpus import open_corpus
 from lit_mult.errors import ConfigError, UserError
-from lit_mult.mini.training import documents as mini_documents
+from lit_mult.mini.benchmark import training_documents
 
 TEXTS = ["first\n", "zweite äöü\n", "third 三\n"]
 
@@ -222,7 +222,7 @@ def test_a_mixture_has_the_base_first_and_then_its_share_of_the_benchmarks_train
     characters = [len(document.text) for document in found]
     assert sum(characters[2:]) / sum(characters) == pytest.approx(float(share), abs=0.005)
     assert [document.text for document in mixture.documents()] == [document.text for document in found]
-    assert found[2].text == next(mini_documents())
+    assert found[2].text == next(training_documents())
 
 
 def test_mixtures_have_identities_of_their_own(tmp_path: Path) -> None:

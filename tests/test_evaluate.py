@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +17,11 @@ import yaml
 
 from lit_mult import cli
 from lit_mult.config import DataConfig, RunConfig
-from lit_mult.data.corpus import open_corpus
-from lit_mult.data.documents import Document
-from lit_mult.data.split import digest, split_documents
+from lit_mult.data.corpus import Document, open_corpus
+from lit_mult.data.encoding import digest, split_documents
 from lit_mult.errors import UserError
 from lit_mult.evaluation import evaluate as evaluation
-from lit_mult.evaluation.evaluate import Options, evaluate, evaluate_all, record_path
-from lit_mult.evaluation.runs import TrainedRun, find_runs
+from lit_mult.evaluation.evaluate import Options, TrainedRun, evaluate, evaluate_all, find_runs, record_path
 from lit_mult.evaluation.suites import HELD_OUT, PAPER, load_suite, mini_folder
 from lit_mult.mini.benchmark import TASKS
 from lit_mult.schema import EvaluationRecord
@@ -98,7 +96,7 @@ def test_mini_scores_every_task_and_is_not_run_twice(trained: TrainedRun, monkey
     monkeypatch.setattr(evaluation, "load_trained", None)
     assert evaluate(trained, suite, *last(trained), FEW) == record
     said: list[str] = []
-    evaluate_all([trained], suite, FEW, along=False, say=said.append)
+    evaluate_all([trained], suite, FEW, along=False, report=said.append)
     assert said == []  # nothing was left to do
 
 
@@ -106,8 +104,8 @@ def test_checkpoints_on_the_way_are_evaluated_too(trained: TrainedRun, tmp_path:
     (tmp_path / "one.jsonl").write_text(json.dumps({"prompt": "1 + 2 =", "choices": ["3.", "9."], "target": 0}))
     write_task(tmp_path, "one")
     said: list[str] = []
-    evaluate_all([trained], load_suite("one", str(tmp_path)), FEW, along=True, say=said.append)
-    found = [EvaluationRecord.read(path) for path in trained.evaluations.glob("one-*.json")]
+    evaluate_all([trained], load_suite("one", str(tmp_path)), FEW, along=True, report=said.append)
+    found = [EvaluationRecord.read(path) for path in trained.folder.evaluations.glob("one-*.json")]
     assert sorted((record.step, record.last) for record in found) == [(10, False), (20, False), (30, True)]
     assert said[0].startswith("0/3 evaluated · one on a, step 10")
     assert "ETA" in said[1]
@@ -121,29 +119,18 @@ def test_the_exported_model_under_lm_evals_own_has_the_same_scores_item_by_item(
     assert cli.main(["export", str(trained.folder.path), str(out)]) == 0
     assert cli.main(["tasks", str(tasks)]) == 0
     (tmp_path / "lit_mult.py").write_text("raise ImportError('not here')")
-    command = [
-        sys.executable,
-        "-m",
-        "lm_eval",
-        "run",
-        "--model",
-        "hf",
+    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--tasks", "mini", "--include_path", str(tasks)]
+    command += [
         "--model_args",
         f"pretrained={out},dtype=float32",
-    ]
-    command += [
-        "--include_path",
-        str(tasks),
-        "--tasks",
-        "mini",
-        "--limit",
-        "16",
         "--device",
         "cpu",
+        "--limit",
+        "16",
         "--batch_size",
         "8",
     ]
-    command += ["--log_samples", "--output_path", str(tmp_path / "answers")]
+    command += ["--limit", "16", "--log_samples", "--output_path", str(tmp_path / "answers")]
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True)
 
@@ -184,7 +171,7 @@ def test_mini_reaches_for_no_host_and_paper_says_what_it_needs(trained: TrainedR
         else:
             line = done.stderr.strip().splitlines()[-1]
             assert line.startswith("lit-mult evaluate: --tasks paper needs its data sets from huggingface.co")
-            assert not list(trained.evaluations.glob("paper-*"))
+            assert not list(trained.folder.evaluations.glob("paper-*"))
 
 
 def write_task(folder: Path, name: str, **changes: Any) -> None:
@@ -259,7 +246,7 @@ def test_tags_patterns_parts_with_options_and_single_tasks_of_the_benchmark(
     assert len(record.scores[0].items) == 8
 
 
-def test_a_task_that_cannot_be_run_is_the_users_to_mend(trained: TrainedRun, tmp_path: Path) -> None:
+def test_a_task_that_cannot_be_run_is_a_user_error(trained: TrainedRun, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text(json.dumps({"prompt": "1", "choices": ["a", "b"], "target": 0}))
     write_task(tmp_path, "bad", doc_to_text="{{nothing.of.the.kind}}")
     with pytest.raises(UserError, match="--tasks bad: lm-eval cannot run them"):
@@ -282,15 +269,12 @@ def test_bad_input_gets_one_line(
     trained: TrainedRun,
     arguments: list[str],
     said: str,
-    capsys: pytest.CaptureFixture[str],
+    refused: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["evaluate", str(trained.folder.path), *arguments]) == cli.BAD_INPUT
-    line = capsys.readouterr().err.strip()
-    assert said in line
-    assert "\n" not in line
+    assert said in refused("evaluate", str(trained.folder.path), *arguments)
 
 
 def test_a_folder_without_a_run_or_a_checkpoint_is_named(trained: TrainedRun, tmp_path: Path) -> None:
@@ -299,7 +283,7 @@ def test_a_folder_without_a_run_or_a_checkpoint_is_named(trained: TrainedRun, tm
     trained.record.write(tmp_path / "record.json")
     (bare,) = find_runs(tmp_path, best=False)
     with pytest.raises(UserError, match="has no checkpoint"):
-        evaluate_all([bare], load_suite("mini"), FEW, along=False, say=lambda line: None)
+        evaluate_all([bare], load_suite("mini"), FEW, along=False, report=lambda line: None)
     diverged = trained.record.model_copy(update={"status": "diverged", "final_loss": None})
     (tmp_path / "b").mkdir()
     diverged.write(tmp_path / "b" / "record.json")
@@ -421,5 +405,5 @@ def test_a_run_that_validates_on_less_is_warned(trained: TrainedRun, monkeypatch
     said: list[str] = []
     monkeypatch.setattr(evaluation, "evaluate", lambda *_: SimpleNamespace(truncated=0))
     run_ = replace(trained, record=record)
-    evaluate_all([run_], load_suite("mini"), replace(FEW, limit=1), along=False, say=said.append)
+    evaluate_all([run_], load_suite("mini"), replace(FEW, limit=1), along=False, report=said.append)
     assert any("validates on 0.01 of stdlib" in line for line in said)

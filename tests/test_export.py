@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,8 @@ from lit_mult.data.cache import TokenizedCorpus
 from lit_mult.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from lit_mult.errors import UserError
 from lit_mult.hf import export as export_module
-from lit_mult.hf.agreement import Agreement, agreement
-from lit_mult.hf.export import export
-from lit_mult.hf.tokenizer import write_tokenizer
+from lit_mult.hf.check import Agreement, agreement
+from lit_mult.hf.export import export, write_tokenizer
 from lit_mult.method.plan import plan_run
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
@@ -47,6 +46,7 @@ from lit_mult.training.run import run
 from lit_mult.training.trained import load_trained
 
 Tiny = Callable[..., RunConfig]
+VOCAB = 256
 SHAPE = {
     "model.d_model": 32,
     "model.head_dim": 8,
@@ -61,13 +61,13 @@ VECTORS = {"multipliers": "vector", "placement.overrides": {"*": "row+column"}}
 def corpus() -> TokenizedCorpus:
     text = "".join(f"{a} + {b} = {a + b}\n" for a in range(12) for b in range(12))
     tokens = np.frombuffer(text.encode(), np.uint8)
-    return TokenizedCorpus(tokens, tokens[:400], 256, "0123456789abcdef", 1.0, ByteTokenizer())
+    return TokenizedCorpus(tokens, tokens[:400], VOCAB, "0123456789abcdef", 1.0, ByteTokenizer())
 
 
 def build(overrides: dict[str, Any]) -> tuple[Llama, RunConfig]:
     """A model with random multipliers and norms, and logits of order 10."""
     config = RunConfig().with_overrides(SHAPE | overrides)
-    plan = plan_run(config, 256)
+    plan = plan_run(config, VOCAB)
     model = Llama(config.model, plan).eval()
     initialize(model, plan, seed=0)
     generator = torch.Generator().manual_seed(1)
@@ -339,16 +339,11 @@ def test_the_command_exports_a_run_with_its_card(
 
 
 def test_what_cannot_be_exported_is_said_in_one_line(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
     folder, out = tmp_path / "run", tmp_path / "hf"
     run(tiny(), folder)
-
-    def said(*arguments: str) -> str:
-        assert main(["export", str(folder), str(out), *arguments]) == 2
-        shown = capsys.readouterr().err
-        assert shown.count("\n") == 1
-        return shown
+    said = partial(refused, "export", str(folder), str(out))
 
     assert "float16" in said("--dtype", "float16")
     assert "no checkpoint of step 5 was kept; kept on the way: none" in said("--checkpoint", "5")

@@ -6,30 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_export import VOCAB, build
 
-from lit_mult.config import RunConfig
-from lit_mult.method.plan import plan_run
-from lit_mult.nn.init import initialize
-from lit_mult.nn.llama import Llama
 from lit_mult.nn.merging import merged
 from lit_mult.nn.multipliers import MultipliedMatrix
-
-VOCAB = 48
-
-
-def build(overrides: dict[str, object], spread: float = 0.5) -> Llama:
-    """A model whose multipliers and norm weights are random, 2^(-spread..spread) or so."""
-    small = {"model.d_model": 32, "model.head_dim": 8, "model.n_layers": 2, "parametrization.base_d_model": 16}
-    config = RunConfig().with_overrides(small | overrides)
-    plan = plan_run(config, VOCAB)
-    model = Llama(config.model, plan)
-    initialize(model, plan, seed=0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if not name.endswith("proj.weight") and name not in ("embed_tokens.weight", "lm_head.weight"):
-                parameter.copy_(2 ** (spread * torch.randn(parameter.shape, generator=generator)))
-    return model
 
 
 def ids() -> torch.Tensor:
@@ -49,7 +29,7 @@ def ids() -> torch.Tensor:
 def test_merging_changes_logits_by_rounding_alone(
     kind: str, table: str, tied: bool, groups: int, width_rule: str, scale: str, preset: str
 ) -> None:
-    model = build(
+    model, _ = build(
         {
             "multipliers": kind,
             "placement.table": table,
@@ -70,7 +50,7 @@ def test_merging_changes_logits_by_rounding_alone(
 
 
 def test_the_trained_model_is_left_as_it_is() -> None:
-    model = build({"multipliers": "vector", "model.tie_embeddings": True})
+    model, _ = build({"multipliers": "vector", "model.tie_embeddings": True})
     before = {name: value.clone() for name, value in model.state_dict().items()}
     merged(model)
     assert model.state_dict().keys() == before.keys()
@@ -80,7 +60,9 @@ def test_the_trained_model_is_left_as_it_is() -> None:
 
 @pytest.mark.parametrize("kind", ["scalar", "vector"])
 def test_powers_of_two_merge_without_any_difference(kind: str) -> None:
-    model = build({"multipliers": kind, "placement.overrides": {"*": "row+column" if kind == "vector" else "scalar"}})
+    model, _ = build(
+        {"multipliers": kind, "placement.overrides": {"*": "row+column" if kind == "vector" else "scalar"}}
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith((".row", ".column", ".scalar")):

@@ -13,17 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from lit_mult.mini import VERSION, facts
-from lit_mult.mini.algebra import algebra
-from lit_mult.mini.arithmetic import arithmetic
-from lit_mult.mini.benchmark import N_ITEMS, TASKS, benchmark
+from lit_mult.mini import VERSION, benchmark, facts
+from lit_mult.mini.benchmark import N_ITEMS, TASKS
 from lit_mult.mini.continuation import continuation
-from lit_mult.mini.draw import Draw
 from lit_mult.mini.files import write_benchmark
-from lit_mult.mini.induction import induction
-from lit_mult.mini.item import Family, Item, items
-from lit_mult.mini.symbolic import SYMBOLIC
-from lit_mult.mini.training import documents
+from lit_mult.mini.items import Draw, Family, Item, items
+from lit_mult.mini.reasoning import SYMBOLIC, algebra, arithmetic, induction
 
 FAMILIES: dict[str, Family] = {**SYMBOLIC, "arithmetic": arithmetic, "algebra": algebra, "induction": induction}
 # Two texts of lines with little in common, for the items that continue a text.
@@ -38,12 +33,12 @@ HELD_OUT = [
 
 @cache
 def training_documents(n: int = 150_000) -> tuple[str, ...]:
-    return tuple(itertools.islice(documents(), n))
+    return tuple(itertools.islice(benchmark.training_documents(), n))
 
 
 @cache
 def tasks() -> dict[str, list[Item]]:
-    return {name: found for name, found, _ in benchmark(HELD_OUT, ["    seen before\n"])}
+    return {name: found for name, found, _ in benchmark.benchmark(HELD_OUT, ["    seen before\n"])}
 
 
 def boolean_answer(item: Item) -> str:

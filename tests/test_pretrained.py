@@ -21,8 +21,8 @@ from lit_mult.cli import main
 from lit_mult.config import RunConfig
 from lit_mult.errors import ConfigError, Interrupted, UserError
 from lit_mult.hf.export import export
+from lit_mult.hf.folder import content_hash, hf_name
 from lit_mult.hf.pretrained import config_part, pinned, start_from_pretrained
-from lit_mult.hf.weights import content_hash, hf_name
 from lit_mult.method.plan import plan_run
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
@@ -156,7 +156,7 @@ def test_what_is_exported_can_be_imported_and_trained_on(tokenizer: str, tiny: T
     assert load_trained(tmp_path / "second").step == 12
 
 
-def test_a_stopped_run_goes_on_to_the_very_same_bits(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_to_the_very_same_bits(tiny: Tiny, tmp_path: Path) -> None:
     save(tmp_path / "hf")
     part = {f"model.{name}": value for name, value in config_part(tmp_path / "hf")["model"].items()}
     config = tiny(
@@ -302,7 +302,10 @@ def test_another_number_of_ids_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_commands_pin_the_folder_and_write_a_config_that_fits(
-    tiny_dict: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_dict: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    refused: Callable[..., str],
 ) -> None:
     save(tmp_path / "hf")
     start, rest, bad = tmp_path / "start.yaml", tmp_path / "rest.yaml", tmp_path / "bad.yaml"
@@ -319,15 +322,9 @@ def test_the_commands_pin_the_folder_and_write_a_config_that_fits(
     assert main(["fit", *configs, "--model.pretrained", str(tmp_path / "hf"), "--out", str(tmp_path / "run")]) == 0
     assert "finished earlier" in capsys.readouterr().out
 
-    def said(*arguments: str) -> str:
-        assert main(list(arguments)) == 2
-        shown = capsys.readouterr().err
-        assert shown.count("\n") == 1
-        return shown
-
-    assert "start.yaml" in said("import", str(tmp_path / "hf"), str(start))
-    assert "has no config.json" in said("import", str(tmp_path), str(bad))
+    assert f"lit-mult import: {start}: File exists" in refused("import", str(tmp_path / "hf"), str(start))
+    assert "has no config.json" in refused("import", str(tmp_path), str(bad))
     assert not bad.exists()
-    assert "must be 32, as in" in said("fit", "--model.pretrained", str(tmp_path / "hf"), "--out", str(bad))
-    assert "nowhere" in said("fit", "--model.pretrained", str(tmp_path / "nowhere"), "--out", str(bad))
+    assert "must be 32, as in" in refused("fit", "--model.pretrained", str(tmp_path / "hf"), "--out", str(bad))
+    assert "nowhere" in refused("fit", "--model.pretrained", str(tmp_path / "nowhere"), "--out", str(bad))
     assert not bad.exists()

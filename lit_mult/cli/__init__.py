@@ -50,14 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return COMMANDS[name](arguments[1:])
     except UserError as error:
-        print(f"lit-mult {name}: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_INPUT
+        code, message = BAD_INPUT, " ".join(str(error).split())
     except OSError as error:
-        print(f"lit-mult {name}: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
-        return BAD_INPUT
-    except Interrupted as stopped:
-        print(f"lit-mult {name}: {stopped}", file=sys.stderr)
-        return INTERRUPTED
-    except KeyboardInterrupt:
-        print(f"lit-mult {name}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        code, message = BAD_INPUT, f"{error.filename or ''}: {error.strerror or error}"
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        code, message = INTERRUPTED, str(stopped) or "interrupted"
+    print(f"lit-mult {name}: {message}", file=sys.stderr)
+    return code

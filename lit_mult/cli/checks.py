@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lit_mult import atomic
 from lit_mult.cli.parsing import FAILED, add_run_config, make_parser, print_columns, read_run_config, vocab_size
 from lit_mult.errors import UserError
 
@@ -61,7 +62,7 @@ def brownian(arguments: Sequence[str]) -> int:
     ]
     for name, rows in (("brownian", [asdict(row) for row in reference.comparisons]), ("brownian_motion", motions)):
         path = folder / f"{name}.csv"
-        path.write_text(to_csv(pd.DataFrame(rows)))
+        atomic.write_text(path, to_csv(pd.DataFrame(rows)))
         print(path)
     return 0
 
@@ -107,9 +108,8 @@ def coord_check(arguments: Sequence[str]) -> int:
     print_columns(table)
     if out is not None:
         folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "coordinates.csv").write_text(to_csv(values))
-        (folder / "exponents.csv").write_text(to_csv(fits))
+        atomic.write_text(folder / "coordinates.csv", to_csv(values))
+        atomic.write_text(folder / "exponents.csv", to_csv(fits))
         (folder / "coordinates.png").write_bytes(save(coordinate_check(values, fits))["png"])
         print(folder)
     return FAILED if (fits["verdict"] == "FAIL").any() else 0

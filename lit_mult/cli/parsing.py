@@ -29,7 +29,7 @@ def make_parser(name: str, command: Callable[..., Any]) -> ArgumentParser:
 
 
 def _one_line(message: str) -> str:
-    """The parser's complaint without pydantic's boilerplate."""
+    """The parser's message without pydantic's boilerplate."""
     for noise in (r"\[type=.*?\]\s", r"For further information visit \S+", r"\d+ validation errors? for \S+"):
         message = re.sub(noise, "", message)
     message = re.sub(r'Parser key "(.*?)":', r"\1:", " ".join(message.split()))
@@ -81,7 +81,7 @@ def read_run_config(namespace: dict[str, Any]) -> RunConfig:
 
 
 def print_report(folder: Path) -> None:
-    """Write the report of a folder, print what it shows and say where it lies."""
+    """Write the report of a folder, print its text and its path."""
     from lit_mult.analysis.report import write_report
 
     made = write_report(folder)

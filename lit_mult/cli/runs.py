@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Literal
 
 from lit_mult.cli.parsing import add_run_config, make_parser, print_columns, read_run_config, vocab_size
+from lit_mult.layout import RunPaths
 
 
 def fit(arguments: Sequence[str]) -> int:
     """Train one model and write its record."""
     parser = make_parser("fit", fit)
     add_run_config(parser)
-    parser.add_argument("--out", type=str, required=True, help="folder of the run; an unfinished run in it goes on")
-    what = "comma-separated names, for train.diagnostics: norms,outputs"
-    parser.add_argument("--diagnostics", type=str, default=None, help=what)
+    parser.add_argument("--out", type=str, required=True, help="folder of the run; an unfinished run in it is resumed")
+    names = "comma-separated names, for train.diagnostics: norms,outputs"
+    parser.add_argument("--diagnostics", type=str, default=None, help=names)
     parser.add_argument("--every", type=int, default=None, help="for train.diagnostics_every")
     namespace = parser.parse_args(list(arguments)).as_dict()
     diagnostics, every = namespace.pop("diagnostics"), namespace.pop("every")
@@ -23,13 +24,12 @@ def fit(arguments: Sequence[str]) -> int:
         namespace["train"]["diagnostics"] = diagnostics.split(",")
     if every is not None:
         namespace["train"]["diagnostics_every"] = every
-    out, config = Path(namespace.pop("out")), read_run_config(namespace)
+    folder, config = RunPaths(Path(namespace.pop("out"))), read_run_config(namespace)
 
-    from lit_mult.training.folder import RunFolder
     from lit_mult.training.run import run
 
-    finished_before = RunFolder(out).record.is_file()
-    record = run(config, out)
+    finished_before = folder.record.is_file()
+    record = run(config, folder.path)
     speed = f"{record.tokens:,} tokens at {record.tokens_per_second:,.0f} tokens/s"
     size = f"{record.parameters['total']:,} parameters, {speed}"
     if record.final_loss is None or record.final_bits_per_byte is None:
@@ -37,9 +37,9 @@ def fit(arguments: Sequence[str]) -> int:
     else:
         quality = f"{record.final_loss:.4f} nats per token, {record.final_bits_per_byte:.4f} bits per byte"
         print(f"validation loss {record.initial_loss:.4f} -> {quality}; {size}")
-    print(f"{'finished earlier: ' if finished_before else ''}{RunFolder(out).record}")
+    print(f"{'finished earlier: ' if finished_before else ''}{folder.record}")
     if config.train.diagnostics:
-        print(RunFolder(out).diagnostics)
+        print(folder.diagnostics)
     return 0
 
 
@@ -73,17 +73,17 @@ def export(arguments: Sequence[str]) -> int:
     parser.add_argument("run", type=str, help="folder of a run, or of a cell of a study (results/STUDY/cells/CELL)")
     parser.add_argument("out", type=str, help="folder to make")
     parser.add_argument("--dtype", type=Literal["float32", "bfloat16"], default="float32", help="type of the weights")
-    kept = "optimizer step of a checkpoint that was kept on the way (default: the end of the run)"
-    parser.add_argument("--checkpoint", type=int, default=None, help=kept)
+    step = "optimizer step of a kept checkpoint (train.keep_every; default: the end of the run)"
+    parser.add_argument("--checkpoint", type=int, default=None, help=step)
     namespace = parser.parse_args(list(arguments))
 
     from lit_mult.hf.export import export as export_model
     from lit_mult.training.folder import RunFolder
     from lit_mult.training.trained import checkpoint_at, load_trained
 
-    run = Path(namespace.run)
+    run, out = Path(namespace.run), Path(namespace.out)
     trained = load_trained(run, None if namespace.checkpoint is None else checkpoint_at(run, namespace.checkpoint))
-    out, record = Path(namespace.out), RunFolder(run).find_record()
+    record = RunFolder(run).find_record()
     check = export_model(
         trained.model, trained.config, trained.corpus, trained.step, out, dtype=namespace.dtype, record=record
     )

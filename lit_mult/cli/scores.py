@@ -20,10 +20,10 @@ def evaluate(arguments: Sequence[str]) -> int:
     parser.add_argument("--include_path", type=str, default=None, help="folder with lm-eval task files of your own")
     parser.add_argument("--best", action="store_true", help="of a study, every arm's best learning rate only")
     parser.add_argument("--along", action="store_true", help="checkpoints kept on the way too (train.keep_every)")
-    shots = "examples in the prompt (default: what each task says)"
+    shots = "examples in the prompt (default: as each task sets them)"
     parser.add_argument("--num_fewshot", type=NonNegativeInt, default=None, help=shots)
     parser.add_argument("--limit", type=PositiveInt, default=None, help="first items of each task only")
-    length = "tokens that the model sees at once (default: data.seq_len of the run)"
+    length = "context length in tokens (default: data.seq_len of the run)"
     parser.add_argument("--max_length", type=PositiveInt, default=None, help=length)
     parser.add_argument(
         "--batch_size", type=PositiveInt, default=None, help="requests that go through the model together (64)"
@@ -33,15 +33,16 @@ def evaluate(arguments: Sequence[str]) -> int:
     namespace = parser.parse_args(list(arguments)).as_dict()
     path, best, along = Path(namespace.pop("path")), namespace.pop("best"), namespace.pop("along")
 
-    from lit_mult.evaluation.evaluate import Options, evaluate_all
-    from lit_mult.evaluation.runs import find_runs, home
+    from lit_mult.evaluation.evaluate import Options, evaluate_all, find_runs
     from lit_mult.evaluation.suites import load_suite
+    from lit_mult.layout import RunPaths
 
     runs = find_runs(path, best=best)
     suite = load_suite(namespace.pop("tasks"), namespace.pop("include_path"))
     given = {name: value for name, value in namespace.items() if value is not None}
-    evaluate_all(runs, suite, Options(**given), along=along, say=lambda line: print(line, file=sys.stderr))
-    print_report(home(path))
+    evaluate_all(runs, suite, Options(**given), along=along, report=lambda line: print(line, file=sys.stderr))
+    study = RunPaths(path).study  # of a cell, the report of its study
+    print_report(path if study is None else study.path)
     return 0
 
 

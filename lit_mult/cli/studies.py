@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from lit_mult import atomic
 from lit_mult.cli.parsing import FAILED, add_retries, make_parser, print_report
 
 _PRESET_HELP = "preset file for the preset that the study names (NAME=FILE where it names several)"
@@ -74,7 +75,7 @@ def preset(arguments: Sequence[str]) -> int:
     from lit_mult.study.tuning import tuned_preset
 
     found = tuned_preset(Path(namespace.folder), namespace.arm)
-    Path(namespace.out).write_text(found.to_yaml())
+    atomic.write_text(Path(namespace.out), found.to_yaml())
     for optimizer, part in found.optimizers.items():
         if part.tuning is not None:
             tuning = part.tuning

@@ -75,5 +75,5 @@ def validation_windows(tokens_N: Tokens, seq_len: int, n: int) -> Windows:
 
 def _check_length(side: str, tokens: int, seq_len: int, remedy: str) -> None:
     if tokens <= seq_len:
-        said = f"data.seq_len = {seq_len}: a window needs {seq_len + 1} tokens and the {side} text has {tokens}"
-        raise UserError(f"{said}; take {remedy} or a smaller data.seq_len")
+        fault = f"data.seq_len = {seq_len}: a window needs {seq_len + 1} tokens and the {side} text has {tokens}"
+        raise UserError(f"{fault}; take {remedy} or a smaller data.seq_len")

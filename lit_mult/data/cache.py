@@ -1,8 +1,8 @@
 """The token cache: `prepare` turns the data settings into two memory-mapped streams of token ids.
 
 An entry is a folder: train.bin and val.bin (little-endian unsigned integers), meta.json, and tokenizer.json where
-the tokenizer was trained on the corpus. It is written beside its place and renamed into it, so that what stands there
-is whole; whoever comes second to the same entry uses the first one's.
+the tokenizer was trained on the corpus. It appears whole or not at all (`atomic.new_folder`), and a process that comes
+second to the same entry uses the first one's.
 """
 
 from __future__ import annotations
@@ -11,23 +11,19 @@ import errno
 import hashlib
 import json
 import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from lit_mult import atomic
 from lit_mult.config import DataConfig
 from lit_mult.data.batches import Tokens
 from lit_mult.data.corpus import Corpus, open_corpus, spooled
-from lit_mult.data.documents import one_line
-from lit_mult.data.encoding import encode_documents, token_file, training_texts
-from lit_mult.data.split import split_documents
+from lit_mult.data.encoding import encode_documents, split_documents, token_file, training_texts
 from lit_mult.data.tokenizers import HuggingFaceTokenizer, Tokenizer, bpe_size, load_tokenizer
-from lit_mult.errors import UserError
+from lit_mult.errors import UserError, one_line
 
 Report = Callable[[str], None]
 
@@ -59,7 +55,7 @@ class TokenizedCorpus:
 def prepare(config: DataConfig, report: Report | None = None) -> TokenizedCorpus:
     """The tokens of a corpus, from the cache or else tokenized into it; report gets a line now and then.
 
-    Memory is bounded by the largest document, not the corpus. A damaged entry is written anew.
+    Memory is bounded by the largest document, not the corpus. A damaged entry is written again.
 
     Raises:
         UserError: the corpus or the tokenizer is bad, they do not fit, or the cache cannot be written.
@@ -72,9 +68,14 @@ def prepare(config: DataConfig, report: Report | None = None) -> TokenizedCorpus
     if cached := _open(entry, wanted):
         say(f"tokens of {config.corpus}: from {entry}")
         return cached
-    with _staging(cache, entry.name) as folder:
-        _build(folder, corpus, wanted, config.val_fraction, say)
-        _publish(folder, entry, wanted)
+    try:
+        with atomic.new_folder(entry, keep=lambda other: _open(other, wanted) is not None) as folder:
+            _build(folder, corpus, wanted, config.val_fraction, say)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "no space left; free some, or" if full else f"cannot be written ({one_line(error)});"
+        remedy = "set data.cache_dir or LIT_MULT_CACHE to another folder"
+        raise UserError(f"data.cache_dir: {cache}: {what} {remedy}") from None
     if cached := _open(entry, wanted):
         return cached
     raise UserError(f"data.cache_dir: {entry} is damaged although just written; is another program using the folder?")
@@ -135,38 +136,3 @@ def _open(entry: Path, wanted: _Wanted) -> TokenizedCorpus | None:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
         return None
-
-
-@contextmanager
-def _staging(cache: Path, name: str) -> Iterator[Path]:
-    """A new folder in the cache, removed at the end unless it was renamed; failures to write are the user's."""
-    folder = cache / f".{name}-{uuid.uuid4().hex}"
-    try:
-        folder.mkdir(parents=True)
-        yield folder
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "no space left; free some, or" if full else f"cannot be written ({one_line(error)});"
-        said = f"data.cache_dir: {cache}: {what} set data.cache_dir or LIT_MULT_CACHE to another folder"
-        raise UserError(said) from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _publish(folder: Path, entry: Path, wanted: _Wanted) -> None:
-    """Rename a finished folder into its place, unless a whole entry stands there by now."""
-    while True:
-        try:
-            folder.rename(entry)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise
-        else:
-            return
-        if _open(entry, wanted):
-            return
-        # Renaming is atomic: of several writers that find the same damaged entry one takes it away.
-        damaged = folder.with_name(folder.name + ".damaged")
-        with suppress(FileNotFoundError):
-            entry.rename(damaged)
-        shutil.rmtree(damaged, ignore_errors=True)

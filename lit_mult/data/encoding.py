@@ -1,4 +1,4 @@
-"""Documents to files of token ids: one pass, bounded memory."""
+"""Documents to files of token ids, one for training and one for validation: one pass, bounded memory."""
 
 from __future__ import annotations
 
@@ -6,19 +6,63 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from lit_mult.data.documents import Document
-from lit_mult.data.split import Side, Split
+from lit_mult.data.corpus import Document
 from lit_mult.data.tokenizers import Ids, Tokenizer
 from lit_mult.errors import UserError
 
+Side = Literal["train", "val"]
+
+_DIGESTS = 1 << 64
 # Characters. Tokenizers need some hundred bytes for each, so a long document goes to them in pieces, cut at line ends.
 _PIECE = 1 << 20
 _BATCH = 1 << 22
 _REPORT_EVERY = 100_000_000
+
+
+@dataclass(frozen=True)
+class Split:
+    """A document goes to validation when its digest is below the threshold; a lone text is cut instead.
+
+    The digest is that of the text, so that copies of a document are never on both sides, the split does not
+    depend on the order of the documents, and a document that joins the corpus moves no other.
+    """
+
+    threshold: int
+    """Digests below it are for validation; 0 to 2**64."""
+    cut: float | None = None
+    """Share of the text that is cut off its end for validation, where the corpus has one distinct text only."""
+
+    def parts(self, text: str) -> list[tuple[Side, str]]:
+        """The side a document is on, or both sides with the part of a lone text that each gets."""
+        if self.cut is None:
+            return [("val" if digest(text) < self.threshold else "train", text)]
+        at = len(text) - max(1, round(len(text) * self.cut))
+        return [("train", text[:at]), ("val", text[at:])]
+
+
+def digest(text: str) -> int:
+    """Uniform in [0, 2**64): the start of the SHA-256 of the UTF-8 bytes."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def split_documents(documents: Iterable[Document], val_fraction: float) -> Split:
+    """The split that sends about val_fraction of the distinct documents to validation; one pass, constant memory.
+
+    Where chance leaves a side of a small corpus empty, the distinct text with the lowest digest goes to validation,
+    or the one with the highest to training.
+    """
+    lowest, highest = _DIGESTS, -1
+    for document in documents:
+        value = digest(document.text)
+        lowest, highest = min(lowest, value), max(highest, value)
+    if lowest == highest:
+        return Split(0, cut=val_fraction)
+    # Above the lowest digest and not above the highest: neither side is empty.
+    return Split(min(max(int(val_fraction * _DIGESTS), lowest + 1), highest))
 
 
 @dataclass(frozen=True)
@@ -55,7 +99,7 @@ class _Sink:
 
 
 def token_file(folder: Path, side: Side) -> Path:
-    """Where the tokens of a side lie in a cache entry."""
+    """Path of the tokens of a side in a cache entry."""
     return folder / f"{side}.bin"
 
 
@@ -136,11 +180,11 @@ def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
 def _check_ids(ids: Ids, tokenizer: Tokenizer) -> None:
     # A larger id would wrap around in the file's integers, or fall outside the model's embedding.
     if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
-        said = f"gives id {ids.max()}, but its vocabulary ends at {tokenizer.vocab_size - 1}"
-        raise UserError(f"data.tokenizer: {said}; take another tokenizer")
+        fault = f"gives id {ids.max()}, but its vocabulary ends at {tokenizer.vocab_size - 1}"
+        raise UserError(f"data.tokenizer: {fault}; take another tokenizer")
 
 
 def _check_known(unknown: int, tokens: int) -> None:
     if unknown > tokens / 2:
-        said = f"does not fit the corpus: {unknown / tokens:.0%} of the tokens are the unknown token"
-        raise UserError(f"data.tokenizer: {said}; take bytes, bpe:SIZE or a tokenizer of the corpus's language")
+        fault = f"does not fit the corpus: {unknown / tokens:.0%} of the tokens are the unknown token"
+        raise UserError(f"data.tokenizer: {fault}; take bytes, bpe:SIZE or a tokenizer of the corpus's language")

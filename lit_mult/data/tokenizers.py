@@ -12,22 +12,12 @@ import numpy.typing as npt
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
 
-from lit_mult.data.documents import one_line
-from lit_mult.errors import ConfigError
+from lit_mult.errors import ConfigError, one_line
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 
-SEPARATORS = (
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "</s>",
-    "<eos>",
-    "<|eos|>",
-    "[EOS]",
-    "<|im_end|>",
-    "<｜end▁of▁sentence｜>",  # noqa: RUF001
-    "[SEP]",
-    "<sep>",
+SEPARATORS = tuple(
+    "<|endoftext|> <|end_of_text|> </s> <eos> <|eos|> [EOS] <|im_end|> <｜end▁of▁sentence｜> [SEP] <sep>".split()  # noqa: RUF001
 )
 """Tokens that end a document; a Hugging Face tokenizer's separator is the first of these that it has."""
 _UNKNOWNS = ("<unk>", "[UNK]", "<|unk|>", "<UNK>")
@@ -102,7 +92,7 @@ def _byte_vocabulary() -> dict[str, int]:
     """The symbol that stands for each byte in byte-level BPE; NUL, which is a special token, stands for itself."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
-    symbols = {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+    symbols = {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
     del symbols[chr(256)]
     return {_NUL: 0, **symbols}
 
@@ -124,10 +114,8 @@ class HuggingFaceTokenizer:
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         separators = [vocabulary[token] for token in SEPARATORS if token in vocabulary]
         if not separators:
-            said = (
-                f"has no token that ends a document, none of {' '.join(SEPARATORS)}; add one or take another tokenizer"
-            )
-            raise ConfigError("data.tokenizer", name, said)
+            fault = f"has no token that ends a document, none of {' '.join(SEPARATORS)}"
+            raise ConfigError("data.tokenizer", name, f"{fault}; add one or take another tokenizer")
         self._tokenizer = tokenizer
         self.vocab_size = max(vocabulary.values()) + 1  # not the number of tokens: ids may have gaps
         self.separator_id = separators[0]
@@ -178,8 +166,8 @@ def _read(path: Path) -> HFTokenizer:
     try:
         return HFTokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
-        said = f"cannot be read as a tokenizer.json ({one_line(error)})"
-        raise ConfigError("data.tokenizer", str(path), said) from None
+        fault = f"cannot be read as a tokenizer.json ({one_line(error)})"
+        raise ConfigError("data.tokenizer", str(path), fault) from None
 
 
 def bpe_size(spec: str) -> int | None:

@@ -1,8 +1,8 @@
-"""A model of ours as a model of lm-eval, with the results that lm-eval's own `HFLM` has for the exported model.
+"""A live model for lm-eval, with the results that lm-eval's own `HFLM` has for the exported model.
 
-Differences from `HFLM`, all where it fails or answers wrongly: the separator stands for a context that is blank, and
-for an empty prompt to continue, as it does for an empty context; requests that read the same tokens but score more or
-fewer of them are each scored for their own. Decoding is greedy: a task that asks for anything else is refused.
+It differs from `HFLM` only where that fails or answers wrongly: the separator replaces a blank context and an empty
+prompt, as it does an empty context; requests that read the same tokens but score more or fewer of them are scored
+separately. Decoding is greedy: a task that asks for anything else is refused.
 """
 
 from __future__ import annotations
@@ -24,14 +24,8 @@ from lit_mult.evaluation.scoring import Pair, Score, log_likelihoods
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.merging import merged
 
-_SAMPLING_ONLY = {
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
-}  # greedy decoding ignores them
+# Greedy decoding ignores these.
+_SAMPLING_ONLY = {"top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
 _NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "length_penalty": 1.0, "use_cache": True}
 
 
@@ -50,15 +44,10 @@ class LitMultLM(TemplateLM):  # type: ignore[misc] # lm-eval is not typed
         batch_size: int,
         progress: bool = True,
     ) -> None:
-        """Take a copy of the model with its multipliers merged; later changes to the model are not seen.
+        """Copy the model with its multipliers merged; later changes to the model have no effect.
 
-        Args:
-            model: with any multipliers, on any device
-            tokenizer: the one it was trained with
-            max_length: tokens that the model may see at once; longer texts lose their beginning
-            device: where to evaluate
-            batch_size: sequences in a forward
-            progress: show a bar with the time that is left
+        `max_length` is the context length in tokens (longer texts lose their beginning), `batch_size` the number of
+        sequences in a forward.
         """
         super().__init__()
         self._device = torch.device(device)
@@ -67,7 +56,7 @@ class LitMultLM(TemplateLM):  # type: ignore[misc] # lm-eval is not typed
         self.tokenizer = tokenizer
         self.max_length, self.batch_size, self.progress = max_length, batch_size, progress
         self.max_gen_toks = 256
-        """Tokens to generate where a task does not say; as in `HFLM`."""
+        """Tokens to generate where a task does not specify them; as in `HFLM`."""
         self.truncated = 0
         """Requests so far that did not fit into max_length and lost the beginning of their text."""
         # The choices of an item come one after another, each with the context again.
@@ -75,7 +64,7 @@ class LitMultLM(TemplateLM):  # type: ignore[misc] # lm-eval is not typed
 
     @property
     def eot_token_id(self) -> int:
-        """The separator ends texts, and stands before them."""
+        """The separator ends texts and precedes them."""
         return self.tokenizer.separator_id
 
     @property
@@ -105,8 +94,8 @@ class LitMultLM(TemplateLM):  # type: ignore[misc] # lm-eval is not typed
             if not continuation:
                 raise UserError(f"the continuation {text!r} has no tokens of its own")
             if len(continuation) > self.max_length:
-                said = f"{len(continuation)} tokens, more than the {self.max_length} that the model may see"
-                raise UserError(f"a continuation has {said}; give a larger max_length")
+                excess = f"{len(continuation)} tokens, more than the context length {self.max_length}"
+                raise UserError(f"a continuation has {excess}; give a larger max_length")
             fitting = self.max_length + 1 - len(continuation)  # the last token is predicted, never read
             self.truncated += len(context) > fitting
             pairs.append((context[-fitting:] or [self.prefix_token_id], continuation))
@@ -138,16 +127,16 @@ class LitMultLM(TemplateLM):  # type: ignore[misc] # lm-eval is not typed
             UserError: a request asks for sampling or another way of decoding, or for as many tokens as fit into
                 max_length, which leaves no room for its prompt.
         """
-        askers: dict[Prompt, list[int]] = {}
+        by_prompt: dict[Prompt, list[int]] = {}
         for index, request in enumerate(requests):
-            askers.setdefault(self._prompt(*request.args), []).append(index)
-        prompts = list(askers)
+            by_prompt.setdefault(self._prompt(*request.args), []).append(index)
+        prompts = list(by_prompt)
         answers = [""] * len(requests)
         with self._bar(len(requests), "Running generate_until requests", disable_tqdm) as bar:
 
-            def done(place: int, text: str) -> None:
-                cut: str = postprocess_generated_text(text, stop=list(prompts[place].until), think_end_token=None)
-                for index in askers[prompts[place]]:
+            def done(number: int, text: str) -> None:
+                cut: str = postprocess_generated_text(text, stop=list(prompts[number].until), think_end_token=None)
+                for index in by_prompt[prompts[number]]:
                     answers[index] = cut
                     self.cache_hook.add_partial("generate_until", requests[index].args, cut)
                     bar.update()
@@ -155,19 +144,19 @@ class LitMultLM(TemplateLM):  # type: ignore[misc] # lm-eval is not typed
             continue_greedily(self.model, self.tokenizer, prompts, self.batch_size, done)
         return answers
 
-    def _prompt(self, context: str, asked: dict[str, Any]) -> Prompt:
-        arguments = dict(normalize_gen_kwargs(asked, self.max_gen_toks))
+    def _prompt(self, context: str, generation: dict[str, Any]) -> Prompt:
+        arguments = dict(normalize_gen_kwargs(generation, self.max_gen_toks))
         until = handle_stop_sequences(arguments.pop("until"), eos=self.tokenizer.decode([self.eot_token_id]))
         max_tokens = arguments.pop("max_gen_toks")
         if arguments.pop("do_sample"):
-            raise UserError("a task asks for sampling (do_sample, or a temperature); only greedy decoding is there")
+            raise UserError("a task asks for sampling (do_sample, or a temperature); only greedy decoding is supported")
         arguments.pop("temperature", None)
         for name, value in arguments.items():
             if name not in _SAMPLING_ONLY and (name, value) not in _NEUTRAL.items():
-                raise UserError(f"a task asks for {name} = {value!r} in generation; only greedy decoding is there")
+                raise UserError(f"a task asks for {name} = {value!r} in generation; only greedy decoding is supported")
         if not 0 < max_tokens < self.max_length:
-            said = f"{max_tokens} tokens, of {self.max_length} that the model may see"
-            raise UserError(f"a task asks to generate {said}; give a larger --max_length, so that prompts fit")
+            asked = f"{max_tokens} tokens with a context length of {self.max_length}"
+            raise UserError(f"a task asks to generate {asked}; give a larger --max_length, so that prompts fit")
         ids = self.tok_encode(context) or [self.prefix_token_id]
         self.truncated += len(ids) > self.max_length - max_tokens
         return Prompt(tuple(ids[max_tokens - self.max_length :]), tuple(filter(None, until)), max_tokens)

@@ -19,7 +19,7 @@ _MARGIN = 4  # tokens decoded before a stop string: the first ones may lack a le
 
 @dataclass(frozen=True)
 class Prompt:
-    """What to go on from, and when to end."""
+    """What to continue, and when to end."""
 
     ids: tuple[int, ...]
     """Token ids, at least one."""
@@ -43,7 +43,7 @@ class _Text:
         self._tail = _MARGIN + max((len(stop.encode()) for stop in self.prompt.until), default=0)
 
     def append(self, token: int) -> None:
-        """Take in the next token and see whether it is the last."""
+        """Append the next token and find out whether it is the last."""
         self.ids.append(token)
         self.ended = (
             token == self.tokenizer.separator_id or len(self.ids) == self.prompt.max_tokens or self._has_stopped()
@@ -65,10 +65,10 @@ def continue_greedily(
     batch_size: int,
     done: Callable[[int, str], object],
 ) -> None:
-    """Continue every prompt; `done` is told the index of each and its text, not yet cut before the stop string.
+    """Continue every prompt; `done` gets the index of each and its text, not yet cut before the stop string.
 
     At most batch_size prompts are continued together, the longest first, so that what does not fit into memory fails
-    at once.
+    immediately.
     """
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index].ids))
     for indices in batched(order, batch_size):
@@ -89,9 +89,9 @@ def _continue_batch(model: Llama, texts: list[_Text]) -> None:
         for text, token in zip(texts, next_B.tolist(), strict=True):
             if not text.ended:
                 text.append(token)
-        going = [row for row, text in enumerate(texts) if not text.ended]
-        if not going:
+        active = [row for row, text in enumerate(texts) if not text.ended]
+        if not active:
             return
-        if 2 * len(going) <= len(texts):  # not each time that one has ended: the whole cache is copied
-            texts, next_B, cache = [texts[row] for row in going], next_B[going], cache.select(going)
+        if 2 * len(active) <= len(texts):  # not each time that one has ended: the whole cache is copied
+            texts, next_B, cache = [texts[row] for row in active], next_B[active], cache.select(active)
         last_BD = model.hidden(next_B[:, None], cache)[:, 0]

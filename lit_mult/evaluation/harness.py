@@ -1,25 +1,28 @@
-"""How we talk to lm-eval: which tasks there are, without its noise, and offline where nothing is to be fetched."""
+"""Calls of lm-eval: which tasks there are, and their scores; silent, and offline where nothing has to be downloaded."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from lit_mult.data.documents import one_line
-from lit_mult.errors import UserError
-from lit_mult.evaluation.suites import Suite
+from lit_mult.errors import UserError, one_line
+from lit_mult.evaluation.suites import Column, Suite
+from lit_mult.schema import Score
 
 _LOCAL = {"json", "csv", "parquet", "text", "arrow"}
 """Builders of the datasets library that read files; any other name is a data set to be downloaded."""
+_HUB_CLIENTS = {"huggingface_hub", "datasets", "httpx", "httpx2", "requests"}
 
 
 def task_names(suite: Suite) -> list[str]:
-    """The tasks and groups of a suite: its tags, and patterns such as `arc_*`, are replaced by what they stand for.
+    """The tasks and groups of a suite: tags, and patterns such as `arc_*`, are expanded.
 
     Raises:
         UserError: lm-eval is not installed, or does not know one of them.
@@ -27,8 +30,8 @@ def task_names(suite: Suite) -> list[str]:
     return list(_index(suite)[1])
 
 
-def simple_evaluate(model: Any, suite: Suite, num_fewshot: int | None, limit: int | None) -> dict[str, Any]:
-    """lm-eval's answer, with the samples.
+def run_suite(model: Any, suite: Suite, num_fewshot: int | None, limit: int | None) -> dict[str, Any]:
+    """What lm-eval gives for a suite, with the samples.
 
     Raises:
         UserError: a task cannot be loaded or run.
@@ -36,32 +39,86 @@ def simple_evaluate(model: Any, suite: Suite, num_fewshot: int | None, limit: in
     manager, names = _index(suite)
     tasks = [suite.name] if suite.as_group else names
     with quiet_lm_eval(offline=_is_local(manager, tasks)):
-        from lm_eval import simple_evaluate as ask
+        from lm_eval import simple_evaluate
 
         try:
-            answer = ask(
+            output = simple_evaluate(
                 model=model,
                 tasks=list(tasks),
                 num_fewshot=num_fewshot,
                 limit=limit,
-                bootstrap_iters=1000,  # for standard errors of scores that are no means
+                bootstrap_iters=1000,  # for standard errors of scores that are not means
                 task_manager=manager,
                 verbosity="ERROR",
             )
         except UserError:
             raise
-        except Exception as error:  # of the hub, of files, of what a task requires or says: lm-eval raises anything
+        except Exception as error:  # of the hub, of files, of what a task requires or defines: lm-eval raises anything
             if suite.needs and (isinstance(error, ImportError) or _is_of_the_hub(error)):
                 raise UserError(f"{suite.needs} ({one_line(error)})") from None
-            said = f"{type(error).__name__}: {one_line(error)}"
-            raise UserError(f"--tasks {suite.name}: lm-eval cannot run them ({said})") from error
-    assert answer is not None  # rank 0
-    return dict(answer)
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise UserError(f"--tasks {suite.name}: lm-eval cannot run them ({reason})") from error
+    assert output is not None  # rank 0
+    return dict(output)
+
+
+def read_scores(suite: Suite, output: Mapping[str, Any]) -> list[Score]:
+    """The scores of a suite's tasks in the output of `run_suite`."""
+    columns = suite.columns if suite.as_group else [suite.column(name) for name in task_names(suite)]
+    return [score for column in columns for score in _column_scores(column, output)]
+
+
+def _column_scores(column: Column, output: Mapping[str, Any]) -> Iterator[Score]:
+    """The score of a task or, of a group that has none of its own, those of its parts."""
+    results = output["results"][column.task]
+    parts = output["group_subtasks"].get(column.task) or []
+    keys = [key for key in results if "," in key and "_stderr," not in key]
+    wanted = [key for metric in column.metrics for key in keys if metric in (key, key.partition(",")[0])]
+    if not wanted and parts:
+        for part in parts:
+            yield from _column_scores(Column(part, column.metrics, column.side), output)
+        return
+    key = next(iter(wanted or keys), None)
+    if key is None:
+        raise UserError(f"--tasks: {column.task}: lm-eval gives no score for it")
+    metric, _, name = key.partition(",")
+    subtasks = _subtasks(column.task, output)
+    samples = [sample for subtask in subtasks for sample in output["samples"][subtask]]
+    samples = [sample for sample in samples if sample["filter"] == name and metric in sample]
+    items = [sample[metric] for sample in samples]
+    value = float(results[key])
+    # Not every score is a mean over items (perplexity), nor every group's one that weighs its items alike.
+    numeric = all(isinstance(item, int | float) for item in items)
+    if not numeric or not items or not math.isclose(sum(items) / len(items), value, abs_tol=1e-9):
+        items = []
+    stderr = results.get(f"{metric}_stderr,{name}")
+    yield Score(
+        task=column.task,
+        metric=metric,
+        higher_is_better=bool((output["higher_is_better"].get(subtasks[0]) or {}).get(metric, False)),
+        value=value,
+        stderr=float(stderr) if isinstance(stderr, int | float) else None,
+        items=[float(item) for item in items],
+        items_hash=_items_hash(samples),
+        side=column.side,
+        chance=column.chance,
+        num_fewshot=output["n-shot"].get(subtasks[0]),
+    )
+
+
+def _subtasks(task: str, output: Mapping[str, Any]) -> list[str]:
+    parts = output["group_subtasks"].get(task) or []
+    return [name for part in parts for name in _subtasks(part, output)] if parts else [task]
+
+
+def _items_hash(samples: list[dict[str, Any]]) -> str:
+    hashes = "".join(sample["doc_hash"] + sample["prompt_hash"] + sample["target_hash"] for sample in samples)
+    return hashlib.sha256(hashes.encode()).hexdigest()[:16]
 
 
 @contextmanager
 def quiet_lm_eval(*, offline: bool = False) -> Iterator[None]:
-    """Keep lm-eval and datasets from talking and, with `offline`, from asking hosts whether local data are up to date.
+    """Silence lm-eval and datasets; with `offline`, keep them from asking hosts whether local data are up to date.
 
     Raises:
         UserError: lm-eval is not installed.
@@ -78,7 +135,7 @@ def quiet_lm_eval(*, offline: bool = False) -> Iterator[None]:
     switches = (hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE)
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    lm_eval_task.tqdm = partial(bar, disable=True)  # a bar for each task's prompts, which are there at once
+    lm_eval_task.tqdm = partial(bar, disable=True)  # a bar for building each task's prompts, which takes no time
     if offline:
         hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
@@ -93,7 +150,7 @@ def quiet_lm_eval(*, offline: bool = False) -> Iterator[None]:
 
 @cache
 def _index(suite: Suite) -> tuple[Any, tuple[str, ...]]:
-    """lm-eval's index of tasks, and the names in it that the suite stands for.
+    """lm-eval's index of tasks, and the names in it that make up the suite.
 
     The index of lm-eval's own tasks takes seconds, and is left out where the suite can do without.
     """
@@ -106,8 +163,8 @@ def _index(suite: Suite) -> tuple[Any, tuple[str, ...]]:
             manager = TaskManager(include_path=paths)
     names = _expanded(manager, suite.tasks)
     if unknown := [name for name in names if not _holds(manager, [name])]:
-        said = f"{', '.join(unknown)}: no such task, group or tag"
-        raise UserError(f"--tasks: {said} (or a part of it is missing); `lm-eval ls tasks` lists lm-eval's")
+        reason = "no such task, group or tag (or a part of it is missing)"
+        raise UserError(f"--tasks: {', '.join(unknown)}: {reason}; `lm-eval ls tasks` lists lm-eval's")
     return manager, tuple(names)
 
 
@@ -123,42 +180,35 @@ def _expanded(manager: Any, names: Sequence[str]) -> list[str]:
 
 def _holds(manager: Any, names: Sequence[str]) -> bool:
     """Whether all of these tasks and groups are there, with the parts of groups."""
-    return all(name in manager.task_index and _holds(manager, _parts(manager, name)) for name in names)
-
-
-def _parts(manager: Any, name: str) -> list[str]:
-    """Names of the registered tasks and groups that a group is made of."""
-    parts = (manager.task_index[name].cfg or {}).get("task")
-    if not isinstance(parts, list):
-        return []
-    named = [part if isinstance(part, str) else part.get("group", part.get("task")) for part in parts]
-    # A mapping may be a whole task or group that is defined in its place.
-    whole = [
-        isinstance(part, dict) and ("dataset_path" in part or isinstance(part.get("task"), list)) for part in parts
-    ]
-    return [str(name) for name, defined in zip(named, whole, strict=True) if not defined]
+    return all(entry is not None for entry in _leaves(manager, names))
 
 
 def _is_local(manager: Any, names: Sequence[str]) -> bool:
-    """Whether all data of these tasks are files on this machine, as far as their task files say."""
+    """Whether all data of these tasks are files on this machine, as far as their task files tell."""
+    paths = [(entry.cfg or {}).get("dataset_path") for entry in _leaves(manager, names)]
+    return all(path in _LOCAL or (path and Path(path).exists()) for path in paths)
+
+
+def _leaves(manager: Any, names: Sequence[str]) -> Iterator[Any]:
+    """The index entries of the registered tasks that these tasks and groups are made of; None for a missing one."""
     for name in names:
-        entry = manager.task_index[name]
-        parts = _parts(manager, name)
-        path = (entry.cfg or {}).get("dataset_path")
-        if parts and not _is_local(manager, parts):
-            return False
-        if not parts and path not in _LOCAL and not (path and Path(path).exists()):
-            return False
-    return True
+        entry = manager.task_index.get(name)
+        parts = [] if entry is None else (entry.cfg or {}).get("task")
+        registered = []
+        for part in parts if isinstance(parts, list) else []:
+            if isinstance(part, str):
+                registered.append(part)
+            elif "dataset_path" not in part and not isinstance(part.get("task"), list):
+                registered.append(str(part.get("group", part.get("task"))))  # with options of its own
+            # else a task or group that is defined within the group
+        yield from _leaves(manager, registered) if registered else [entry]
 
 
 def _is_of_the_hub(error: BaseException | None) -> bool:
     """Whether an error, or what led to it, is one of reaching for a data set."""
     while error is not None:
         modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-        if modules & {"huggingface_hub", "datasets", "httpx", "httpx2", "requests"} or isinstance(
-            error, ConnectionError
-        ):
+        if modules & _HUB_CLIENTS or isinstance(error, ConnectionError):
             return True
         error = error.__cause__ or error.__context__
     return False

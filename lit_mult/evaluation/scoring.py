@@ -1,7 +1,7 @@
 """Log-likelihoods of continuations, with as few tokens through the model as the requests allow.
 
 Requests that read the same tokens share one row of a forward; rows that begin with the same long context, such as the
-choices of an item, read it once and go on from its keys and values. The head is applied where a token is predicted.
+choices of an item, read it once and continue from its keys and values. The head is applied where a token is predicted.
 
 Shapes in names: B batch, T time, D width, V vocabulary, F families, N scored positions.
 """
@@ -24,7 +24,7 @@ Score = tuple[float, bool]
 """Log-likelihood of a continuation in nats, and whether greedy decoding would give it."""
 
 _LOGITS_AT_ONCE = 2**24  # elements of a block of logits: enough for a device to be busy, and 64 MiB in float32
-_SHARED_AT_MOST = 0.75  # of the tokens, for a second forward to be worth its while
+_SHARED_AT_MOST = 0.75  # of the tokens, for a second forward to pay off
 
 
 Item = TypeVar("Item")
@@ -35,17 +35,17 @@ class _Row:
     """One sequence of input tokens and the requests that are answered by it."""
 
     inputs: tuple[int, ...]
-    asked: list[tuple[int, list[int]]]
+    requests: list[tuple[int, list[int]]]
     """Index of the request, continuation; a continuation is what the last inputs predict."""
 
     @property
     def scored(self) -> int:
-        """Number of inputs whose prediction is asked for; they are the last ones."""
-        return max(len(continuation) for _, continuation in self.asked)
+        """Number of inputs whose prediction is scored; they are the last ones."""
+        return max(len(continuation) for _, continuation in self.requests)
 
     @property
     def context(self) -> tuple[int, ...]:
-        """Inputs up to the first whose prediction is asked for."""
+        """Inputs up to the first whose prediction is scored."""
         return self.inputs[: len(self.inputs) - self.scored + 1]
 
     @property
@@ -56,10 +56,10 @@ class _Row:
 
 @torch.inference_mode()
 def log_likelihoods(model: Llama, pairs: Sequence[Pair], batch_size: int, done: Callable[[int], object]) -> list[Score]:
-    """Scores of all pairs, in their order; `done` is told how many more are there.
+    """Scores of all pairs, in their order; `done` gets the number of those that were just computed.
 
     At most batch_size sequences go through the model together, the longest first, so that what does not fit into
-    memory fails at once.
+    memory fails immediately.
     """
     scores: dict[int, Score] = {}
     alone, families = _arrange(pairs)
@@ -85,11 +85,11 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
 
 def _arrange(pairs: Sequence[Pair]) -> tuple[list[_Row], list[list[_Row]]]:
     """Rows to be read alone, and families of rows with one context; the longest first."""
-    asked: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
+    by_tokens: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
     for index, (context, continuation) in enumerate(pairs):
-        asked.setdefault((*context, *continuation[:-1]), []).append((index, continuation))
+        by_tokens.setdefault((*context, *continuation[:-1]), []).append((index, continuation))
     by_context: dict[tuple[int, ...], list[_Row]] = {}
-    for tokens, requests in asked.items():
+    for tokens, requests in by_tokens.items():
         row = _Row(tokens, requests)
         by_context.setdefault(row.context, []).append(row)
     alone: list[_Row] = []
@@ -110,12 +110,12 @@ def _read_alone(model: Llama, rows: Sequence[_Row]) -> Iterator[dict[int, Score]
     ids_BT = padded([row.inputs for row in rows], model.device)
     hidden_BTD = model.hidden(ids_BT)
     T = ids_BT.shape[1]
-    places = [list(range(b * T + len(row.context) - 1, b * T + len(row.inputs))) for b, row in enumerate(rows)]
-    yield from _predict(model, hidden_BTD.flatten(0, 1), rows, places)
+    positions = [list(range(b * T + len(row.context) - 1, b * T + len(row.inputs))) for b, row in enumerate(rows)]
+    yield from _predict(model, hidden_BTD.flatten(0, 1), rows, positions)
 
 
 def _read_families(model: Llama, families: Sequence[list[_Row]], batch_size: int) -> Iterator[dict[int, Score]]:
-    """Answers to the requests of families: their contexts are read once, then all rows go on from them."""
+    """Answers to the requests of families: their contexts are read once, then all rows continue from them."""
     contexts = [rows[0].context for rows in families]
     lengths = [len(context) for context in contexts]
     F = len(families)
@@ -134,24 +134,24 @@ def _read_families(model: Llama, families: Sequence[list[_Row]], batch_size: int
                 padded([row.rest for row in rows], model.device), cache.select([family for family, _ in some])
             )
             hidden_ND = torch.cat([last_FD, rests_BTD.flatten(0, 1)])
-        places = [[family, *range(F + b * T, F + b * T + len(row.rest))] for b, (family, row) in enumerate(some)]
-        yield from _predict(model, hidden_ND, rows, places)
+        positions = [[family, *range(F + b * T, F + b * T + len(row.rest))] for b, (family, row) in enumerate(some)]
+        yield from _predict(model, hidden_ND, rows, positions)
 
 
 def _predict(
-    model: Llama, hidden_ND: Tensor, rows: Sequence[_Row], places: Sequence[list[int]]
+    model: Llama, hidden_ND: Tensor, rows: Sequence[_Row], positions: Sequence[list[int]]
 ) -> Iterator[dict[int, Score]]:
-    """Answers to the requests of rows whose scored inputs have left their hidden vectors at `places`."""
+    """Answers to the requests of rows whose scored inputs have left their hidden vectors at `positions`."""
     vocabulary = model.lm_head.weight.shape[0]
-    most = max(1, _LOGITS_AT_ONCE // vocabulary // max(len(place) for place in places))
-    for some in batched(list(zip(rows, places, strict=True)), most):
+    most = max(1, _LOGITS_AT_ONCE // vocabulary // max(len(scored) for scored in positions))
+    for some in batched(list(zip(rows, positions, strict=True)), most):
         at: list[int] = []
         chosen: list[int] = []
         targets: list[int] = []
         requests: list[tuple[int, int]] = []
-        for row, place in some:
-            at += place
-            for index, continuation in row.asked:
+        for row, scored in some:
+            at += scored
+            for index, continuation in row.requests:
                 chosen += range(len(at) - len(continuation), len(at))
                 targets += continuation
                 requests.append((index, len(continuation)))

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import yaml
 
+from lit_mult import atomic
 from lit_mult.config import DataConfig
 from lit_mult.data.cache import cache_dir
-from lit_mult.data.corpus import open_corpus
-from lit_mult.data.documents import hash_files, list_files
-from lit_mult.data.split import digest
+from lit_mult.data.corpus import hash_files, list_files, open_corpus
+from lit_mult.data.encoding import digest
 from lit_mult.errors import UserError
 from lit_mult.mini import VERSION
 from lit_mult.mini.benchmark import TASKS
@@ -27,7 +24,7 @@ HELD_OUT = DataConfig().val_fraction
 
 @dataclass(frozen=True)
 class Column:
-    """A task, or a group taken as one, with the score that stands for it."""
+    """A task, or a group taken as one, and its score."""
 
     task: str
     metrics: tuple[str, ...] = ("acc_norm", "acc", "exact_match")
@@ -42,7 +39,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Suite:
-    """What is asked of lm-eval."""
+    """Tasks for lm-eval."""
 
     name: str
     columns: tuple[Column, ...]
@@ -61,9 +58,8 @@ class Suite:
         return [column.task for column in self.columns]
 
     def column(self, name: str) -> Column:
-        """The column of a task of the suite, or of one that a tag or pattern stands for."""
-        known = {column.task: column for column in (*MINI, *self.columns)}
-        return known[name] if name in known else Column(name)
+        """The column of a task of the suite, or of one that a tag or pattern expands to."""
+        return next((column for column in (*self.columns, *MINI) if column.task == name), Column(name))
 
 
 MINI = tuple(Column(task.name, (task.metric,), task.side, task.chance) for task in TASKS)
@@ -93,27 +89,26 @@ def load_suite(names: str, include_path: str | None = None) -> Suite:
     Raises:
         UserError: the benchmark cannot be written, the folder of task files is none, or a name comes twice.
     """
-    ours = mini_folder()
+    mini = mini_folder()
+    paths: tuple[str, ...] = (str(mini),)
     if names in ("mini", "paper"):
         if include_path is not None:
             raise UserError(f"--include_path {include_path}: goes with tasks of your own, not with --tasks {names}")
         if names == "mini":
-            return Suite("mini", MINI, (str(ours),), ours.name)
-        return Suite("paper", PAPER, (str(ours),), "", as_group=True, needs=_PAPER_NEEDS)
-    paths: tuple[str, ...] = (str(ours),)
+            return Suite("mini", MINI, paths, mini.name)
+        return Suite("paper", PAPER, paths, "", as_group=True, needs=_PAPER_NEEDS)
     identity = ""
     if include_path is not None:
         if not Path(include_path).is_dir():
             raise UserError(f"--include_path {include_path}: no such folder; give one with lm-eval task files")
         paths = (*paths, include_path)
         identity = hash_files(list_files(Path(include_path), skip=lambda name: name.startswith((".", "__pycache__"))))
-    listed = tuple(name.strip() for name in names.split(",") if name.strip())
-    if not listed or len(set(listed)) < len(listed):
+    tasks = [name.strip() for name in names.split(",") if name.strip()]
+    if not tasks or len(set(tasks)) < len(tasks):
         raise UserError(f"--tasks {names}: give mini, paper, or names of lm-eval tasks separated by commas, each once")
+    identity += mini.name if any(name.startswith("mini") for name in tasks) else ""
     known = {column.task: column for column in MINI}
-    identity += ours.name if any(name.startswith("mini") for name in listed) else ""
-    columns = tuple(known[name] if name in known else Column(name) for name in listed)
-    return Suite(",".join(listed), columns, paths, identity)
+    return Suite(",".join(tasks), tuple(known.get(name, Column(name)) for name in tasks), paths, identity)
 
 
 def mini_folder() -> Path:
@@ -126,19 +121,17 @@ def mini_folder() -> Path:
     """
     corpus = open_corpus(DataConfig())
     folder = cache_dir(DataConfig()) / f"mini-{VERSION}-{corpus.identity.rpartition(':')[2][:16]}"
-    if folder.is_dir() and str(folder) not in (folder / f"{TASKS[-1].name}.yaml").read_text():
-        shutil.rmtree(folder)  # the cache was moved, and task files hold absolute paths
-    if not folder.is_dir():
-        scratch = folder.with_name(f".{folder.name}-{os.getpid()}")
+
+    def is_current(folder: Path) -> bool:
+        task = folder / f"{TASKS[-1].name}.yaml"
+        return task.is_file() and str(folder) in task.read_text()  # unless the cache was moved: its paths are absolute
+
+    if not is_current(folder):
         try:
-            scratch.mkdir(parents=True, exist_ok=True)
-            _write_mini(scratch, folder)
-            with contextlib.suppress(OSError):  # somebody else was first
-                scratch.rename(folder)
+            with atomic.new_folder(folder, keep=is_current) as scratch:
+                _write_mini(scratch, folder)
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror}); set LIT_MULT_CACHE") from None
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
 
@@ -160,10 +153,11 @@ def write_mini(folder: Path) -> str:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
-def _write_mini(folder: Path, place: Path) -> str:
+def _write_mini(folder: Path, final: Path) -> str:
+    """Write into `folder`, which will be moved to `final`; task files hold absolute paths."""
     tasks = [{"group" if one.is_group else "task": one.task, "num_fewshot": one.num_fewshot} for one in PAPER]
     (folder / "paper.yaml").write_text(yaml.safe_dump({"group": "paper", "task": tasks}, sort_keys=False))
     texts = [document.text for document in open_corpus(DataConfig()).documents()]
     held_out = [text for text in texts if digest(text) < HELD_OUT * 2**64]
     seen = [text for text in texts if digest(text) >= HELD_OUT * 2**64]
-    return write_benchmark(folder, held_out, seen, place)
+    return write_benchmark(folder, held_out, seen, final)

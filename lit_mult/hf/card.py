@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lit_mult.config import RunConfig, split_pin
-from lit_mult.hf.agreement import Agreement
+from lit_mult.hf.check import Agreement
 from lit_mult.registry.kinds import KINDS
 from lit_mult.schema import RunRecord
 
@@ -59,14 +59,8 @@ def model_card(
 ) -> str:
     """The text of README.md.
 
-    Args:
-        config: the run.
-        corpus_hash: of its corpus.
-        step: optimizer steps the model has had.
-        record: of the run, where it has one.
-        dtype: of the weights: float32 or bfloat16.
-        merged: the trained model against its merged weights in float32.
-        written: the trained model against the folder's model as transformers loads it.
+    `merged` compares the trained model with its merged weights in float32, `written` with the folder's model as
+    transformers loads it, in `dtype`.
     """
     model = config.model
     rows = {
@@ -133,6 +127,6 @@ def _base(pretrained: str) -> str:
     return f"{_bare(folder)} (hash {pin})"
 
 
-def _bare(place: str) -> str:
-    """A name as it is, and of a path the last part: the rest is the trainer's machine, not the model."""
-    return place if place.startswith("hf:") else Path(place).name
+def _bare(source: str) -> str:
+    """A hub name as it is, the last part of a path: the rest describes the machine, not the model."""
+    return source if source.startswith("hf:") else Path(source).name

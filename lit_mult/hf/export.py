@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import secrets
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -13,24 +11,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lit_mult import atomic
 from lit_mult.config import RunConfig
 from lit_mult.data.batches import validation_windows
 from lit_mult.data.cache import TokenizedCorpus
-from lit_mult.data.documents import one_line
-from lit_mult.errors import UserError
-from lit_mult.hf.agreement import Agreement, agreement
-from lit_mult.hf.architecture import CONFIG_NAME, hf_config
+from lit_mult.data.tokenizers import ByteTokenizer, Tokenizer
+from lit_mult.errors import UserError, one_line
 from lit_mult.hf.card import model_card
-from lit_mult.hf.extra import require_export_extra
-from lit_mult.hf.tokenizer import write_tokenizer
-from lit_mult.hf.weights import hf_weights, write_weights
+from lit_mult.hf.check import Agreement, agreement, load_back
+from lit_mult.hf.folder import CONFIG_NAME, FIXED_FIELDS, WEIGHTS_NAME, hf_weights, require_export_extra
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.merging import merged
 from lit_mult.schema import RunRecord
 
 ExportType = Literal["float32", "bfloat16"]
 
-_TYPES: dict[ExportType, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _WINDOWS = 16  # of validation text, on which models are compared
 
 
@@ -49,14 +44,8 @@ def export(
     validation text; bfloat16 ones are then the rounding of the very weights that were compared, bit for bit. The folder
     appears when all of that has held, and otherwise not at all.
 
-    Args:
-        model: the trained model with its multipliers, in float32, on the CPU, in eval mode.
-        config: of the run that trained it.
-        corpus: of the run.
-        step: optimizer steps that the model has had.
-        out: folder to make; a folder that is there must be empty.
-        dtype: of the weights.
-        record: of the run, for the model card.
+    The model has its multipliers and `step` optimizer steps behind it, and is in float32, on the CPU, in eval mode; the
+    record is for the model card. A folder `out` that is there must be empty.
 
     Returns:
         How the folder's logits, computed in `dtype`, agree with the trained model's.
@@ -71,11 +60,11 @@ def export(
     for name, weight in weights.items():
         if not weight.isfinite().all():
             raise UserError(f"{out}: not exported, {name} holds values that are not finite; has the run diverged?")
-    shape = hf_config(config, corpus.vocab_size, corpus.tokenizer.separator_id, "float32")
-    with _appearing(out) as scratch:
+    fields = hf_config(config, corpus.vocab_size, corpus.tokenizer.separator_id, "float32")
+    with _new_folder(out) as scratch:
         write_tokenizer(scratch, corpus.tokenizer, config.data.seq_len)
-        _write_model(scratch, shape, weights)
-        exact = agreement(model, _loaded(scratch, weights), ids_BT)
+        _write_model(scratch, fields, weights)
+        exact = agreement(model, load_back(scratch, weights), ids_BT)
         if not exact.within_rounding:
             raise UserError(
                 f"{out}: not exported, its logits differ from the trained model's by {exact.largest_difference:.2g} "
@@ -83,63 +72,85 @@ def export(
             )
         written = exact
         if dtype != "float32":
-            weights = {name: weight.to(_TYPES[dtype]) for name, weight in weights.items()}
-            _write_model(scratch, shape | {"dtype": dtype}, weights)
-            written = agreement(model, _loaded(scratch, weights), ids_BT)
+            weights = {name: weight.to(getattr(torch, dtype)) for name, weight in weights.items()}
+            _write_model(scratch, fields | {"dtype": dtype}, weights)
+            written = agreement(model, load_back(scratch, weights), ids_BT)
         card = model_card(config, corpus.hash, step, record, dtype, exact, written)
         (scratch / "README.md").write_text(card, encoding="utf-8")
     return written
 
 
-def _write_model(folder: Path, shape: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    write_weights(folder, weights)
-    (folder / CONFIG_NAME).write_text(json.dumps(shape, indent=2))
-    ends = {name: shape[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    (folder / "generation_config.json").write_text(json.dumps(ends, indent=2))
-
-
-def _loaded(folder: Path, weights: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
-    """The model in a folder as transformers loads it: ids (B, T) -> logits (B, T, V).
-
-    Raises:
-        UserError: it cannot be loaded, or its weights are not, bit for bit, those that were written.
-    """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"not exported, transformers cannot load it ({one_line(error)})") from None
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-    held = model.state_dict()
-    for name in sorted(held.keys() | weights.keys()):
-        same = name in held and name in weights and held[name].dtype == weights[name].dtype
-        if not (same and torch.equal(held[name], weights[name])):
-            raise UserError(f"not exported, transformers loads another {name} than was written")
-
-    def logits(ids_BT: Tensor) -> Tensor:
-        logits_BTV: Tensor = model(ids_BT, use_cache=False).logits
-        return logits_BTV
-
-    return logits
-
-
 @contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """A scratch folder beside `out` that takes its name at the end, or is removed."""
+def _new_folder(out: Path) -> Iterator[Path]:
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out}: is {'a file' if out.is_file() else 'not empty'}; name a new folder")
-    scratch = out.absolute().with_name(f".{out.absolute().name}.{secrets.token_hex(4)}")
     try:
-        scratch.mkdir(parents=True)
-        yield scratch
-        scratch.replace(out)
+        with atomic.new_folder(out) as scratch:
+            yield scratch
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or one_line(error)})") from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def hf_config(config: RunConfig, vocab_size: int, separator_id: int, dtype: str) -> dict[str, Any]:
+    """The config.json of the run's model once its multipliers are merged."""
+    model = config.model
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "dtype": dtype,
+        "vocab_size": vocab_size,
+        "hidden_size": model.d_model,
+        "intermediate_size": model.d_ff,
+        "num_hidden_layers": model.n_layers,
+        "num_attention_heads": model.n_heads,
+        "num_key_value_heads": model.n_kv_heads,
+        "head_dim": model.head_dim,
+        "rms_norm_eps": model.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+        "rope_theta": model.rope_theta,  # where readers older than transformers 5 look for it
+        "max_position_embeddings": config.data.seq_len,
+        "tie_word_embeddings": False,  # merging takes a tied head apart
+        "attention_dropout": 0.0,
+        "bos_token_id": separator_id,
+        "eos_token_id": separator_id,
+        "pad_token_id": separator_id,
+        "use_cache": True,
+    } | FIXED_FIELDS
+
+
+def _write_model(folder: Path, fields: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    (folder / WEIGHTS_NAME).chmod(folder.stat().st_mode & 0o666)  # safetensors writes for the owner's eyes alone
+    _write_json(folder / CONFIG_NAME, fields)
+    ends = {name: fields[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    _write_json(folder / "generation_config.json", ends)
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> None:
+    """Write tokenizer.json and tokenizer_config.json; `max_length` is that of the longest text in training, in tokens.
+
+    `AutoTokenizer.from_pretrained(folder)` then gives the ids of `tokenizer.encode` for every text, and adds none:
+    what a template would put around a text (a post-processor) is left out, as the model has never seen it. Begin, end
+    and padding are all the separator.
+    """
+    path = folder / "tokenizer.json"
+    tokenizer.save(path)
+    _write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"post_processor": None})
+    separator = tokenizer.decode([tokenizer.separator_id])
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": separator,
+        "eos_token": separator,
+        "pad_token": separator,
+        "clean_up_tokenization_spaces": False,
+        # A text that spells out a special token stays text, as in training; but a NUL is the byte 0.
+        "split_special_tokens": not isinstance(tokenizer, ByteTokenizer),
+        "model_max_length": max_length,
+    }
+    _write_json(folder / "tokenizer_config.json", settings)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")

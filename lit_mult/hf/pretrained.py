@@ -10,11 +10,11 @@ import torch
 import yaml
 from torch import Tensor
 
+from lit_mult import atomic
 from lit_mult.config import RunConfig, split_pin
 from lit_mult.data.tokenizers import ByteTokenizer, load_tokenizer
 from lit_mult.errors import ConfigError
-from lit_mult.hf.architecture import first_difference, read_architecture
-from lit_mult.hf.weights import content_hash, hf_name, read_weights
+from lit_mult.hf.folder import content_hash, hf_name, read_architecture, read_weights, unusable
 from lit_mult.method.plan import MatrixPlan, RunPlan
 from lit_mult.nn.llama import Llama, RMSNorm
 from lit_mult.nn.multipliers import MultipliedMatrix
@@ -61,12 +61,10 @@ def write_config_part(folder: Path, out: Path) -> None:
     """Write `config_part` as the YAML file that `lit-mult fit --config` takes.
 
     Raises:
-        ConfigError: see `config_part`.
+        ConfigError: as `config_part`.
         FileExistsError: the file is there already.
     """
-    text = yaml.safe_dump(config_part(folder), sort_keys=False)
-    with out.open("x") as file:
-        file.write(text)
+    atomic.write_text(out, yaml.safe_dump(config_part(folder), sort_keys=False), overwrite=False)
 
 
 @torch.no_grad()
@@ -110,16 +108,16 @@ def _check(folder: Path, plan: RunPlan, config: RunConfig) -> None:
     """Raises: ConfigError when a run of the config cannot have the folder's logits at its start."""
     found = read_architecture(folder)
     remedy = f"in {folder} (lit-mult import writes a config that fits)"
-    if name := first_difference(config.model, found.fields):
-        needed = found.fields[name]
-        raise ConfigError(f"model.{name}", getattr(config.model, name), f"must be {needed!r}, as {remedy}")
+    for name, needed in found.fields.items():
+        if (value := getattr(config.model, name)) != needed:
+            raise ConfigError(f"model.{name}", value, f"must be {needed!r}, as {remedy}")
     vocab_size = plan.matrices["embed_tokens"].shape[0]
     if vocab_size != found.vocab_size:
         allowed = f"has {vocab_size} ids and must have {found.vocab_size}, as {remedy}"
         raise ConfigError("data.tokenizer", config.data.tokenizer, allowed)
     if config.parametrization.attention_scale != _PLAIN_SCALE:
-        field, value = "parametrization.attention_scale", config.parametrization.attention_scale
-        raise ConfigError(field, value, f"must be {_PLAIN_SCALE}, as {remedy}")
+        scale = config.parametrization.attention_scale
+        raise ConfigError("parametrization.attention_scale", scale, f"must be {_PLAIN_SCALE}, as {remedy}")
     # A tied head and the embedding share W: both effective matrices are the folder's only at one and the same scale.
     embedding, head = _scale(plan.matrices["embed_tokens"]), _scale(plan.matrices["lm_head"])
     if config.model.tie_embeddings and not math.isclose(embedding, head, rel_tol=1e-9):
@@ -146,8 +144,8 @@ def _scale(matrix: MatrixPlan) -> float:
 def _take(weights: dict[str, Tensor], name: str, ours: Tensor, folder: Path) -> Tensor:
     theirs = weights.pop(hf_name(name), None)
     if theirs is None:
-        raise ConfigError("model.pretrained", str(folder), f"lacks the weight {hf_name(name)}")
+        raise unusable(folder, f"lacks the weight {hf_name(name)}")
     if theirs.shape != ours.shape or not theirs.is_floating_point():
-        said = f"its {hf_name(name)} is {theirs.dtype} of shape {tuple(theirs.shape)}, not floats {tuple(ours.shape)}"
-        raise ConfigError("model.pretrained", str(folder), said)
+        held = f"{theirs.dtype} of shape {tuple(theirs.shape)}"
+        raise unusable(folder, f"its {hf_name(name)} is {held}, not floats {tuple(ours.shape)}")
     return theirs

@@ -1,4 +1,4 @@
-"""The seven tasks of the benchmark: what each measures, its score at chance and at best, and its items."""
+"""The seven tasks of the benchmark, their items, and training text of the same families that has none of them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lit_mult.mini import facts
-from lit_mult.mini.algebra import algebra
-from lit_mult.mini.arithmetic import arithmetic
 from lit_mult.mini.continuation import continuation
-from lit_mult.mini.draw import Draw
-from lit_mult.mini.induction import induction
-from lit_mult.mini.item import Family, Item, items
-from lit_mult.mini.symbolic import SYMBOLIC
+from lit_mult.mini.items import Draw, Family, Item, items
+from lit_mult.mini.reasoning import SYMBOLIC, algebra, arithmetic, induction
 
 N_ITEMS = 500
 """Items of a task (and, of subtasks, two fifths of it each)."""
 _N_SUBTASK = 200
 _N_SHOTS = 32  # examples that a prompt with shots draws from
-_LARGEST_SHARE = 0.04  # of the items that have the same answer, where the model writes it
+_LARGEST = 0.04  # of the items that have the same answer, where the model writes it
+_FACTS = 0.1  # share of the training documents
 _LABELS = (("True", "False"), ("1", "2", "3", "4"))  # choices in an order of their own
 
 
@@ -45,22 +42,8 @@ TASKS = (
     Task("mini_facts_rare", "knowledge", "acc", 1 / 4, "MMLU", "facts that training states an eighth as often"),
     Task("mini_induction", "reasoning", "acc", 1 / 4, "MMLU-PRO", "a rule to infer from three examples in the prompt"),
     Task("mini_symbolic", "reasoning", "acc", 1 / 3, "BBH", "logic, tracking, brackets, ordering, counting"),
-    Task(
-        "mini_arithmetic",
-        "reasoning",
-        "exact_match",
-        _LARGEST_SHARE,
-        "GSM8K",
-        "sums of two or three steps, told in words",
-    ),
-    Task(
-        "mini_algebra",
-        "reasoning",
-        "exact_match",
-        _LARGEST_SHARE,
-        "MATH lvl5",
-        "equations, values, like terms",
-    ),
+    Task("mini_arithmetic", "reasoning", "exact_match", _LARGEST, "GSM8K", "sums of two or three steps, told in words"),
+    Task("mini_algebra", "reasoning", "exact_match", _LARGEST, "MATH lvl5", "equations, values, like terms"),
 )
 
 
@@ -86,7 +69,7 @@ def _drawn(name: str, family: Family, n: int) -> tuple[list[Item], list[Item]]:
     """n different held-out items with balanced answers, and examples from the side of training.
 
     Balanced: labels that are the same for every item are right equally often, no answer that is written is right in
-    more than `_LARGEST_SHARE` of the items, and other choices have the right one at every place equally often.
+    more than `_LARGEST` of the items, and other choices have the right one at every place equally often.
     """
     draw = Draw(f"benchmark {name}")
     found, keys, counts = list[Item](), set[str](), Counter[str]()
@@ -95,7 +78,7 @@ def _drawn(name: str, family: Family, n: int) -> tuple[list[Item], list[Item]]:
             break
         key = item.key or item.prompt
         labels = item.choices in _LABELS
-        at_most = n / len(item.choices) if labels else n if item.choices else n * _LARGEST_SHARE
+        at_most = n / len(item.choices) if labels else n if item.choices else n * _LARGEST
         if key not in keys and counts[item.answer] < at_most:
             keys.add(key)
             counts[item.answer] += 1
@@ -109,3 +92,16 @@ def _evenly_placed(found: list[Item]) -> list[Item]:
         item.with_answer_at(number % len(item.choices)) if item.choices and item.choices not in _LABELS else item
         for number, item in enumerate(found)
     ]
+
+
+def training_documents() -> Iterator[str]:
+    """Documents without end, always the same: one in ten states facts, the others are examples of reasoning."""
+    draw = Draw("training")
+    families = [items(family, draw, held_out=False) for family in (*SYMBOLIC.values(), arithmetic, algebra, induction)]
+    weights = [1] * len(SYMBOLIC) + [2, 2, 3]
+    spread = [family for family, weight in zip(families, weights, strict=True) for _ in range(weight)]
+    while True:
+        if draw.below(100) < 100 * _FACTS:
+            yield facts.document(draw)
+        else:
+            yield next(draw.one(spread)).document

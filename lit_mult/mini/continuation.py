@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from lit_mult.mini.draw import Draw
-from lit_mult.mini.item import Item
+from lit_mult.mini.items import Draw, Item
 
 _CONTEXT = 130  # characters before the line that is asked for: at least half, at most all of it
 _LINE = (20, 60)  # characters of that line

@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from lit_mult.mini.draw import Draw
-from lit_mult.mini.item import Item
+from lit_mult.mini.items import Draw, Item
 
 _EXPOSURE = {"common": 8, "rare": 1, "quizzed": 4}
 _PLACES = {"common": 100, "rare": 100, "quizzed": 80}

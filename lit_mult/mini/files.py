@@ -12,40 +12,29 @@ import yaml
 
 from lit_mult.mini import VERSION
 from lit_mult.mini.benchmark import TASKS, benchmark
-from lit_mult.mini.item import Item
+from lit_mult.mini.items import Item
 
+
+def _mean(metric: str) -> dict[str, Any]:
+    return {"metric": metric, "aggregation": "mean", "higher_is_better": True}
+
+
+_ANSWER = {"function": "regex", "regex_pattern": r"The answer is (-?\d+)"}
 _GENERATED: dict[str, Any] = {
     "output_type": "generate_until",
     "doc_to_text": "prompt",
     "doc_to_target": "solution",
     "generation_kwargs": {"until": ["\n"], "do_sample": False, "max_gen_toks": 64},
-    "filter_list": [
-        {
-            "name": "answer",
-            "filter": [
-                {"function": "regex", "regex_pattern": r"The answer is (-?\d+)"},
-                {"function": "take_first"},
-            ],
-        }
-    ],
-    "metric_list": [
-        {
-            "metric": "exact_match",
-            "aggregation": "mean",
-            "higher_is_better": True,
-            # The reference is the whole solution, so that examples in the prompt show the steps (as in GSM8K).
-            "regexes_to_ignore": [r"(?s).*The answer is ", r"\.$"],
-        }
-    ],
+    "filter_list": [{"name": "answer", "filter": [_ANSWER, {"function": "take_first"}]}],
+    # The reference is the whole solution, so that examples in the prompt show the steps (as in GSM8K).
+    "metric_list": [_mean("exact_match") | {"regexes_to_ignore": [r"(?s).*The answer is ", r"\.$"]}],
 }
 _CHOSEN: dict[str, Any] = {
     "output_type": "multiple_choice",
     "doc_to_text": "prompt",
     "doc_to_choice": "choices",
     "doc_to_target": "target",
-    "metric_list": [
-        {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
-    ],
+    "metric_list": [_mean("acc"), _mean("acc_norm")],
 }
 
 
@@ -69,12 +58,11 @@ def write_benchmark(folder: Path, held_out: Sequence[str], seen: Iterable[str], 
             text = "".join(json.dumps(_row(item)) + "\n" for item in rows)
             digest.update(text.encode())
             (folder / f"{name}.{split}.jsonl").write_text(text)
+        files = {split: str(place / f"{name}.{split}.jsonl") for split in ("test", "shots")}
         task = {
             "task": name,
             "dataset_path": "json",
-            "dataset_kwargs": {
-                "data_files": {split: str(place / f"{name}.{split}.jsonl") for split in ("test", "shots")}
-            },
+            "dataset_kwargs": {"data_files": files},
             "test_split": "test",
             "fewshot_split": "shots",
             "metadata": {"version": VERSION},

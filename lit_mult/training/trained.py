@@ -11,9 +11,8 @@ from torch import Tensor
 
 from lit_mult.config import RunConfig
 from lit_mult.data.cache import TokenizedCorpus, prepare
-from lit_mult.data.documents import one_line
 from lit_mult.data.tokenizers import Tokenizer
-from lit_mult.errors import UserError
+from lit_mult.errors import UserError, one_line
 from lit_mult.method.plan import plan_run
 from lit_mult.nn.llama import Llama
 from lit_mult.training.folder import RunFolder
