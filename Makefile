@@ -32,7 +32,7 @@ wheel: $(VENV)/.dev
 	$(PIP) --no-deps --target build/wheel-check dist/*.whl
 	cd build/wheel-check && ../../$(VENV)/bin/python -P -c "import sys; sys.path.insert(0, '.'); \
 	  import lit_mult; assert 'wheel-check' in lit_mult.__file__, lit_mult.__file__; \
-	  from lit_mult.parametrization.presets import load_preset; \
+	  from lit_mult.method.presets import load_preset; \
 	  print(lit_mult.load_study('quick').n_cells, 'cells;', load_preset('falcon-h1-0.5b').name)"
 
 clean:
