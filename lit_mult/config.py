@@ -6,11 +6,12 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lit_mult.errors import ConfigError
+from lit_mult.registry import modules_in
 from lit_mult.registry.roles import Role, Shape
 
 MultiplierKind = Literal["none", "fixed", "scalar", "vector"]
@@ -18,7 +19,10 @@ OptimizerName = Literal["adamw", "muon"]
 WidthRule = Literal["lr", "lr_wd", "multiplier"]
 Tier = Literal["NONE", "LR", "LRWD", "FULL"]
 NormKind = Literal["vector", "scalar", "frozen"]
-Diagnostic = Literal["norms", "rows", "outputs", "updates", "gradients", "symmetry", "noise", "brownian"]
+if TYPE_CHECKING:
+    Diagnostic = str
+else:  # what is there to choose from
+    Diagnostic = Literal[modules_in("diagnostics/groups")]
 Experiment = Literal[
     "projector_norm",
     "brownian_overlay",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from lit_mult.atomic import write_text
 from lit_mult.cli.parsing import FAILED, add_run_config, make_parser, print_columns, read_run_config, vocab_size
 from lit_mult.errors import UserError
 
@@ -41,27 +43,22 @@ def brownian(arguments: Sequence[str]) -> int:
 
     from dataclasses import asdict
 
-    import pandas as pd
-
-    from lit_mult.analysis.tables import to_csv
     from lit_mult.diagnostics.brownian import MAX_DIM
     from lit_mult.diagnostics.noise_band import TOLERANCE
-    from lit_mult.diagnostics.trapped import compare
+    from lit_mult.diagnostics.trapped import compare, references, trajectories
+    from lit_mult.training.trained import load_trained
 
-    reference = compare(folder, namespace.max_dim or MAX_DIM, namespace.tolerance or TOLERANCE)
-    table: list[tuple[str, ...]] = [("parameter", "role", "norm", "noise", "balance", "moved / noise", "verdict")]
-    for row in reference.comparisons:
+    trained = load_trained(folder)
+    found = references(trained.model, trained.config, trained.step, namespace.max_dim or MAX_DIM)
+    comparisons = [compare(reference, namespace.tolerance or TOLERANCE) for reference in found]
+    table = [("parameter", "role", "norm", "noise", "balance", "moved / noise", "verdict")]
+    for row in comparisons:
         numbers = (f"{row.norm:.4g}", f"{row.noise_norm:.4g}", f"{row.balance:.4g}", f"{row.ratio:.3f}")
         table.append((row.name, row.role, *numbers, row.verdict))
     print_columns(table)
-    motions = [
-        {"parameters": names, "step": step, "norm": norm}
-        for names, motion in reference.trajectories
-        for step, norm in zip(motion.steps, motion.norm, strict=True)
-    ]
-    for name, rows in (("brownian", [asdict(row) for row in reference.comparisons]), ("brownian_motion", motions)):
-        path = folder / f"{name}.csv"
-        path.write_text(to_csv(pd.DataFrame(rows)))
+    for path in _write_tables(
+        folder, {"brownian": [asdict(row) for row in comparisons], "brownian_motion": trajectories(found)}
+    ):
         print(path)
     return 0
 
@@ -89,17 +86,17 @@ def coord_check(arguments: Sequence[str]) -> int:
 
     from lit_mult.analysis.exponents import coordinate_check, exponents
     from lit_mult.analysis.style import save
-    from lit_mult.analysis.tables import to_csv
     from lit_mult.diagnostics.coordinates import measure
     from lit_mult.method.expectations import expected_exponent
+    from lit_mult.training.fitting import make_module
 
     measured = []
-    for row in measure(config, widths, range(config.seed, config.seed + seeds), steps):
+    for row in measure(config, widths, range(config.seed, config.seed + seeds), steps, make_module):
         low, high = expected_exponent(config, row.kind, row.coordinate, row.role)
         measured.append(asdict(row) | {"low": low, "high": high})
     values = pd.DataFrame(measured)
     fits = exponents(values)
-    table: list[tuple[str, ...]] = [("kind", "coordinate", "exponent", "95 % interval", "expected", "verdict")]
+    table = [("kind", "coordinate", "exponent", "95 % interval", "expected", "verdict")]
     for kind, coordinate, low, high, slope, slope_low, slope_high, verdict in fits.itertuples(index=False):
         expected = f"{low:g}" if low == high else f"{low:g} to {high:g}"
         interval = f"[{slope_low:.2f}, {slope_high:.2f}]" if seeds > 1 else "1 seed: no interval"
@@ -107,12 +104,22 @@ def coord_check(arguments: Sequence[str]) -> int:
     print_columns(table)
     if out is not None:
         folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "coordinates.csv").write_text(to_csv(values))
-        (folder / "exponents.csv").write_text(to_csv(fits))
+        _write_tables(folder, {"coordinates": values, "exponents": fits})
         (folder / "coordinates.png").write_bytes(save(coordinate_check(values, fits))["png"])
         print(folder)
     return FAILED if (fits["verdict"] == "FAIL").any() else 0
+
+
+def _write_tables(folder: Path, tables: Mapping[str, Any]) -> list[Path]:
+    """Write tables (whatever a DataFrame is made from) by name as CSV into a folder, and return the paths."""
+    import pandas as pd
+
+    from lit_mult.analysis.tables import to_csv
+
+    paths = [folder / f"{name}.csv" for name in tables]
+    for path, rows in zip(paths, tables.values(), strict=True):
+        write_text(path, to_csv(pd.DataFrame(rows)))
+    return paths
 
 
 def _widths(text: str) -> list[int]:

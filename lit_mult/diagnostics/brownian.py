@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_mult.config import RunConfig
+from lit_mult.diagnostics.parts import rms
 from lit_mult.method.placement import Axis
 from lit_mult.method.plan import RunPlan, plan_run
 from lit_mult.nn.llama import Llama
@@ -160,11 +161,6 @@ def simulate(
             equilibrium=noise.equilibrium(particle.lr, particle.weight_decay),
         )
     return motions
-
-
-def rms(values: Tensor) -> float:
-    """Root mean square of the entries."""
-    return float(values.detach().double().square().mean().sqrt())
 
 
 def reduced(shape: Shape, max_dim: int) -> Shape:
