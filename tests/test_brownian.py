@@ -16,9 +16,10 @@ from lit_mult.analysis.diagnostics import load_diagnostics
 from lit_mult.cli import main
 from lit_mult.config import OptimConfig, RunConfig
 from lit_mult.diagnostics.brownian import Motion, Particle, particles, reduced, simulate
-from lit_mult.diagnostics.trapped import Comparison, compare, references, starting_model
+from lit_mult.diagnostics.trapped import Comparison, compare, references
 from lit_mult.optim import muon
 from lit_mult.optim.noise import adamw_autocorrelation, muon_autocorrelation
+from lit_mult.training.fitting import make_module
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.run import run
 from lit_mult.training.trained import load_trained
@@ -168,7 +169,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
 
 def by_name(folder: Path) -> dict[str, Comparison]:
     trained = load_trained(folder)
-    found = references(trained.model, trained.config, trained.step)
+    start = make_module(trained.config, trained.corpus.vocab_size).model
+    found = references(start, trained.model, trained.config, trained.step)
     return {reference.row.name: compare(reference) for reference in found}
 
 
@@ -208,7 +210,7 @@ def test_weights_that_are_noise_are_trapped_and_scaled_ones_are_free(folder: Pat
 def test_the_start_is_that_of_the_run(folder: Path, tmp_path: Path) -> None:
     """Weights that decayed and did nothing else have moved by nothing."""
     config, _ = RunFolder(folder).held()
-    start = starting_model(config, 256)
+    start = make_module(config, 256).model
     kept = by_name(folder)["embed_tokens.weight"].kept
 
     def decayed(name: str, value: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +46,20 @@ def brownian(arguments: Sequence[str]) -> int:
     from lit_mult.diagnostics.brownian import MAX_DIM
     from lit_mult.diagnostics.noise_band import TOLERANCE
     from lit_mult.diagnostics.trapped import compare, references, trajectories
+    from lit_mult.training.fitting import make_module
     from lit_mult.training.trained import load_trained
 
     trained = load_trained(folder)
-    found = references(trained.model, trained.config, trained.step, namespace.max_dim or MAX_DIM)
+    start = make_module(trained.config, trained.corpus.vocab_size).model
+    found = references(start, trained.model, trained.config, trained.step, namespace.max_dim or MAX_DIM)
     comparisons = [compare(reference, namespace.tolerance or TOLERANCE) for reference in found]
     table = [("parameter", "role", "norm", "noise", "balance", "moved / noise", "verdict")]
     for row in comparisons:
         numbers = (f"{row.norm:.4g}", f"{row.noise_norm:.4g}", f"{row.balance:.4g}", f"{row.ratio:.3f}")
         table.append((row.name, row.role, *numbers, row.verdict))
     print_columns(table)
-    for path in _write_tables(
-        folder, {"brownian": [asdict(row) for row in comparisons], "brownian_motion": trajectories(found)}
-    ):
-        print(path)
+    print(_write_csv(folder / "brownian.csv", [asdict(row) for row in comparisons]))
+    print(_write_csv(folder / "brownian_motion.csv", trajectories(found)))
     return 0
 
 
@@ -104,22 +104,21 @@ def coord_check(arguments: Sequence[str]) -> int:
     print_columns(table)
     if out is not None:
         folder = Path(out)
-        _write_tables(folder, {"coordinates": values, "exponents": fits})
+        _write_csv(folder / "coordinates.csv", values)
+        _write_csv(folder / "exponents.csv", fits)
         (folder / "coordinates.png").write_bytes(save(coordinate_check(values, fits))["png"])
         print(folder)
     return FAILED if (fits["verdict"] == "FAIL").any() else 0
 
 
-def _write_tables(folder: Path, tables: Mapping[str, Any]) -> list[Path]:
-    """Write tables (whatever a DataFrame is made from) by name as CSV into a folder, and return the paths."""
+def _write_csv(path: Path, rows: Any) -> Path:
+    """Write a table, or what a DataFrame is made of."""
     import pandas as pd
 
     from lit_mult.analysis.tables import to_csv
 
-    paths = [folder / f"{name}.csv" for name in tables]
-    for path, rows in zip(paths, tables.values(), strict=True):
-        write_text(path, to_csv(pd.DataFrame(rows)))
-    return paths
+    write_text(path, to_csv(pd.DataFrame(rows)))
+    return path
 
 
 def _widths(text: str) -> list[int]:

@@ -37,8 +37,6 @@ from lit_mult.registry.roles import Role
 Kind = Literal["start", "change", "update", "decay"]
 Coordinate = tuple[Kind, str, str, float]
 """(kind, coordinate, role, value), as in `Measured`."""
-ModuleFactory = Callable[[RunConfig, int], TrainingModule]
-"""(config, size of the vocabulary) -> the module of a run as it starts."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +53,20 @@ class Measured:
 
 
 def measure(
-    config: RunConfig, widths: Sequence[int], seeds: Sequence[int], steps: int, make_module: ModuleFactory
+    config: RunConfig,
+    widths: Sequence[int],
+    seeds: Sequence[int],
+    steps: int,
+    make_module: Callable[[RunConfig, int], TrainingModule],
 ) -> Iterator[Measured]:
-    """Train each width with each seed for a few steps, and measure its coordinates.
+    """Train each width with each seed for a few optimizer steps, and measure its coordinates.
 
     Args:
         config: the run; width, seed and length are replaced.
         widths: values of `model.d_model`.
         seeds: values of `seed`, of initialization and data.
         steps: optimizer steps.
-        make_module: what trains a run.
+        make_module: (config, size of the vocabulary) -> the module of a run as it starts.
 
     Raises:
         UserError: a width is not possible, or the data is not usable.
@@ -83,8 +85,8 @@ def measure(
         torch.manual_seed(one.seed)  # dropout
         trained = _activations_and_updates(make_module(one, corpus.vocab_size), windows, one.train.steps)
         decayed = _decay(make_module(one, corpus.vocab_size))
-        for kind, coordinate, role, value in chain(trained, decayed):
-            yield Measured(one.model.d_model, one.seed, kind, coordinate, role, value)
+        for coordinate in chain(trained, decayed):
+            yield Measured(one.model.d_model, one.seed, *coordinate)
 
 
 def _activations_and_updates(module: TrainingModule, windows: TrainWindows, steps: int) -> Iterator[Coordinate]:

@@ -25,7 +25,7 @@ class Moment:
     config: RunConfig
     module: TrainingModule
     step: int
-    """Optimizer steps done."""
+    """The step that readings belong to: optimizer steps done, one less right after an update."""
     probe_BT: Tensor
     """Fixed validation windows, token ids."""
     windows_BT1: Sequence[Tensor] = ()
@@ -59,11 +59,11 @@ class Group:
         return ()
 
     def after_update(self, moment: Moment) -> Iterable[Reading]:
-        """Readings right after that update; they belong to the step before it."""
+        """Readings right after that update."""
         return ()
 
-    def at_end(self, moment: Moment) -> Iterable[tuple[int, Reading]]:
-        """(step, reading) of the whole run."""
+    def at_end(self, moment: Moment, start: Callable[[], Llama]) -> Iterable[tuple[int, Reading]]:
+        """(step, reading) of the whole run; `start` makes the model as the run began with it."""
         return ()
 
 

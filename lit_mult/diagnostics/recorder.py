@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -14,10 +14,11 @@ from torch.optim import Optimizer
 from lit_mult.config import RunConfig
 from lit_mult.data.batches import validation_windows
 from lit_mult.data.cache import TokenizedCorpus
-from lit_mult.diagnostics.group import Group, Moment, make_group
+from lit_mult.diagnostics.group import Moment, make_group
 from lit_mult.diagnostics.parts import TrainingModule
-from lit_mult.diagnostics.readings import Reading, Readings, require_pyarrow
+from lit_mult.diagnostics.readings import Readings, require_pyarrow
 from lit_mult.errors import UserError
+from lit_mult.nn.llama import Llama
 
 PROBE_WINDOWS = 8
 """Validation windows on which outputs are measured, at most; no more than training has in one forward."""
@@ -42,7 +43,7 @@ class Diagnostics(Callback):
 
     @classmethod
     def of_run(cls, config: RunConfig, corpus: TokenizedCorpus) -> Self:
-        """What records a run on its corpus. Raises: UserError when pyarrow is not installed."""
+        """The recorder of a run on its corpus. Raises: UserError when pyarrow is not installed."""
         require_pyarrow()
         windows = min(PROBE_WINDOWS, config.train.batch_size // config.trainer.accumulate_grad_batches)
         probe_BT1 = torch.from_numpy(validation_windows(corpus.val, config.data.seq_len, windows))
@@ -53,15 +54,14 @@ class Diagnostics(Callback):
         for group in self.groups.values():
             group.check(processes)
 
-    def write(self, path: Path, module: TrainingModule, steps: int) -> None:
+    def write(self, path: Path, module: TrainingModule, steps: int, start: Callable[[], Llama]) -> None:
         """Add what groups say of the whole run after so many steps, and write all readings as parquet.
 
-        Raises:
-            UserError: the place cannot be written.
+        `start` makes the model as the run began with it. Raises: UserError when the place cannot be written.
         """
         moment = Moment(self.config, module, steps, self.probe_BT)
         for name, group in self.groups.items():
-            for step, reading in group.at_end(moment):
+            for step, reading in group.at_end(moment, start):
                 self.readings.add(name, step, [reading])
         self.readings.write(path)
 
@@ -70,49 +70,39 @@ class Diagnostics(Callback):
             self._refuse("nothing")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step % self.every:
-            return
-        if batch_idx % trainer.accumulate_grad_batches == 0:
-            self._read_state(trainer, pl_module)
-        self._windows.append(batch)
+        if trainer.global_step % self.every == 0:
+            if batch_idx % trainer.accumulate_grad_batches == 0:
+                self._record("state", trainer.global_step, trainer, pl_module)
+            self._windows.append(batch)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if trainer.global_step % self.every:
-            return
-        moment = self._moment(trainer, pl_module)
-        self._record(trainer.global_step, lambda group: group.before_update(moment))
-        self._windows.clear()
-        self._is_updating = True
+        if trainer.global_step % self.every == 0:
+            self._record("before_update", trainer.global_step, trainer, pl_module)
+            self._windows.clear()
+            self._is_updating = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._is_updating:  # the update came in this batch
-            moment = self._moment(trainer, pl_module)
-            self._record(trainer.global_step - 1, lambda group: group.after_update(moment))
+            self._record("after_update", trainer.global_step - 1, trainer, pl_module)
             self._is_updating = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._read_state(trainer, pl_module)
-
-    def _read_state(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        moment = self._moment(trainer, pl_module)
-        self._record(trainer.global_step, lambda group: group.state(moment))
+        self._record("state", trainer.global_step, trainer, pl_module)
 
     @torch.no_grad()
-    def _record(self, step: int, read: Callable[[Group], Iterable[Reading]]) -> None:
+    def _record(
+        self,
+        hook: Literal["state", "before_update", "after_update"],
+        step: int,
+        trainer: Trainer,
+        pl_module: LightningModule,
+    ) -> None:
+        module, context = cast(TrainingModule, pl_module), trainer.precision_plugin.forward_context
+        moment = Moment(self.config, module, step, self.probe_BT, self._windows, context)
         for name, group in self.groups.items():
-            self.readings.add(name, step, read(group))
-
-    def _moment(self, trainer: Trainer, pl_module: LightningModule) -> Moment:
-        return Moment(
-            self.config,
-            cast(TrainingModule, pl_module),
-            trainer.global_step,
-            self.probe_BT,
-            self._windows,
-            trainer.precision_plugin.forward_context,
-        )
+            self.readings.add(name, step, getattr(group, hook)(moment))
 
     def _refuse(self, recorded: str) -> None:
         wanted = f"{', '.join(self.groups)} every {self.every} steps"

@@ -28,8 +28,6 @@ from lit_mult.diagnostics.brownian import MAX_DIM, Motion, Particle, particles, 
 from lit_mult.diagnostics.noise_band import TOLERANCE, noise_band
 from lit_mult.diagnostics.parts import rms
 from lit_mult.errors import UserError
-from lit_mult.method.plan import plan_run
-from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.optim.groups import ParameterPlan
 
@@ -42,86 +40,65 @@ class Reference:
     particle: Particle
     motion: Motion
     end: Tensor
-    """The parameter at the end of the run, on the CPU."""
+    """The parameter at the end of the run."""
     moved: float
     """RMS of the decayed sum of its updates."""
 
 
 def references(
-    model: Llama, config: RunConfig, steps: int, max_dim: int = MAX_DIM, every: int | None = None
+    start: Llama, end: Llama, config: RunConfig, steps: int, max_dim: int = MAX_DIM, every: int | None = None
 ) -> list[Reference]:
-    """Simulate the reference of every trainable parameter, in the model's order.
+    """Simulate the reference of every trainable parameter of a run, in the model's order.
 
     Args:
-        model: as the run has left it after `steps` steps.
+        start: the model as the run began with it, on the CPU.
+        end: the model after `steps` steps.
         config: of the run.
         steps: optimizer steps done.
         max_dim: longest side of a matrix that stands for one of Muon's, see `brownian`.
         every: steps between points of a trajectory; by default a hundredth of all.
     """
-    vocab_size = len(model.embed_tokens.weight)
-    start = starting_model(config, vocab_size)
-    rows = particles(config, vocab_size)
+    rows = particles(config, len(end.embed_tokens.weight))
     motions = simulate(rows, config, steps, max_dim, every)
     found = []
     for row, particle in rows:
-        motion, end = motions[particle], model.get_parameter(row.name).detach().cpu()
-        moved = rms(end - motion.kept * start.get_parameter(row.name))
-        found.append(Reference(row, particle, motion, end, moved))
+        motion, parameter = motions[particle], end.get_parameter(row.name).detach().cpu()
+        moved = rms(parameter - motion.kept * start.get_parameter(row.name))
+        found.append(Reference(row, particle, motion, parameter, moved))
     return found
-
-
-def starting_model(config: RunConfig, vocab_size: int) -> Llama:
-    """The model as the run began with it."""
-    plan = plan_run(config, vocab_size)
-    model = Llama(config.model, plan)
-    initialize(model, plan, config.seed)
-    if config.model.pretrained is not None:
-        from lit_mult.hf.pretrained import start_from_pretrained
-
-        start_from_pretrained(model, plan, config)
-    return model
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row of brownian.csv: one parameter of a run beside its reference."""
+    """A row of brownian.csv: one parameter of a run beside its reference, noise.
+
+    Norms are the RMS over entries, at the end of the run. lr is the peak; balance is the closed form of the norm at
+    which noise and decay balance there, infinite without decay; kept is the share of the start that decay has left.
+    noise_predicted is noise_moved in closed form, over the run's schedule. The ratio moved / noise_moved of what is
+    trapped lies between low and high.
+    """
 
     name: str
     role: str
     shape: str
     optimizer: str
     lr: float
-    """Peak learning rate."""
     weight_decay: float
     norm: float
-    """RMS of the entries at the end of the run."""
     noise_norm: float
-    """RMS of the entries of the reference at the same step."""
     balance: float
-    """Closed form of the norm at which noise and decay balance at the peak lr; infinite without decay."""
     kept: float
-    """Share of the start that decay has left."""
     moved: float
-    """RMS of the decayed sum of updates."""
     noise_moved: float
-    """The same of the reference."""
     noise_predicted: float
-    """The same in closed form, over the run's schedule."""
     ratio: float
-    """moved / noise_moved"""
     low: float
-    """Bounds of the ratio for a verdict of trapped."""
     high: float
     verdict: Literal["trapped", "free"]
 
 
 def compare(reference: Reference, tolerance: float = TOLERANCE) -> Comparison:
-    """Judge a parameter by its reference; `tolerance` is that of the verdict.
-
-    Raises:
-        UserError: the run has diverged.
-    """
+    """Judge a parameter by its reference. Raises: UserError when the run has diverged."""
     row, motion, end = reference.row, reference.motion, reference.end
     if not math.isfinite(reference.moved):
         raise UserError(f"{row.name}: is not finite at the end of the run, which has diverged")

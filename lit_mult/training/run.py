@@ -119,7 +119,9 @@ def run(
             trainer.logger.finalize("success")
         if watch is not None:
             # Before the record, with which the run counts as finished.
-            watch.write(diagnostics_path, module, trainer.global_step)
+            watch.write(
+                diagnostics_path, module, trainer.global_step, lambda: make_module(config, corpus.vocab_size).model
+            )
         record.write(record_path or folder.record)
         folder.clear_checkpoints(keep_final=keep_checkpoint)
     return record

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -10,18 +10,18 @@ from lit_mult.diagnostics.group import Group, Moment
 from lit_mult.diagnostics.parts import trainable_parts
 from lit_mult.diagnostics.readings import Reading
 from lit_mult.diagnostics.trapped import references
+from lit_mult.nn.llama import Llama
 
 
 class Brownian(Group):
-    """weight_noise_rms, row_noise_rms, ... along the run; at its end weight_moved, weight_noise_moved, ... as well.
+    """weight_noise_rms, row_noise_rms, ... every `train.diagnostics_every` steps and at the end.
 
-    Norms of the reference come every `train.diagnostics_every` steps and at the end, where what the run and the
-    reference have moved by is compared, too.
+    There, too, what the run and the reference have moved: weight_moved and weight_noise_moved, ...
     """
 
-    def at_end(self, moment: Moment) -> Iterator[tuple[int, Reading]]:
+    def at_end(self, moment: Moment, start: Callable[[], Llama]) -> Iterator[tuple[int, Reading]]:
         config, end = moment.config, moment.step
-        found = references(moment.model, config, end, every=config.train.diagnostics_every)
+        found = references(start(), moment.model, config, end, every=config.train.diagnostics_every)
         by_name = {reference.row.name: reference for reference in found}
         for part in trainable_parts(moment.model):
             reference = by_name[part.parameter_name]
