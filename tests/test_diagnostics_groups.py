@@ -6,15 +6,23 @@ Shapes in names: B batch, T time, D width, H query heads, G key/value heads, K h
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from diagnostics_data import moment, rms, state, updates, values
 from torch import Tensor
 
+import lit_mult
 from lit_mult.config import RunConfig
 from lit_mult.diagnostics.group import make_group
 from lit_mult.diagnostics.groups.symmetry import coordinates
@@ -136,6 +144,7 @@ def test_rows_and_columns_of_effective_matrices() -> None:
 def test_outputs_are_those_of_a_textbook_forward() -> None:
     model = build({"parametrization.attention_scale": "1/head_dim", "model.dropout": 0.5}).train()
     found = state("outputs", model, ids())
+    assert all(module.training and not module._forward_hooks for module in model.modules())
 
     B, T = ids().shape
     H, G, K = 4, 2, 4
@@ -265,3 +274,30 @@ def test_coordinates_move_along_symmetries_of_the_model() -> None:
         (name,) = {name for name, q in before if q == quantity and name.startswith(("layers.1", "lm_head"))}
         moved = values(coordinates(model))[name, quantity] - before[name, quantity]
         assert moved == pytest.approx(2 * math.log(2), rel=1e-4), quantity
+
+
+def test_a_new_group_is_one_new_module(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+    package = tmp_path / "lit_mult"
+    shutil.copytree(Path(lit_mult.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "diagnostics" / "groups" / "sizes.py").write_text(NEW_GROUP)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tiny({"train.steps": 4}).to_dict()))
+    command = "-m lit_mult fit --config run.yaml --diagnostics sizes --every 2 --out run"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, *command.split()], cwd=tmp_path, env=environment, check=True)
+
+    found = lit_mult.load_diagnostics(tmp_path / "run")
+    assert found["step"].tolist() == [0, 2, 4]
+    assert set(found["group"]) == {"sizes"}
+    assert (found["value"] > 0).all()
+
+
+NEW_GROUP = """
+import torch
+from lit_mult.diagnostics.group import Group
+from lit_mult.diagnostics.readings import Reading
+
+class Sizes(Group):
+    def state(self, moment):
+        size = sum(parameter.numel() for parameter in moment.model.parameters())
+        yield Reading("size", "model", "model", torch.tensor(float(size)))
+"""
