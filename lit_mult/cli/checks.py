@@ -69,9 +69,8 @@ def coord_check(arguments: Sequence[str]) -> int:
 
     parser = make_parser("coord-check", coord_check)
     add_run_config(parser)
-    parser.add_argument(
-        "--widths", type=str, default="32,64,128,256,512", help="values of model.d_model, three or more"
-    )
+    several = "values of model.d_model, three or more"
+    parser.add_argument("--widths", type=str, default="32,64,128,256,512", help=several)
     parser.add_argument("--steps", type=PositiveInt, default=10, help="optimizer steps at each width")
     parser.add_argument("--seeds", type=PositiveInt, default=3, help="number of seeds")
     parser.add_argument("--out", type=str, default=None, help="folder for tables (CSV) and figure (PNG)")

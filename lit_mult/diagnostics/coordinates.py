@@ -1,7 +1,6 @@
 """What a coordinate check measures (arXiv:2203.03466 app. D.1): sizes and changes of activations in a few real steps.
 
-Per width and seed, on a fixed batch (the first of the run's data) and with the model's, optimizer's and schedule's own
-code:
+Per width and seed, on a fixed batch (the first of the run's data) and with the code of a real run:
 
 | kind   | coordinate                  | value                                                                     |
 |--------|-----------------------------|---------------------------------------------------------------------------|
@@ -59,14 +58,10 @@ def measure(
     steps: int,
     make_module: Callable[[RunConfig, int], TrainingModule],
 ) -> Iterator[Measured]:
-    """Train each width with each seed for a few optimizer steps, and measure its coordinates.
+    """Train each width (`model.d_model`) with each seed for a few optimizer steps, and measure its coordinates.
 
-    Args:
-        config: the run; width, seed and length are replaced.
-        widths: values of `model.d_model`.
-        seeds: values of `seed`, of initialization and data.
-        steps: optimizer steps.
-        make_module: (config, size of the vocabulary) -> the module of a run as it starts.
+    `config` is the run but for width, seed and length; `make_module` makes the module of a run as it starts from its
+    config and the size of the vocabulary.
 
     Raises:
         UserError: a width is not possible, or the data is not usable.

@@ -50,13 +50,8 @@ def references(
 ) -> list[Reference]:
     """Simulate the reference of every trainable parameter of a run, in the model's order.
 
-    Args:
-        start: the model as the run began with it, on the CPU.
-        end: the model after `steps` steps.
-        config: of the run.
-        steps: optimizer steps done.
-        max_dim: longest side of a matrix that stands for one of Muon's, see `brownian`.
-        every: steps between points of a trajectory; by default a hundredth of all.
+    `start` (on the CPU) and `end` are the model before the first and after `steps` optimizer steps. See
+    `brownian.simulate` for the others.
     """
     rows = particles(config, len(end.embed_tokens.weight))
     motions = simulate(rows, config, steps, max_dim, every)
@@ -130,7 +125,7 @@ def trajectories(found: list[Reference]) -> list[dict[str, Any]]:
     names: dict[Particle, list[str]] = {}
     for reference in found:
         names.setdefault(reference.particle, []).append(reference.row.name)
-    motions = {reference.particle: reference.motion for reference in reversed(found)}
+    motions = {reference.particle: reference.motion for reference in reversed(found)}  # in the order of `simulate`
     return [
         {"parameters": " ".join(names[particle]), "step": step, "norm": norm}
         for particle, motion in motions.items()
