@@ -23,9 +23,8 @@ from typing import Any, get_args
 import torch
 
 from lit_mult.config import Diagnostic, RunConfig
-from lit_mult.data.batches import validation_windows
 from lit_mult.data.cache import prepare
-from lit_mult.diagnostics.recorder import PROBE_WINDOWS, Diagnostics
+from lit_mult.diagnostics.recorder import Diagnostics
 from lit_mult.training.run import run
 
 BATCH, TIME, LAYERS = 16, 128, 4
@@ -78,8 +77,7 @@ def measure(width: int, groups: list[str], records: int) -> tuple[float, float]:
             "trainer.tensorboard": False,
         }
     )
-    probe_BT1 = torch.from_numpy(validation_windows(prepare(config.data).val, TIME, PROBE_WINDOWS))
-    timed = Timed(config.train, probe_BT1[:, :-1])
+    timed = Timed.of_run(config, prepare(config.data))
     unwatched = config.with_overrides({"train.diagnostics": []})
     with TemporaryDirectory() as folder:
         run(unwatched, folder, keep_checkpoint=False, callbacks=[timed])

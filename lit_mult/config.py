@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.config import JsonDict
 
 from lit_mult.errors import ConfigError
+from lit_mult.registry import modules_in
 from lit_mult.registry.kinds import KINDS
 from lit_mult.registry.optimizers import OPTIMIZERS
 from lit_mult.registry.roles import Role, Shape
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 else:  # what is there to choose from
     MultiplierKind = Literal[tuple(KINDS)]
     OptimizerName = Literal[tuple(OPTIMIZERS)]
-    Diagnostic = Literal["norms", "rows", "outputs", "updates", "gradients", "symmetry", "noise", "brownian"]
+    Diagnostic = Literal[modules_in("diagnostics/groups")]
     Experiment = Literal[
         "projector_norm",
         "brownian_overlay",

@@ -16,10 +16,12 @@ from lit_mult.analysis.diagnostics import load_diagnostics
 from lit_mult.cli import main
 from lit_mult.config import OptimConfig, RunConfig
 from lit_mult.diagnostics.brownian import Motion, Particle, particles, reduced, simulate
-from lit_mult.diagnostics.trapped import Comparison, compare
+from lit_mult.diagnostics.trapped import Comparison, compare, references
 from lit_mult.optim import adamw, muon
+from lit_mult.training.fitting import make_module
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.run import run
+from lit_mult.training.trained import load_trained
 
 Tiny = Callable[..., RunConfig]
 
@@ -164,8 +166,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
     return out
 
 
-def by_name(folder: Path, **options: Any) -> dict[str, Comparison]:
-    return {row.name: row for row in compare(folder, **options).comparisons}
+def by_name(folder: Path) -> dict[str, Comparison]:
+    trained = load_trained(folder)
+    start = make_module(trained.config, trained.corpus.vocab_size).model
+    found = references(start, trained.model, trained.config, trained.step)
+    return {reference.row.name: compare(reference) for reference in found}
 
 
 def rewrite(folder: Path, out: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> Path:
@@ -203,10 +208,8 @@ def test_weights_that_are_noise_are_trapped_and_scaled_ones_are_free(folder: Pat
 
 def test_the_start_is_that_of_the_run(folder: Path, tmp_path: Path) -> None:
     """Weights that decayed and did nothing else have moved by nothing."""
-    from lit_mult.diagnostics.trapped import _start
-
     config, _ = RunFolder(folder).held()
-    start = _start(config, 256)
+    start = make_module(config, 256).model
     kept = by_name(folder)["embed_tokens.weight"].kept
 
     def decayed(name: str, value: torch.Tensor) -> torch.Tensor:
@@ -257,7 +260,7 @@ def test_a_run_that_watches_has_the_reference_of_the_command(tiny: Tiny, tmp_pat
     end = found[found["step"] == 12]
     last = dict(zip(zip(end["name"], end["quantity"], strict=True), end["value"], strict=True))
     compared = 0
-    for row in compare(tmp_path).comparisons:
+    for row in by_name(tmp_path).values():
         module, _, kind = row.name.rpartition(".")
         kind = "norm" if row.role == "norm" else kind
         for what, value in (("moved", row.moved), ("noise_moved", row.noise_moved), ("noise_rms", row.noise_norm)):

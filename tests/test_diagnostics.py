@@ -1,7 +1,4 @@
-"""Diagnostics: every quantity against a direct computation, and runs that do not notice that they are watched.
-
-Shapes in names: B batch, T time, D width, H query heads, G key/value heads, K head size.
-"""
+"""Diagnostics in a run, which does not notice that it is watched."""
 
 from __future__ import annotations
 
@@ -9,30 +6,26 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from diagnostics_data import GROUPS, Values, rms, state, updates, values
 from lightning import Callback
 from torch import Tensor
 
 import lit_mult
 from lit_mult.cli import main
-from lit_mult.config import Diagnostic, RunConfig
-from lit_mult.diagnostics.activations import outputs
-from lit_mult.diagnostics.parts import Reading
+from lit_mult.config import RunConfig
+from lit_mult.diagnostics.groups.symmetry import coordinates
 from lit_mult.diagnostics.recorder import Diagnostics
-from lit_mult.diagnostics.scales import line_norms, norms, relative_updates, snapshot
-from lit_mult.diagnostics.symmetries import coordinates
 from lit_mult.errors import ConfigError, Interrupted, UserError
-from lit_mult.method.plan import plan_run
-from lit_mult.nn.init import initialize
-from lit_mult.nn.llama import Llama
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.sweep import sweep
 from lit_mult.training.folder import RunFolder
@@ -40,267 +33,6 @@ from lit_mult.training.module import LitLlama
 from lit_mult.training.run import run
 
 Tiny = Callable[..., RunConfig]
-GROUPS = list(get_args(Diagnostic))
-VOCAB = 24
-SHAPE = {
-    "model.d_model": 16,
-    "model.head_dim": 4,
-    "model.n_layers": 2,
-    "model.num_key_value_groups": 2,
-    "parametrization.base_d_model": 8,
-    "multipliers": "vector",
-}
-
-
-def build(overrides: dict[str, Any] | None = None) -> Llama:
-    """A model whose multipliers and norms are random around 1."""
-    config = RunConfig().with_overrides(SHAPE | (overrides or {}))
-    plan = plan_run(config, VOCAB)
-    model = Llama(config.model, plan)
-    initialize(model, plan, seed=0)
-    shake(model)
-    return model
-
-
-@torch.no_grad()
-def shake(model: Llama, seed: int = 1) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter *= 0.7 + 0.6 * torch.rand(parameter.shape, generator=generator)
-
-
-def ids() -> Tensor:
-    return torch.randint(VOCAB, (3, 7), generator=torch.Generator().manual_seed(2))
-
-
-def by_name(readings: Iterable[Reading]) -> dict[tuple[str, str], float]:
-    """(module, quantity) -> value; a reading that comes twice is an error."""
-    with torch.no_grad():
-        taken = list(readings)
-    values = {(key.name, key.quantity): float(value) for key, value in taken}
-    assert len(values) == len(taken)
-    return values
-
-
-def rms(x: Tensor) -> float:
-    return math.sqrt(float((x.detach().double() ** 2).mean()))
-
-
-def effective(model: Llama, name: str) -> Tensor:
-    """W_eff in float64, by arXiv:2601.04890 eq. 2 and 3."""
-    matrix = model.get_submodule(name)
-    weight = matrix.constant * matrix.weight.detach().double()
-    if matrix.scalar is not None:
-        weight = matrix.scalar.detach().double() * weight
-    if matrix.row is not None:
-        weight = torch.diag(matrix.row.detach().double()) @ weight
-    if matrix.column is not None:
-        weight = weight @ torch.diag(matrix.column.detach().double())
-    return weight
-
-
-MATRICES = ["embed_tokens", "lm_head"] + [
-    f"layers.{layer}.{name}"
-    for layer in (0, 1)
-    for name in (
-        *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
-        *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
-    )
-]
-NORMS = ["norm"] + [f"layers.{n}.{name}" for n in (0, 1) for name in ("input_layernorm", "post_attention_layernorm")]
-
-
-# The quantities
-
-
-@pytest.mark.parametrize("kind", ["none", "scalar", "vector"])
-def test_norms_of_every_parameter_and_effective_matrix(kind: str) -> None:
-    model = build({"multipliers": kind, "model.final_norm": "scalar", "parametrization.width_rule": "multiplier"})
-    found = by_name(norms(model))
-
-    wanted = {(name, "effective_rms"): rms(effective(model, name)) for name in MATRICES}
-    for name in MATRICES:
-        matrix = model.get_submodule(name)
-        wanted[name, "weight_rms"] = rms(matrix.weight)
-        if matrix.scalar is not None:
-            wanted[name, "scalar_value"] = float(matrix.scalar)
-        for axis in ("row", "column"):
-            if getattr(matrix, axis) is not None:
-                wanted[name, f"{axis}_rms"] = rms(getattr(matrix, axis))
-    wanted |= {(name, "norm_rms"): rms(model.get_submodule(name).weight) for name in NORMS[1:]}
-    wanted["norm", "norm_value"] = float(model.norm.weight)
-    assert found == pytest.approx(wanted, rel=1e-5)
-
-
-def test_keys_say_where_a_reading_belongs() -> None:
-    keys = {key.name: key for key, _ in norms(build()) if key.quantity in ("row_rms", "norm_rms", "weight_rms")}
-    assert keys["layers.1.mlp.up_proj"] == ("norms", "row_rms", "layers.1.mlp.up_proj", 1, "up_proj")
-    assert keys["layers.0.input_layernorm"] == ("norms", "norm_rms", "layers.0.input_layernorm", 0, "norm")
-    assert keys["lm_head"] == ("norms", "weight_rms", "lm_head", None, "lm_head")
-
-
-def test_a_tied_weight_is_read_once_and_its_two_effective_matrices_each() -> None:
-    model = build({"model.tie_embeddings": True})
-    found = by_name(norms(model))
-    assert ("lm_head", "weight_rms") not in found
-    for name in ("embed_tokens", "lm_head"):
-        assert found[name, "effective_rms"] == pytest.approx(rms(effective(model, name)), rel=1e-5)
-    assert found["lm_head", "effective_rms"] != pytest.approx(found["embed_tokens", "effective_rms"], rel=0.1)
-    assert ("lm_head", "effective_update") in by_name(relative_updates(model, snapshot(model)))
-
-
-def test_rows_and_columns_of_effective_matrices() -> None:
-    model = build()
-    found = by_name(line_norms(model))
-    for name in MATRICES:
-        weight = effective(model, name).numpy()
-        for line, axis in (("row", 1), ("column", 0)):
-            norm = np.sqrt((weight**2).mean(axis=axis))
-            wanted = {"mean": norm.mean(), "log_std": np.log(norm).std()}
-            for q in (0, 5, 25, 50, 75, 95, 100):
-                wanted[f"q{q}"] = np.percentile(norm / norm.mean(), q)
-            got = {what: found[name, f"{line}_norm_{what}"] for what in wanted}
-            assert got == pytest.approx(wanted, rel=1e-4), (name, line)
-    assert len(found) == len(MATRICES) * 2 * 9
-
-
-def test_outputs_are_those_of_a_textbook_forward() -> None:
-    model = build({"parametrization.attention_scale": "1/head_dim", "model.dropout": 0.5}).train()
-    found = by_name(outputs(model, ids()))
-
-    B, T = ids().shape
-    H, G, K = 4, 2, 4
-    angle = torch.outer(torch.arange(T).double(), 1e4 ** -(torch.arange(0, K, 2).double() / K))
-    cos, sin = (f(torch.cat([angle, angle], -1)) for f in (torch.cos, torch.sin))
-
-    def rotate(x_BTNK: Tensor) -> Tensor:  # half-split, as Hugging Face has it
-        a, b = x_BTNK.chunk(2, -1)
-        return x_BTNK * cos[:, None] + torch.cat([-b, a], -1) * sin[:, None]
-
-    def norm(x: Tensor, name: str) -> Tensor:
-        unit = x / ((x**2).mean(-1, keepdim=True) + 1e-5).sqrt()
-        return unit * model.get_submodule(name).weight.detach().double()
-
-    wanted = {}
-    x = effective(model, "embed_tokens")[ids()]
-    wanted["embed_tokens", "residual_rms"] = rms(x)
-    for layer in (0, 1):
-        block = f"layers.{layer}"
-        attention, mlp = f"{block}.self_attn", f"{block}.mlp"
-        y = norm(x, f"{block}.input_layernorm")
-        q, k, v = (y @ effective(model, f"{attention}.{p}_proj").T for p in "qkv")
-        q, k = rotate(q.view(B, T, H, K)), rotate(k.view(B, T, G, K)).repeat_interleave(H // G, 2)
-        logits = torch.einsum("bthk,bshk->bhts", q, k) / K
-        seen = torch.ones(T, T).tril().bool()
-        wanted[attention, "attention_logits_rms"] = rms(logits[:, :, seen])
-        weights = logits.masked_fill(~seen, -torch.inf).softmax(-1)
-        v = v.view(B, T, G, K).repeat_interleave(H // G, 2)
-        out = (
-            torch.einsum("bhts,bshk->bthk", weights, v).reshape(B, T, H * K) @ effective(model, f"{attention}.o_proj").T
-        )
-        wanted[attention, "attention_output_rms"] = rms(out)
-        x = x + out
-        y = norm(x, f"{block}.post_attention_layernorm")
-        gate, up = (y @ effective(model, f"{mlp}.{p}_proj").T for p in ("gate", "up"))
-        out = (F.silu(gate) * up) @ effective(model, f"{mlp}.down_proj").T
-        wanted[mlp, "mlp_output_rms"] = rms(out)
-        x = x + out
-        wanted[block, "residual_rms"] = rms(x)
-    wanted["norm", "final_norm_output_rms"] = rms(norm(x, "norm"))
-    wanted["lm_head", "logits_rms"] = rms(norm(x, "norm") @ effective(model, "lm_head").T)
-    assert found == pytest.approx(wanted, rel=1e-4)
-    assert found["lm_head", "logits_rms"] == pytest.approx(rms(model.eval()(ids())), rel=1e-5)
-
-
-def test_updates_are_relative_to_the_state_before() -> None:
-    model = build({"model.block_norms": "frozen"})
-    before = snapshot(model)
-    names = dict(model.named_parameters())
-    old = {name: parameter.detach().clone() for name, parameter in names.items()}
-    old_effective = {name: effective(model, name) for name in MATRICES}
-    shake(model, seed=9)
-
-    wanted = {("norm", "norm_update"): rms(model.norm.weight - old["norm.weight"]) / rms(old["norm.weight"])}
-    for name in MATRICES:
-        change = effective(model, name) - old_effective[name]
-        wanted[name, "effective_update"] = rms(change) / rms(old_effective[name])
-        for kind in ("weight", "row", "column"):
-            if f"{name}.{kind}" in names:
-                change = names[f"{name}.{kind}"] - old[f"{name}.{kind}"]
-                wanted[name, f"{kind}_update"] = rms(change) / rms(old[f"{name}.{kind}"])
-    assert by_name(relative_updates(model, before)) == pytest.approx(wanted, rel=1e-4)
-
-
-def log_ratio(a: Tensor, *bs: Tensor) -> float:
-    return math.log(rms(a)) - sum(math.log(rms(b)) for b in bs) / len(bs)
-
-
-def test_symmetry_coordinates_of_the_full_placement() -> None:
-    model = build()
-    wanted = {("embed_tokens", "log_row/column"): log_ratio(model.embed_tokens.row, model.embed_tokens.column)}
-    for n, block in enumerate(model.layers):
-        attention, mlp = block.self_attn, block.mlp
-        q, k, v, o = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
-        here = f"layers.{n}.self_attn"
-        wanted[here, "log_query/key"] = log_ratio(q.row, k.row)
-        wanted[here, "log_value/out"] = log_ratio(v.row, o.column)
-        wanted[here, "log_norm/query+key+value"] = log_ratio(block.input_layernorm.weight, q.row, k.row, v.row)
-        wanted[f"{here}.o_proj", "log_row/column"] = log_ratio(o.row, o.column)
-        here = f"layers.{n}.mlp"
-        wanted[here, "log_up/down"] = log_ratio(mlp.up_proj.row, mlp.down_proj.column)
-        norm = block.post_attention_layernorm.weight
-        wanted[here, "log_norm/gate+up"] = log_ratio(norm, mlp.gate_proj.row, mlp.up_proj.row)
-        wanted[f"{here}.down_proj", "log_row/column"] = log_ratio(mlp.down_proj.row, mlp.down_proj.column)
-    assert by_name(coordinates(model)) == pytest.approx(wanted, rel=1e-4, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "quantities"),
-    [
-        ({"multipliers": "none"}, set()),
-        ({"placement.table": "minimal"}, {"log_row/column"}),
-        ({"model.block_norms": "frozen"}, {"log_row/column", "log_query/key", "log_value/out", "log_up/down"}),
-        (
-            {"multipliers": "scalar", "placement.overrides": {"lm_head": "scalar"}},
-            {"log_query/key", "log_value/out", "log_up/down", "log_norm/head"}
-            | {"log_norm/query+key+value", "log_norm/gate+up"},
-        ),
-    ],
-)
-def test_a_placement_has_the_coordinates_of_its_redundancies(overrides: dict[str, Any], quantities: set[str]) -> None:
-    assert {quantity for _, quantity in by_name(coordinates(build(overrides)))} == quantities
-
-
-@torch.no_grad()
-def test_coordinates_move_along_symmetries_of_the_model() -> None:
-    model = build({"placement.overrides": {"lm_head": "column"}})
-    block = model.layers[1]
-    attention, mlp = block.self_attn, block.mlp
-    pairs = {
-        "log_query/key": (attention.q_proj.row, [attention.k_proj.row]),
-        "log_value/out": (attention.v_proj.row, [attention.o_proj.column]),
-        "log_up/down": (mlp.up_proj.row, [mlp.down_proj.column]),
-        "log_norm/query+key+value": (
-            block.input_layernorm.weight,
-            [attention.q_proj.row, attention.k_proj.row, attention.v_proj.row],
-        ),
-        "log_norm/gate+up": (block.post_attention_layernorm.weight, [mlp.gate_proj.row, mlp.up_proj.row]),
-        "log_norm/head": (model.norm.weight, [model.lm_head.column]),
-    }
-    logits = model(ids())
-    for quantity, (a, bs) in pairs.items():
-        before = by_name(coordinates(model))
-        a *= 2
-        for b in bs:
-            b /= 2
-        assert torch.equal(model(ids()), logits), quantity  # powers of two: exact
-        (name,) = {name for name, q in before if q == quantity and name.startswith(("layers.1", "lm_head"))}
-        moved = by_name(coordinates(model))[name, quantity] - before[name, quantity]
-        assert moved == pytest.approx(2 * math.log(2), rel=1e-4), quantity
-
-
-# In a run
 
 
 class Spy(Callback):
@@ -326,7 +58,7 @@ class Spy(Callback):
         self.weights[step] = {name: weight.clone() for name, weight in module.model.state_dict().items()}
 
 
-def taken(folder: Path, group: str, step: int) -> dict[tuple[str, str], float]:
+def taken(folder: Path, group: str, step: int) -> Values:
     frame = lit_mult.load_diagnostics(folder)
     rows = frame[(frame["group"] == group) & (frame["step"] == step)]
     assert not rows.duplicated(["name", "quantity"]).any()
@@ -362,12 +94,12 @@ def test_a_run_records_states_gradients_and_updates_of_the_right_steps(tiny: Tin
     kinds = {pair: "norm" if "norm" in pair[0] else pair[1] for pair in parts}
     for step in (0, 5, 10, 12):
         module.model.load_state_dict(spy.weights[step])
-        assert taken(tmp_path, "norms", step) == pytest.approx(by_name(norms(module.model)))
-        assert taken(tmp_path, "rows", step) == pytest.approx(by_name(line_norms(module.model)))
+        assert taken(tmp_path, "norms", step) == pytest.approx(state("norms", module.model))
+        assert taken(tmp_path, "rows", step) == pytest.approx(state("rows", module.model))
         symmetry, probed = taken(tmp_path, "symmetry", step), taken(tmp_path, "outputs", step)
         residual = {key: value for key, value in probed.items() if key[1] == "residual_rms"}
         assert len(residual) == 2
-        assert symmetry == pytest.approx(by_name(coordinates(module.model)) | residual)
+        assert symmetry == pytest.approx(values(coordinates(module.model)) | residual)
     for step in (0, 5, 10):
         gradients = spy.gradients[step]
         wanted = {(pair[0], f"{kinds[pair]}_gradient_rms"): rms(gradients[name]) for pair, name in parts.items()}
@@ -380,9 +112,8 @@ def test_a_run_records_states_gradients_and_updates_of_the_right_steps(tiny: Tin
         assert taken(tmp_path, "gradients", step) == pytest.approx(wanted, rel=1e-4)
 
         module.model.load_state_dict(spy.weights[step])
-        before = snapshot(module.model)
-        module.model.load_state_dict(spy.weights[step + 1])
-        assert taken(tmp_path, "updates", step) == pytest.approx(by_name(relative_updates(module.model, before)))
+        moved = updates(module.model, partial(module.model.load_state_dict, spy.weights[step + 1]))
+        assert taken(tmp_path, "updates", step) == pytest.approx(moved)
     assert taken(tmp_path, "updates", 5)["embed_tokens", "weight_update"] > 0
 
 
@@ -396,7 +127,7 @@ def test_outputs_are_read_on_fixed_validation_windows(tiny: Tiny, tmp_path: Path
     windows = torch.from_numpy(validation_windows(prepare(config.data).val, 16, 4))  # a batch has four
     for step in (0, 6, 12):
         module.model.load_state_dict(spy.weights[step])
-        assert taken(tmp_path, "outputs", step) == pytest.approx(by_name(outputs(module.model, windows[:, :-1])))
+        assert taken(tmp_path, "outputs", step) == pytest.approx(state("outputs", module.model, windows[:, :-1]))
 
 
 def test_noise_is_mccandlishs_estimate_from_the_batch_and_its_halves(tiny: Tiny, tmp_path: Path) -> None:
@@ -553,7 +284,7 @@ def test_the_command_line_has_short_names(tiny: Tiny, tmp_path: Path, capsys: py
 
     capsys.readouterr()
     for flags, said in (
-        (["--diagnostics", "norms,nrms"], "train.diagnostics.1 = 'nrms': input should be 'norms', 'rows', "),
+        (["--diagnostics", "norms,nrms"], "train.diagnostics.1 = 'nrms': input should be 'brownian', 'gradients', "),
         (["--every", "0"], "train.diagnostics_every = 0: input should be greater than 0"),
     ):
         assert main([*common, str(tmp_path / "c"), *flags]) == 2
@@ -567,7 +298,7 @@ def test_noise_needs_a_batch_with_two_halves_in_one_process(tiny: Tiny) -> None:
     tiny({"train.batch_size": 3, "train.diagnostics": ["norms"]})
     config = tiny({"train.diagnostics": ["noise"]})
     with pytest.raises(ConfigError, match=r"train.diagnostics = .*: noise halves the batch of one process"):
-        Diagnostics(config.train, torch.zeros(1, 1)).check(world=2)
+        Diagnostics(config, torch.zeros(1, 1)).check(processes=2)
 
 
 def test_pyarrow_is_missed_before_training(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

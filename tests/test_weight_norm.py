@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+import lit_mult
 from lit_mult.config import RunConfig
-from lit_mult.diagnostics.trapped import readings
 from lit_mult.method.plan import plan_run
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
@@ -103,5 +103,5 @@ def test_it_runs_with_diagnostics_and_in_a_stack_as_alone(tiny: Tiny, tmp_path: 
     groups = ["norms", "rows", "updates", "gradients", "symmetry", "brownian"]
     recorded = run(tiny({**settings, "train.diagnostics": groups, "train.diagnostics_every": 6}), tmp_path / "recorded")
     assert recorded.final_loss == alone[0].final_loss
-    rows = {key.quantity for _, (key, _) in readings(model_of(tiny(settings)), tiny(settings), VOCAB, 4)}
-    assert {"row_noise_rms", "weight_noise_rms"} <= rows
+    quantities = set(lit_mult.load_diagnostics(tmp_path / "recorded")["quantity"])
+    assert {"row_noise_rms", "weight_noise_rms", "row_rms", "effective_update"} <= quantities

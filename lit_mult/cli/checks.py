@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from lit_mult import atomic
+from lit_mult.atomic import write_text
 from lit_mult.cli.parsing import FAILED, add_run_config, make_parser, print_columns, read_run_config, vocab_size
 from lit_mult.errors import UserError
 
@@ -42,28 +43,23 @@ def brownian(arguments: Sequence[str]) -> int:
 
     from dataclasses import asdict
 
-    import pandas as pd
-
-    from lit_mult.analysis.tables import to_csv
     from lit_mult.diagnostics.brownian import MAX_DIM
     from lit_mult.diagnostics.noise_band import TOLERANCE
-    from lit_mult.diagnostics.trapped import compare
+    from lit_mult.diagnostics.trapped import compare, references, trajectories
+    from lit_mult.training.fitting import make_module
+    from lit_mult.training.trained import load_trained
 
-    reference = compare(folder, namespace.max_dim or MAX_DIM, namespace.tolerance or TOLERANCE)
-    table: list[tuple[str, ...]] = [("parameter", "role", "norm", "noise", "balance", "moved / noise", "verdict")]
-    for row in reference.comparisons:
+    trained = load_trained(folder)
+    start = make_module(trained.config, trained.corpus.vocab_size).model
+    found = references(start, trained.model, trained.config, trained.step, namespace.max_dim or MAX_DIM)
+    comparisons = [compare(reference, namespace.tolerance or TOLERANCE) for reference in found]
+    table = [("parameter", "role", "norm", "noise", "balance", "moved / noise", "verdict")]
+    for row in comparisons:
         numbers = (f"{row.norm:.4g}", f"{row.noise_norm:.4g}", f"{row.balance:.4g}", f"{row.ratio:.3f}")
         table.append((row.name, row.role, *numbers, row.verdict))
     print_columns(table)
-    motions = [
-        {"parameters": names, "step": step, "norm": norm}
-        for names, motion in reference.trajectories
-        for step, norm in zip(motion.steps, motion.norm, strict=True)
-    ]
-    for name, rows in (("brownian", [asdict(row) for row in reference.comparisons]), ("brownian_motion", motions)):
-        path = folder / f"{name}.csv"
-        atomic.write_text(path, to_csv(pd.DataFrame(rows)))
-        print(path)
+    print(_write_csv(folder / "brownian.csv", [asdict(row) for row in comparisons]))
+    print(_write_csv(folder / "brownian_motion.csv", trajectories(found)))
     return 0
 
 
@@ -73,9 +69,8 @@ def coord_check(arguments: Sequence[str]) -> int:
 
     parser = make_parser("coord-check", coord_check)
     add_run_config(parser)
-    parser.add_argument(
-        "--widths", type=str, default="32,64,128,256,512", help="values of model.d_model, three or more"
-    )
+    several = "values of model.d_model, three or more"
+    parser.add_argument("--widths", type=str, default="32,64,128,256,512", help=several)
     parser.add_argument("--steps", type=PositiveInt, default=10, help="optimizer steps at each width")
     parser.add_argument("--seeds", type=PositiveInt, default=3, help="number of seeds")
     parser.add_argument("--out", type=str, default=None, help="folder for tables (CSV) and figure (PNG)")
@@ -90,17 +85,17 @@ def coord_check(arguments: Sequence[str]) -> int:
 
     from lit_mult.analysis.exponents import coordinate_check, exponents
     from lit_mult.analysis.style import save
-    from lit_mult.analysis.tables import to_csv
     from lit_mult.diagnostics.coordinates import measure
     from lit_mult.method.expectations import expected_exponent
+    from lit_mult.training.fitting import make_module
 
     measured = []
-    for row in measure(config, widths, range(config.seed, config.seed + seeds), steps):
+    for row in measure(config, widths, range(config.seed, config.seed + seeds), steps, make_module):
         low, high = expected_exponent(config, row.kind, row.coordinate, row.role)
         measured.append(asdict(row) | {"low": low, "high": high})
     values = pd.DataFrame(measured)
     fits = exponents(values)
-    table: list[tuple[str, ...]] = [("kind", "coordinate", "exponent", "95 % interval", "expected", "verdict")]
+    table = [("kind", "coordinate", "exponent", "95 % interval", "expected", "verdict")]
     for kind, coordinate, low, high, slope, slope_low, slope_high, verdict in fits.itertuples(index=False):
         expected = f"{low:g}" if low == high else f"{low:g} to {high:g}"
         interval = f"[{slope_low:.2f}, {slope_high:.2f}]" if seeds > 1 else "1 seed: no interval"
@@ -108,11 +103,21 @@ def coord_check(arguments: Sequence[str]) -> int:
     print_columns(table)
     if out is not None:
         folder = Path(out)
-        atomic.write_text(folder / "coordinates.csv", to_csv(values))
-        atomic.write_text(folder / "exponents.csv", to_csv(fits))
+        _write_csv(folder / "coordinates.csv", values)
+        _write_csv(folder / "exponents.csv", fits)
         (folder / "coordinates.png").write_bytes(save(coordinate_check(values, fits))["png"])
         print(folder)
     return FAILED if (fits["verdict"] == "FAIL").any() else 0
+
+
+def _write_csv(path: Path, rows: Any) -> Path:
+    """Write a table, or what a DataFrame is made of."""
+    import pandas as pd
+
+    from lit_mult.analysis.tables import to_csv
+
+    write_text(path, to_csv(pd.DataFrame(rows)))
+    return path
 
 
 def _widths(text: str) -> list[int]:

@@ -10,7 +10,7 @@ most `max_dim`. The matched factor 0.2 sqrt(max(d_out, d_in)) is then the reduce
 entries of RMS 1 / sqrt(max), so that the product, an entry's update, is the same at every size; the factor of the
 original shape would make it larger by the root of the reduction. What is left is the Newton-Schulz iteration, which
 starts from singular values over the Frobenius norm, about 1 / sqrt(min) each, and ends up to 7 % higher or lower with
-it; the lr of a reduced matrix makes up for that by `optim.autocorrelation`, its decay keeping lr * decay.
+it; the lr of a reduced matrix makes up for that by `optim.noise`, its decay keeping lr * decay.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_mult.config import RunConfig
+from lit_mult.diagnostics.parts import rms
 from lit_mult.method.plan import RunPlan, plan_run
 from lit_mult.nn.llama import Llama
 from lit_mult.optim.groups import ParameterPlan, parameter_groups, plan_parameters
@@ -71,7 +72,7 @@ class Motion:
     kept: float
     """Factor to which decay has shrunk the start: the product of 1 - lr * weight decay."""
     predicted: float
-    """`moved` in closed form, over the run's schedule (`optim.autocorrelation`)."""
+    """`moved` in closed form, over the run's schedule (`optim.noise`)."""
     equilibrium: float
     """RMS norm in closed form at which noise and decay balance at the peak lr: c sqrt(lr / (2 decay))."""
 
@@ -163,11 +164,6 @@ def simulate(
             equilibrium=closed_form.equilibrium(particle.lr, particle.weight_decay) if closed_form else math.nan,
         )
     return motions
-
-
-def rms(values: Tensor) -> float:
-    """Root mean square of the entries."""
-    return float(values.detach().double().square().mean().sqrt())
 
 
 def reduced(shape: Shape, max_dim: int) -> Shape:

@@ -1,7 +1,6 @@
 """What a coordinate check measures (arXiv:2203.03466 app. D.1): sizes and changes of activations in a few real steps.
 
-Per width and seed, on a fixed batch (the first of the run's data) and with the model's, optimizer's and schedule's own
-code:
+Per width and seed, on a fixed batch (the first of the run's data) and with the code of a real run:
 
 | kind   | coordinate                  | value                                                                     |
 |--------|-----------------------------|---------------------------------------------------------------------------|
@@ -17,9 +16,9 @@ single matrix with a wrong lr, which the activations average away; `decay` shows
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -28,13 +27,15 @@ from torch import Tensor, nn
 from lit_mult.config import RunConfig
 from lit_mult.data.batches import TrainWindows
 from lit_mult.data.cache import prepare
-from lit_mult.diagnostics.brownian import rms
-from lit_mult.diagnostics.parts import matrices
+from lit_mult.diagnostics.parts import TrainingModule, matrices, rms
+from lit_mult.diagnostics.probe import activation, probe
 from lit_mult.errors import ConfigError
+from lit_mult.nn.llama import Llama
 from lit_mult.registry.roles import Role
-from lit_mult.training.module import LitLlama
 
 Kind = Literal["start", "change", "update", "decay"]
+Coordinate = tuple[Kind, str, str, float]
+"""(kind, coordinate, role, value), as in `Measured`."""
 
 
 @dataclass(frozen=True)
@@ -50,22 +51,24 @@ class Measured:
     value: float
 
 
-def measure(config: RunConfig, widths: Sequence[int], seeds: Sequence[int], steps: int) -> Iterator[Measured]:
-    """Train each width with each seed for a few steps, and measure its coordinates.
+def measure(
+    config: RunConfig,
+    widths: Sequence[int],
+    seeds: Sequence[int],
+    steps: int,
+    make_module: Callable[[RunConfig, int], TrainingModule],
+) -> Iterator[Measured]:
+    """Train each width (`model.d_model`) with each seed for a few optimizer steps, and measure its coordinates.
 
-    Args:
-        config: the run; width, seed and length are replaced.
-        widths: values of `model.d_model`.
-        seeds: values of `seed`, of initialization and data.
-        steps: optimizer steps.
+    `config` is the run but for width, seed and length; `make_module` makes the module of a run as it starts from its
+    config and the size of the vocabulary.
 
     Raises:
         UserError: a width is not possible, or the data is not usable.
     """
     if config.model.pretrained is not None:
-        raise ConfigError(
-            "model.pretrained", config.model.pretrained, "has one width; a coordinate check needs several"
-        )
+        allowed = "has one width; a coordinate check needs several"
+        raise ConfigError("model.pretrained", config.model.pretrained, allowed)
     replaced = [
         config.with_overrides({"model.d_model": width, "seed": seed, "train.steps": steps})
         for width in widths
@@ -74,78 +77,61 @@ def measure(config: RunConfig, widths: Sequence[int], seeds: Sequence[int], step
     corpus = prepare(config.data)
     for one in replaced:
         windows = TrainWindows(corpus.train, one.data.seq_len, one.train.batch_size, one.seed)
-        for kind, coordinate, role, value in _measure_one(one, windows, corpus.vocab_size):
-            yield Measured(one.model.d_model, one.seed, kind, coordinate, role, value)
+        torch.manual_seed(one.seed)  # dropout
+        trained = _activations_and_updates(make_module(one, corpus.vocab_size), windows, one.train.steps)
+        decayed = _decay(make_module(one, corpus.vocab_size))
+        for coordinate in chain(trained, decayed):
+            yield Measured(one.model.d_model, one.seed, *coordinate)
 
 
-def _measure_one(config: RunConfig, windows: TrainWindows, vocab_size: int) -> Iterator[tuple[Kind, str, str, float]]:
-    torch.manual_seed(config.seed)  # dropout
-    module = LitLlama(config.to_dict(), vocab_size)
-    of_model = dict(matrices(module.model))
+def _activations_and_updates(module: TrainingModule, windows: TrainWindows, steps: int) -> Iterator[Coordinate]:
     probe_BT = torch.from_numpy(windows.batch(0))[:, :-1]
-    start, _ = _look(module, probe_BT)
+    start, _ = _activations(module.model, probe_BT)
+    of_model = dict(matrices(module.model))
     weights = {name: matrix.effective_weight().detach().clone() for name, matrix in of_model.items()}
 
-    made: Any = module.configure_optimizers()
+    made = module.configure_optimizers()
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
-    for step in range(config.train.steps):
+    for step in range(steps):
         optimizer.zero_grad()
-        module.training_step(torch.from_numpy(windows.batch(step)), step).backward()
+        loss, _ = module.training_loss(torch.from_numpy(windows.batch(step)))
+        loss.backward()
         module.configure_gradient_clipping(optimizer)
         optimizer.step()
         schedule.step()
-    end, inputs = _look(module, probe_BT)
+    end, inputs = _activations(module.model, probe_BT)
 
     for name, value in start.items():
         yield "start", name, "", rms(value)
         yield "change", name, "", rms(end[name] - value)
     for name, matrix in of_model.items():
         change = matrix.effective_weight().detach() - weights[name]
-        moved = change[probe_BT] if matrix.role is Role.EMBEDDING else inputs[name] @ change.T
-        yield "update", name, matrix.role.value, rms(moved)
-    yield from _decay(config, vocab_size)
+        # Projections of a joint product are not called themselves: they read what their part of the block reads.
+        x = inputs[name] if name in inputs else inputs[name.rpartition(".")[0]]
+        yield "update", name, matrix.role.value, rms(change[x] if matrix.role is Role.EMBEDDING else x @ change.T)
 
 
-def _decay(config: RunConfig, vocab_size: int) -> Iterator[tuple[Kind, str, str, float]]:
-    module = LitLlama(config.to_dict(), vocab_size)
-    made: Any = module.configure_optimizers()
-    optimizer = made["optimizer"]
-    of_model = dict(matrices(module.model))
-    before = {name: matrix.weight.detach().clone() for name, matrix in of_model.items()}
-    for parameter in module.parameters():
+def _decay(module: TrainingModule) -> Iterator[Coordinate]:
+    optimizer = module.configure_optimizers()["optimizer"]
+    before = {name: matrix.weight.detach().clone() for name, matrix in matrices(module.model)}
+    for parameter in module.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    for name, matrix in of_model.items():
+    for name, matrix in matrices(module.model):
         share = rms(before[name].double() - matrix.weight.detach().double()) / rms(before[name])
         if share:  # without weight decay there is nothing to compare
             yield "decay", name, matrix.role.value, share
 
 
-@torch.no_grad()
-def _look(module: LitLlama, probe_BT: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Activations by name, and the input of every matrix but the embedding."""
-    model = module.model.eval()
-    seen: dict[str, Tensor] = {}
+def _activations(model: Llama, ids_BT: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Activations by coordinate, and the input of every module that is called by its name."""
+    found: dict[str, Tensor] = {}
     inputs: dict[str, Tensor] = {}
-    wanted = r"norm|layers\.\d+(\.(self_attn(\.o_proj)?|mlp(\.down_proj)?))?"
-    watched = [name for name, _ in model.named_modules() if re.fullmatch(wanted, name)]
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def look(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-            inputs[name], seen[name] = args[0], out
+    def visit(name: str, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+        inputs[name] = args[0]
+        if activation(name) is not None and name != "embed_tokens":
+            found["logits" if name == "lm_head" else name] = out
 
-        return look
-
-    handles = [model.get_submodule(name).register_forward_hook(watch(name)) for name in watched]
-    seen["logits"] = model(probe_BT)
-    for handle in handles:
-        handle.remove()
-    module.train()
-    inputs["lm_head"] = seen["norm"]
-    # The projections of a joint product are never called by themselves: they read what their block part reads.
-    for layer in range(len(model.layers)):
-        for part, readers in (("self_attn", ("q_proj", "k_proj", "v_proj")), ("mlp", ("gate_proj", "up_proj"))):
-            for reader in readers:
-                inputs[f"layers.{layer}.{part}.{reader}"] = inputs[f"layers.{layer}.{part}"]
-    activations = {name: value for name, value in seen.items() if not name.endswith("_proj")}
-    return activations, inputs
+    probe(model, ids_BT, visit)
+    return found, inputs

@@ -1,7 +1,7 @@
-"""What a run can record on the way: the columns of its diagnostics. Needs no torch.
+"""What a run can record while it trains: the columns of its diagnostics. Needs no torch.
 
-A reading at step k belongs to the state after k optimizer steps: its weights, their outputs, the gradient of the batch
-that comes next, and the update which that batch makes.
+A row is a *reading*: one quantity of one module at one step. A reading at step k belongs to the state after k optimizer
+steps: its weights, their outputs, the gradient of the batch that comes next, and the update which that batch makes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ class MetricKey(NamedTuple):
     """What a reading measures."""
 
     group: str
-    """The diagnostic that asked for it, as in `train.diagnostics`."""
+    """The group that asked for it, as in `train.diagnostics`."""
     quantity: str
     name: str
     """Module, such as layers.0.self_attn.q_proj; `model` for the whole of it."""

@@ -1,20 +1,32 @@
-"""The parameters of a model by what they are in it: weights of matrices, their multipliers, norms."""
+"""A model as diagnostics see it: its parameters by what they are in it, its matrices, and the norm of a tensor."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from lit_mult.diagnostics.keys import MetricKey, layer_of
-from lit_mult.nn.llama import RMSNorm
+from lit_mult.diagnostics.readings import Reading
+from lit_mult.nn.llama import Llama, RMSNorm
 from lit_mult.nn.multipliers import MultipliedMatrix
 
-Reading = tuple[MetricKey, Tensor]
-"""What is measured, and its value () on the model's device; float32, as not every device has float64."""
+
+class TrainingModule(Protocol):
+    """What diagnostics use of the LightningModule that trains a run."""
+
+    model: Llama
+
+    def training_loss(self, window_BT1: Tensor) -> tuple[Tensor, Tensor]:
+        """What training minimizes (), and its mean cross-entropy ()."""
+
+    def configure_optimizers(self) -> Any: ...
+
+    def configure_gradient_clipping(self, optimizer: Optimizer) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -33,9 +45,9 @@ class Part:
         """Name in the model's state."""
         return f"{self.module}.{'weight' if self.kind == 'norm' else self.kind}"
 
-    def key(self, group: str, what: str) -> MetricKey:
-        """Key of a quantity of this parameter, such as row_gradient_rms."""
-        return MetricKey(group, f"{self.kind}_{what}", self.module, layer_of(self.module), self.role)
+    def reading(self, what: str, value: Tensor) -> Reading:
+        """Reading of a quantity of this parameter, such as row_gradient_rms."""
+        return Reading(f"{self.kind}_{what}", self.module, self.role, value)
 
 
 def parts(model: nn.Module) -> Iterator[Part]:
@@ -64,7 +76,12 @@ def matrices(model: nn.Module) -> Iterator[tuple[str, MultipliedMatrix]]:
             yield name, module
 
 
-def rms(x: Tensor) -> Tensor:
-    """Root mean square () of all entries, in float32: the paper's norm."""
+def rms(x: Tensor) -> float:
+    """Root mean square of all entries, in float64: the norm of arXiv:2601.04890."""
+    return float(x.detach().double().square().mean().sqrt())
+
+
+def device_rms(x: Tensor) -> Tensor:
+    """`rms` for readings: (), in float32, without waiting for the device."""
     value: Tensor = torch.linalg.vector_norm(x, dtype=torch.float32) / math.sqrt(x.numel())
     return value

@@ -1,17 +1,27 @@
-"""The readings of a run while it is under way, in checkpoints and, at the end, as a parquet file."""
+"""The readings of a run: in memory and in checkpoints while it trains, and at the end as a parquet file."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from lit_mult.diagnostics.keys import COLUMNS, MetricKey
-from lit_mult.diagnostics.parts import Reading
+from lit_mult.atomic import new_file
+from lit_mult.diagnostics.keys import COLUMNS, MetricKey, layer_of
 from lit_mult.errors import UserError
+
+
+class Reading(NamedTuple):
+    """One measurement of one module; see `MetricKey`."""
+
+    quantity: str
+    name: str
+    role: str
+    value: Tensor
+    """() on the model's device; float32, as not every device has float64."""
 
 
 def require_pyarrow() -> None:
@@ -31,14 +41,16 @@ class Readings:
         self._keys: list[int] = []
         self._values: list[float] = []
 
-    def add(self, step: int, readings: Iterable[Reading]) -> None:
-        """Take readings of one step, with one transfer from the device."""
+    def add(self, group: str, step: int, readings: Iterable[Reading]) -> None:
+        """Take a group's readings of one step, with one transfer from the device."""
         taken = list(readings)
         if not taken:
             return
-        self._values += torch.stack([value for _, value in taken]).tolist()
-        self._keys += [self._numbers.setdefault(key, len(self._numbers)) for key, _ in taken]
+        self._values += torch.stack([reading.value for reading in taken]).tolist()
         self._steps += [step] * len(taken)
+        for quantity, name, role, _ in taken:
+            key = MetricKey(group, quantity, name, layer_of(name), role)
+            self._keys.append(self._numbers.setdefault(key, len(self._numbers)))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain lists and tensors, which load with weights_only."""
@@ -55,7 +67,7 @@ class Readings:
         self._values = state["values"].tolist()
 
     def write(self, path: Path) -> None:
-        """Write all rows; the file appears complete or not at all, and replaces one from an earlier attempt.
+        """Write all rows, whole or not at all, over the file of an earlier attempt.
 
         Raises:
             UserError: the place cannot be written.
@@ -63,19 +75,16 @@ class Readings:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        types = dict(zip(COLUMNS, (pa.int64(), *[pa.string()] * 3, pa.int64(), pa.string(), pa.float64()), strict=True))
         keys = list(self._numbers)
-        fields = (
-            zip(*(keys[number] for number in self._keys), strict=True) if self._keys else [()] * len(MetricKey._fields)
-        )
-        columns = dict(zip(COLUMNS, (self._steps, *fields, self._values), strict=True))
-        table = pa.table({name: pa.array(column, types[name]) for name, column in columns.items()})
-        scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        rows = [
+            (step, *keys[number], value)
+            for step, number, value in zip(self._steps, self._keys, self._values, strict=True)
+        ]
+        types = (pa.int64(), pa.string(), pa.string(), pa.string(), pa.int64(), pa.string(), pa.float64())
+        columns = {name: [row[index] for row in rows] for index, name in enumerate(COLUMNS)}
+        table = pa.table(columns, pa.schema(list(zip(COLUMNS, types, strict=True))))
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(table, scratch, compression="zstd")
-            scratch.replace(path)
+            with new_file(path, overwrite=True) as scratch:
+                pq.write_table(table, scratch, compression="zstd")
         except OSError as error:
             raise UserError(f"{path}: cannot write the diagnostics ({error.strerror or error})") from None
-        finally:
-            scratch.unlink(missing_ok=True)

@@ -12,12 +12,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_mult.config import RunConfig, flatten
-from lit_mult.data.batches import validation_windows
-from lit_mult.data.cache import TokenizedCorpus, prepare
+from lit_mult.data.cache import prepare
 from lit_mult.data.module import TextDataModule
-from lit_mult.diagnostics import trapped
-from lit_mult.diagnostics.readings import require_pyarrow
-from lit_mult.diagnostics.recorder import PROBE_WINDOWS, Diagnostics
+from lit_mult.diagnostics.recorder import Diagnostics
 from lit_mult.errors import UserError
 from lit_mult.schema import CellInfo, RunRecord
 from lit_mult.training.checkpoints import Checkpoints, RngState, save_checkpoint
@@ -80,7 +77,7 @@ def run(
         if config.train.diagnostics and not diagnostics_path.is_file():
             raise UserError(f"--out {out}: the run in it has finished without train.diagnostics; name a new folder")
         return finished
-    watch = _diagnostics(config, corpus)
+    watch = Diagnostics.of_run(config, corpus) if config.train.diagnostics else None
 
     curves = Curves(config.train)
     history = History(
@@ -121,24 +118,10 @@ def run(
             trainer.logger.log_hyperparams(flatten(config.to_dict()), metrics)
             trainer.logger.finalize("success")
         if watch is not None:
-            if "brownian" in config.train.diagnostics:
-                for step, reading in trapped.readings(module.model, config, corpus.vocab_size, trainer.global_step):
-                    watch.readings.add(step, [reading])
-            watch.write(diagnostics_path)  # before the record, with which the run counts as finished
+            # Before the record, with which the run counts as finished.
+            watch.write(
+                diagnostics_path, module, trainer.global_step, lambda: make_module(config, corpus.vocab_size).model
+            )
         record.write(record_path or folder.record)
         folder.clear_checkpoints(keep_final=keep_checkpoint)
     return record
-
-
-def _diagnostics(config: RunConfig, corpus: TokenizedCorpus) -> Diagnostics | None:
-    """What records `train.diagnostics`; None where nothing is to be recorded.
-
-    Raises:
-        UserError: pyarrow is not installed.
-    """
-    if not config.train.diagnostics:
-        return None
-    require_pyarrow()
-    windows = min(PROBE_WINDOWS, config.train.batch_size // config.trainer.accumulate_grad_batches)
-    probe_BT1 = torch.from_numpy(validation_windows(corpus.val, config.data.seq_len, windows))
-    return Diagnostics(config.train, probe_BT1[:, :-1])

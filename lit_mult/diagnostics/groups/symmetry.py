@@ -1,7 +1,7 @@
 """Coordinates along which redundant multipliers can drift without changing the model (arXiv:2601.04890 sec. 4.1).
 
 A pair (a, b) that acts as a·b is unchanged by (sa, b/s); its coordinate log(|a|/|b|), RMS over RMS, moves along that
-symmetry alone. Residual streams before a norm, the other kind, are measured in `nn.activations`.
+symmetry alone. The residual stream before a norm, whose scale the norm takes out, is the other kind.
 """
 
 from __future__ import annotations
@@ -12,11 +12,20 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from lit_mult.diagnostics.keys import MetricKey, layer_of
-from lit_mult.diagnostics.parts import Reading, matrices, rms
+from lit_mult.diagnostics.group import Group, Moment
+from lit_mult.diagnostics.parts import device_rms, matrices
+from lit_mult.diagnostics.readings import Reading
 from lit_mult.nn.llama import Block, Llama, RMSNorm
 from lit_mult.nn.multipliers import MultipliedMatrix
 from lit_mult.registry.contracts import Axis
+
+
+class Symmetry(Group):
+    """residual_rms of the embedding and of every block, and `coordinates`."""
+
+    def state(self, moment: Moment) -> Iterator[Reading]:
+        yield from (reading for reading in moment.outputs if reading.quantity == "residual_rms")
+        yield from coordinates(moment.model)
 
 
 def coordinates(model: Llama) -> Iterator[Reading]:
@@ -66,5 +75,5 @@ def _weight(norm: RMSNorm) -> Tensor | None:
 def _pair(quantity: str, name: str, role: str, a: Tensor | None, bs: list[Tensor | None]) -> Iterator[Reading]:
     present = [b for b in bs if b is not None]
     if a is not None and len(present) == len(bs):
-        log_b = torch.stack([rms(b).log() for b in present]).mean()
-        yield MetricKey("symmetry", f"log_{quantity}", name, layer_of(name), role), rms(a).log() - log_b
+        log_b = torch.stack([device_rms(b).log() for b in present]).mean()
+        yield Reading(f"log_{quantity}", name, role, device_rms(a).log() - log_b)

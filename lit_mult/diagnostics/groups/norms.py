@@ -1,0 +1,25 @@
+"""How large matrices, effective matrices, multipliers and norm weights are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lit_mult.diagnostics.group import Group, Moment
+from lit_mult.diagnostics.parts import device_rms, matrices, parts
+from lit_mult.diagnostics.readings import Reading
+
+
+class Norms(Group):
+    """weight_rms, row_rms, column_rms, norm_rms; scalar_value and norm_value where there is one number; effective_rms.
+
+    A tied head has the weight_rms of the embedding, and an effective_rms of its own.
+    """
+
+    def state(self, moment: Moment) -> Iterator[Reading]:
+        for part in parts(moment.model):
+            if part.parameter.ndim:
+                yield part.reading("rms", device_rms(part.parameter))
+            else:
+                yield part.reading("value", part.parameter.detach().float())
+        for name, matrix in matrices(moment.model):
+            yield Reading("effective_rms", name, matrix.role.value, device_rms(matrix.effective_weight()))
