@@ -38,14 +38,15 @@ class RMSNorm(nn.Module):
         return rms_norm(x_BTD, self.weight_vector(), self.eps)
 
     def weight_vector(self) -> Tensor:
-        """The factor of every channel (size,), of a stack (M, size), differentiable in the weight."""
-        return self.weight[..., None].expand(*self.weight.shape, self.size) if self.is_scalar else self.weight
+        """The factor of every channel (size,), differentiable in the weight."""
+        return self.weight.expand(self.size) if self.is_scalar else self.weight
 
 
 class Attention(nn.Module):
     """Causal grouped-query attention."""
 
     joint_weight: Tensor | None
+    linear = staticmethod(linear)
 
     def __init__(self, config: ModelConfig, plan: RunPlan, name: str) -> None:
         super().__init__()
@@ -69,7 +70,7 @@ class Attention(nn.Module):
         H, G = self.n_heads, self.n_kv_heads
         # One product for the three: joining weights is cheap, reading and differentiating x three times is not.
         qkv_weight = self.form_joint_weight() if self.joint_weight is None else self.joint_weight
-        qkv_BTNK = linear(x_BTD, qkv_weight).view(B, T, H + 2 * G, self.head_dim)
+        qkv_BTNK = self.linear(x_BTD, qkv_weight).view(B, T, H + 2 * G, self.head_dim)
         return rotate_qkv(qkv_BTNK, rotation_TK2, H, G)
 
     def forward(self, x_BTD: Tensor, rotation_TK2: Tensor, cache: LayerCache | None = None) -> Tensor:
@@ -96,6 +97,7 @@ class MLP(nn.Module):
     """SwiGLU (arXiv:2002.05202): down(silu(gate(x)) * up(x))."""
 
     joint_weight: Tensor | None
+    linear = staticmethod(linear)
 
     def __init__(self, plan: RunPlan, name: str) -> None:
         super().__init__()
@@ -110,7 +112,7 @@ class MLP(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         gate_up_weight = self.form_joint_weight() if self.joint_weight is None else self.joint_weight
-        out_BTD: Tensor = self.down_proj(swiglu(linear(x_BTD, gate_up_weight)))
+        out_BTD: Tensor = self.down_proj(swiglu(self.linear(x_BTD, gate_up_weight)))
         return out_BTD
 
 
