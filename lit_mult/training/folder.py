@@ -1,9 +1,10 @@
-"""The folder of one run: whose it is, whether it has finished, and the checkpoint to resume from."""
+"""The folder of one run: which run it holds, whether that has finished, and the checkpoint to resume from."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from lit_mult.schema import RunRecord
 
 
 class RunFolder(RunPaths):
-    """The files of a run, and whose they are."""
+    """The files of a run, and which run they belong to."""
 
     def find_record(self) -> RunRecord | None:
         """The record of the run, which for a cell lies with those of its study; None when the run has none.
@@ -66,7 +67,7 @@ class RunFolder(RunPaths):
             raise UserError(f"{self.config}: damaged, not the config of a run ({error})") from None
 
     def claim(self, config: RunConfig, corpus_hash: str) -> None:
-        """Make the folder this run's.
+        """Make the folder this run's; a damaged checkpoint in it is renamed (to *.damaged), with a warning.
 
         Raises:
             UserError: the folder cannot be written.
@@ -77,28 +78,32 @@ class RunFolder(RunPaths):
             atomic.write_text(self.config, json.dumps(held, indent=1))
         except OSError as error:
             raise UserError(f"--out {self.path}: cannot be written ({error.strerror})") from None
+        for path in [path for path in self._step_checkpoints() if not _is_whole(path)]:
+            path.replace(path.with_suffix(".ckpt.damaged"))
+            # At the caller of `run`.
+            warnings.warn(f"{path}: damaged, renamed; resuming from the previous one or from the start", stacklevel=3)
 
     def newest_checkpoint(self) -> Path | None:
-        """The checkpoint to go on from."""
+        """The checkpoint to resume from."""
         return max(self.resumable(), key=step_of, default=None)
 
     def resumable(self) -> list[Path]:
-        """Checkpoints of a run under way; a torn one, whose zip archive has no end, is not among them."""
-        return [path for path in self.checkpoints.glob("step=*.ckpt") if _has_an_end(path)]
+        """Checkpoints of an unfinished run; a torn one, whose zip archive has no end, is not among them."""
+        return [path for path in self._step_checkpoints() if _has_an_end(path)]
 
-    def set_aside_damaged(self) -> list[Path]:
-        """Rename the checkpoints that cannot be read whole (to `*.damaged`), and say which they were."""
-        damaged = [path for path in self.checkpoints.glob("step=*.ckpt") if not _is_whole(path)]
-        for path in damaged:
-            path.replace(path.with_suffix(".ckpt.damaged"))
-        return damaged
+    def other_checkpoints(self, step: int) -> list[Path]:
+        """Those to resume from at another step, earlier or, of a previous attempt, later."""
+        return [path for path in self.resumable() if path != self.checkpoint(step)]
 
     def clear_checkpoints(self, *, keep_final: bool) -> None:
         """Remove what a run that has its record no longer needs."""
-        for checkpoint in self.checkpoints.glob("step=*.ckpt"):
+        for checkpoint in self._step_checkpoints():
             checkpoint.unlink(missing_ok=True)
         if not keep_final:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def _step_checkpoints(self) -> list[Path]:
+        return list(self.checkpoints.glob("step=*.ckpt"))
 
 
 def _has_an_end(archive: Path) -> bool:
