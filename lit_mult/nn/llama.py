@@ -27,8 +27,8 @@ class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float, kind: NormKind) -> None:
         """Allocate the weight, uninitialized (see `nn.init`).
 
-        Its shape is (size,), or () for the kind scalar; a frozen one has `requires_grad` False, so that no optimizer
-        has it, and stays in the state dict.
+        Its shape is (size,), or () for the kind scalar; a frozen one has `requires_grad` False and stays in the state
+        dict.
         """
         super().__init__()
         self.weight = nn.Parameter(torch.empty(() if kind == "scalar" else size), requires_grad=kind != "frozen")
@@ -158,13 +158,13 @@ class Llama(nn.Module):
         return logits_BTV
 
     def hidden(self, ids_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        """What `lm_head` reads (B, T, D); for inference where logits matter at some of the positions alone.
+        """Input of `lm_head` (B, T, D), for inference that needs logits at some of the positions alone.
 
         With a cache the tokens follow those that it holds, and are added to it.
         """
         x_BTD = self.embed_tokens(ids_BT)
         if cache is None:
-            # Anew in every forward: next to nothing, and a table that is kept goes stale (meta device, inference mode).
+            # Computed in every forward: cheap, and a stored table goes stale (meta device, inference mode).
             rotation_TK2 = rotary_table(ids_BT.shape[1], self.head_dim, self.rope_theta, x_BTD.device)
             for block in self.layers:
                 x_BTD = block(x_BTD, rotation_TK2)
@@ -191,7 +191,7 @@ class Llama(nn.Module):
     def join_weights(self) -> None:
         """Form the joint weights once, for a model whose parameters will not change any more.
 
-        A token that is generated alone waits for copies of weights as long as for the products with them.
+        Generating a single token, copying the weights takes as long as multiplying by them.
         """
         for module in self.modules():
             if isinstance(module, Attention | MLP):

@@ -20,7 +20,7 @@ from lit_mult.errors import ConfigError, Interrupted, UserError
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.history import History
 
-# Trainer arguments that follow from other fields of the config or carry the run's own machinery.
+# Trainer arguments that follow from other fields of the config, or that `make_trainer` sets itself.
 _OWN_TRAINER_ARGUMENTS = set(
     "callbacks logger max_steps max_epochs max_time min_steps min_epochs val_check_interval check_val_every_n_epoch"
     " num_sanity_val_steps enable_checkpointing enable_progress_bar default_root_dir gradient_clip_val"
@@ -40,7 +40,7 @@ _IGNORED_WARNINGS = (
 def check_trainer_arguments(config: RunConfig) -> None:
     """Raises: ConfigError when a Trainer argument is unknown, set by another field, or not usable here."""
     if any(start in config.trainer.strategy for start in ("spawn", "fork", "notebook")):
-        allowed = "starts processes whose history this one would not see; use ddp"
+        allowed = "starts processes whose losses this one cannot read; use ddp"
         raise ConfigError("trainer.strategy", config.trainer.strategy, allowed)
     known = set(inspect.signature(Trainer).parameters)
     for name, value in config.trainer.extra.items():

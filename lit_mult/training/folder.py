@@ -47,7 +47,7 @@ class RunFolder(RunPaths):
                 )
                 raise UserError(f"--out {self.path}: holds another run ({changes}); name a new folder")
             return RunRecord.read(self.record) if self.record.is_file() else None
-        # A run that was killed while it claimed the folder leaves a hidden file and nothing else.
+        # A run that was killed while it claimed the folder leaves only a hidden file.
         if self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
             raise UserError(f"--out {self.path}: is not empty and holds no run; name a new folder")
         return None
@@ -56,7 +56,7 @@ class RunFolder(RunPaths):
         """The config of the run in this folder, and the hash of its corpus.
 
         Raises:
-            UserError: the folder holds no run, or what says which is damaged.
+            UserError: the folder holds no run, or its config file is damaged.
         """
         if not self.config.is_file():
             raise UserError(f"{self.path}: not the folder of a run, there is no {self.config.name} in it")
@@ -118,11 +118,10 @@ def _is_whole(archive: Path) -> bool:
 
     try:
         with zipfile.ZipFile(archive) as parts:
-            # Every part has the checksum it was written with, and none is marked as a folder, of which torch would
-            # read nothing and say nothing.
+            # Every part matches its checksum, and none is marked as a folder: torch would silently read nothing of it.
             if parts.testzip() is not None or any(part.external_attr for part in parts.infolist()):
                 return False
         torch.load(archive, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # whatever a flipped bit makes of a zip reader or of torch's
+    except Exception:  # a damaged file makes the readers of zip and torch raise almost anything
         return False
     return True
