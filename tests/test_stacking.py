@@ -19,10 +19,11 @@ from test_ray import ray  # noqa: F401 - a fixture
 from test_recovery import outcomes, states
 
 from lit_mult.cli import main
-from lit_mult.config import RunConfig, flatten
+from lit_mult.config import RunConfig
 from lit_mult.errors import Interrupted, UserError
 from lit_mult.layout import find_records
 from lit_mult.schema import RunRecord
+from lit_mult.stacked.key import stack_key
 from lit_mult.stacked.size import asked_members
 from lit_mult.study import lease as leases
 from lit_mult.study import machine
