@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from lit_mult.config import RunConfig
 from lit_mult.data.batches import TrainWindows, Windows, validation_windows
@@ -31,17 +31,6 @@ class _MicroBatches(IterableDataset[Tensor]):
             for micro_batch in batch.chunk(self.accumulate):
                 yield micro_batch.chunk(self.world)[self.rank]
             step += 1
-
-
-class _ValidationBatches(Dataset[Tensor]):
-    def __init__(self, batches: tuple[Tensor, ...]) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.batches[index]
 
 
 class TextDataModule(LightningDataModule):
@@ -90,4 +79,4 @@ class TextDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Tensor]:
         assert self.trainer is not None
         mine = self.val_windows[self.trainer.global_rank :: self.trainer.world_size]
-        return DataLoader(_ValidationBatches(mine.split(self.config.train.batch_size)), batch_size=None)
+        return DataLoader(mine.split(self.config.train.batch_size), batch_size=None)

@@ -6,12 +6,9 @@ Shapes in names: B batch, T new tokens, S slots, G key/value heads, K head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
 
 import torch
 from torch import Tensor
-
-from lit_mult.nn.functional import rotary_table
 
 
 class LayerCache:
@@ -75,28 +72,10 @@ class KVCache:
     """
 
     def __init__(self, layers: Sequence[LayerCache], rotation_SK2: Tensor, lengths: Sequence[int]) -> None:
-        """`rotation_SK2` is the rotary table of all slots; see `empty`."""
+        """`rotation_SK2` is the rotary table of all slots; `Llama.empty_cache` makes a cache that has read nothing."""
         self.layers, self.rotation_SK2 = layers, rotation_SK2
         self.slots = len(rotation_SK2)
         self._set_lengths(lengths)
-
-    @classmethod
-    def empty(
-        cls,
-        n_layers: int,
-        batch: int,
-        slots: int,
-        n_kv_heads: int,
-        *,
-        head_dim: int,
-        rope_theta: float,
-        like: Tensor,
-    ) -> Self:
-        """A cache that has read nothing; device and dtype are those of `like`."""
-        # Zeros: what is masked is still multiplied by a weight of 0, and garbage may hold a NaN.
-        size = (batch, slots, n_kv_heads, head_dim)
-        layers = [LayerCache(like.new_zeros(size), like.new_zeros(size)) for _ in range(n_layers)]
-        return cls(layers, rotary_table(slots, head_dim, rope_theta, like.device), [0] * batch)
 
     def _set_lengths(self, lengths: Sequence[int]) -> None:
         self.lengths = list(lengths)

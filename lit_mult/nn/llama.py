@@ -176,16 +176,11 @@ class Llama(nn.Module):
         return out_BTD
 
     def empty_cache(self, batch: int, slots: int) -> KVCache:
-        """A cache for `batch` rows of up to `slots` tokens each."""
-        return KVCache.empty(
-            len(self.layers),
-            batch,
-            slots,
-            self.n_kv_heads,
-            head_dim=self.head_dim,
-            rope_theta=self.rope_theta,
-            like=self.embed_tokens.weight,
-        )
+        """A cache for `batch` rows of up to `slots` tokens each, with the model's device and dtype."""
+        weight, size = self.embed_tokens.weight, (batch, slots, self.n_kv_heads, self.head_dim)
+        # Zeros: masked values are still multiplied by a weight of 0, and uninitialized ones may be NaN.
+        layers = [LayerCache(weight.new_zeros(size), weight.new_zeros(size)) for _ in self.layers]
+        return KVCache(layers, rotary_table(slots, self.head_dim, self.rope_theta, weight.device), [0] * batch)
 
     @torch.no_grad()
     def join_weights(self) -> None:

@@ -10,7 +10,6 @@ import torch
 from lightning import Trainer
 from torch import Tensor
 
-from lit_mult.config import TrainConfig
 from lit_mult.stacked.module import LitStack
 from lit_mult.training.checkpoints import Checkpoints, remove
 from lit_mult.training.folder import RunFolder
@@ -92,31 +91,26 @@ class StackHistory(History):
 
 
 class StackCheckpoints(Checkpoints):
-    """Writes a checkpoint of each member that is running."""
+    """Writes a checkpoint of each member that is running to its folder."""
 
     def __init__(
         self,
-        folders: Sequence[RunFolder],
+        module: LitStack,
         history: StackHistory,
-        config: TrainConfig,
+        folders: Sequence[RunFolder],
         should_stop: Callable[[], bool] | None,
     ) -> None:
-        super().__init__(folders[0], config, should_stop)
-        self.folders, self.history = folders, history
+        super().__init__(folders[0], history.config, should_stop)
+        self.module, self.history, self.folders = module, history, folders
 
     def _keep_weights(self, trainer: Trainer, step: int) -> None:
         for member in self.history.running():
-            _module(trainer).save_member(member, self.folders[member].kept_checkpoint(step), weights_only=True)
+            self.module.save_member(member, self.folders[member].kept_checkpoint(step), weights_only=True)
 
     def _save(self, trainer: Trainer, step: int) -> None:
         running = self.history.running()
         # Removed at the end, so that a process killed in between leaves a step that all members have.
         others = [path for member in running for path in self.folders[member].other_checkpoints(step)]
         for member in running:
-            _module(trainer).save_member(member, self.folders[member].checkpoint(step))
+            self.module.save_member(member, self.folders[member].checkpoint(step))
         remove(others)
-
-
-def _module(trainer: Trainer) -> LitStack:
-    assert isinstance(trainer.lightning_module, LitStack)
-    return trainer.lightning_module

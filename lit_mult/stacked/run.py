@@ -103,7 +103,7 @@ def run_stack(
                 _Run(members[index], folders[index], histories[index], path, partial(finish, index))
                 for index, path in checkpoints.items()
             ]
-            _Stack(runs, corpus, should_stop).train()
+            _train(runs, corpus, should_stop)
     return [records[index] for index in range(len(members))]
 
 
@@ -131,47 +131,40 @@ class _Run:
     history: History
     checkpoint: Path | None
     """To resume from; all members of a stack have one of the same step, or none."""
-    finish: Callable[[RunRecord], None]
+    on_record: Callable[[RunRecord], None]
 
 
-class _Stack:
-    """Members at one step, from there to their records."""
+def _train(runs: Sequence[_Run], corpus: TokenizedCorpus, should_stop: Callable[[], bool] | None) -> None:
+    """Train members whose checkpoints are of one step to the end, and write their records."""
+    config, folders = runs[0].member.config, [run.folder for run in runs]
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    unfinished = list(range(len(runs)))
 
-    def __init__(self, runs: list[_Run], corpus: TokenizedCorpus, should_stop: Callable[[], bool] | None) -> None:
-        self.runs, self.corpus = runs, corpus
-        self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
-        self.unfinished = list(range(len(runs)))
-        self.history = StackHistory([run.history for run in runs], on_leave=self._finish)
-        folders, config = [run.folder for run in runs], runs[0].member.config
-        checkpoints = StackCheckpoints(folders, self.history, config.train, should_stop)
-        models = [make_module(run.member.config, corpus.vocab_size) for run in runs]
-        self.module = LitStack(models, [run.checkpoint for run in runs if run.checkpoint is not None])
-        self.trainer = make_trainer(config, folders[0], [self.history, RngState(), checkpoints])
-
-    def train(self) -> None:
-        """Train to the end, and write the records."""
-        data = StackDataModule(self.runs[0].member.config, self.corpus, self.module.seeds)
-        data.check(self.trainer.world_size)
-        fit(self.trainer, self.module, data, self.history, self.runs[0].checkpoint)
-        for index in list(self.unfinished):
-            self._finish(index)
-
-    def _finish(self, index: int) -> None:
-        """Write the record of a member that has ended."""
-        run = self.runs[index]
-        if run.member.keep_checkpoint:
-            self.module.save_member(index, run.folder.final_checkpoint)
+    def finish(index: int) -> None:
+        run, member = runs[index], runs[index].member
+        if member.keep_checkpoint:
+            module.save_member(index, run.folder.final_checkpoint)
         record = make_record(
-            run.member.config,
-            self.corpus,
-            self.module.members[index].plan_parameters(),
+            member.config,
+            corpus,
+            module.members[index].plan_parameters(),
             run.history,
-            self.trainer,
-            started_at=self.started_at,
-            cell=run.member.cell,
-            members=len(self.runs),
+            trainer,
+            started_at=started_at,
+            cell=member.cell,
+            members=len(runs),
         )
-        record.write(run.member.record_path or run.folder.record)
-        run.folder.clear_checkpoints(keep_final=run.member.keep_checkpoint)
-        self.unfinished.remove(index)
-        run.finish(record)
+        record.write(member.record_path or run.folder.record)
+        run.folder.clear_checkpoints(keep_final=member.keep_checkpoint)
+        unfinished.remove(index)
+        run.on_record(record)
+
+    models = [make_module(run.member.config, corpus.vocab_size) for run in runs]
+    module = LitStack(models, [run.checkpoint for run in runs if run.checkpoint is not None])
+    history = StackHistory([run.history for run in runs], on_leave=finish)
+    checkpoints = StackCheckpoints(module, history, folders, should_stop)
+    trainer = make_trainer(config, folders[0], [history, RngState(), checkpoints])
+    data = StackDataModule(config, corpus, module.seeds)
+    fit(trainer, module, data, history, runs[0].checkpoint)
+    for index in list(unfinished):
+        finish(index)
