@@ -65,7 +65,7 @@ def run_stack(
     Raises:
         ValueError: the members cannot be stacked.
         UserError: the data, a folder or a Trainer flag is not usable.
-        Interrupted: SIGINT or SIGTERM came, or `should_stop` said so; checkpoints were written first.
+        Interrupted: on SIGINT, SIGTERM or `should_stop`; checkpoints were written first.
     """
     keys = {stack_key(member.config) for member in members}
     if len(keys) != 1 or None in keys:

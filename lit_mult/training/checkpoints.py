@@ -60,10 +60,10 @@ class RngState(Callback):
 
 
 class Checkpoints(Callback):
-    """Writes the checkpoint to resume from, keeps the newest, and ends the process's run on SIGINT or SIGTERM.
+    """Writes the checkpoint to resume from, keeps the newest, and ends the run on SIGINT or SIGTERM.
 
     Lightning's `ModelCheckpoint` saves before a validation that falls on the same step, and a run resumed from there
-    leaves that validation out; here it comes first. The run ends by an exception, as `trainer.should_stop` would
+    omits that validation; here it comes first. The run ends by an exception, as `trainer.should_stop` would
     validate once more than in a run that is never stopped. A second SIGINT ends it at once.
 
     Must stand last in the list of callbacks, so that the state of the others is that of the end of the step.

@@ -73,7 +73,7 @@ class LitLlama(LightningModule):
         self.plan = plan_run(self.config, vocab_size)
         self.model = Llama(self.config.model, self.plan)
         initialize(self.model, self.plan, self.config.seed)
-        # Training alone: validation is rare, and would have to be compiled anew.
+        # Training only: validation is rare, and would be compiled separately.
         self._objective = compiled(objective) if self.config.trainer.compile else objective
         self.val_loss = MeanMetric(nan_strategy="disable")  # a NaN must be seen
         self.last_train_loss: Tensor | None = None

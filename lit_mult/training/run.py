@@ -61,7 +61,7 @@ def run(
 
     Raises:
         UserError: the data, the output folder or a Trainer flag is not usable.
-        Interrupted: SIGINT or SIGTERM came, or `should_stop` said so; a checkpoint was written first.
+        Interrupted: on SIGINT, SIGTERM or `should_stop`; a checkpoint was written first.
     """
     folder = RunFolder(Path(out))
     corpus = prepare(config.data)
