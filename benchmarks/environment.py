@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lit_mult.training.provenance import describe_device, git_commit, versions
+from lit_mult.training.recording import describe_device, git_commit, versions
 
 
 def environment(device: str = "cpu", **settings: Any) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_mult.nn.functional import embedding, linear, pair_rotary_rows, rms_norm, rotary_table, rotate_qkv, swiglu
+from lit_mult.nn.functional import pair_rotary_rows, rms_norm, rotary_table, rotate_qkv, swiglu
+from lit_mult.stacked import model as stacked
 
 B, T, K = 2, 5, 6
 HEADS = [(1, 1), (4, 4), (4, 2), (6, 1)]  # multi-head, grouped, multi-query
@@ -138,13 +139,13 @@ def test_members_of_a_stack_meet_their_own_weights(wrap: Callable[..., Any]) -> 
         return (torch.cat([function(part, own) for part, own in zip(rows.chunk(M), weight_M, strict=True)]),)
 
     assert_same_values_and_gradients(
-        lambda x, w: (wrap(linear)(x, w),), lambda x, w: one_by_one(lambda a, b: a @ b.T, x, w), x, weight
+        lambda x, w: (wrap(stacked.linear)(x, w),), lambda x, w: one_by_one(lambda a, b: a @ b.T, x, w), x, weight
     )
     assert_same_values_and_gradients(
-        lambda t: (wrap(embedding)(ids, t),), lambda t: one_by_one(lambda a, b: b[a], ids, t), table
+        lambda t: (wrap(stacked.embedding)(ids, t),), lambda t: one_by_one(lambda a, b: b[a], ids, t), table
     )
     assert_same_values_and_gradients(
-        lambda x, w: (wrap(rms_norm)(x, w, 0.1),),
+        lambda x, w: (wrap(stacked.rms_norm)(x, w, 0.1),),
         lambda x, w: one_by_one(lambda a, b: textbook_rms_norm(a, b, 0.1), x, w),
         x,
         norm,

@@ -139,7 +139,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_its_cell_run_again(
         return real(self, cell)
 
     monkeypatch.setattr(StudyFolder, "finished", look)
-    with pytest.warns(UserWarning, match=r"step=6\.ckpt: damaged, set aside"):
+    with pytest.warns(UserWarning, match=r"step=6\.ckpt: damaged, renamed"):
         result = sweep(spec, tmp_path / "out", workers=0)
 
     assert (result.ran, result.failures) == (2, {})
@@ -152,7 +152,7 @@ def test_a_torn_checkpoint_is_passed_over(spec: StudySpec, tmp_path: Path, monke
     shutil.copy(work / "checkpoints" / "step=6.ckpt", work / "checkpoints" / "step=8.ckpt")
     _truncate(work / "checkpoints" / "step=8.ckpt")
 
-    with pytest.warns(UserWarning, match=r"step=8\.ckpt: damaged, set aside"):
+    with pytest.warns(UserWarning, match=r"step=8\.ckpt: damaged, renamed"):
         assert sweep(spec, tmp_path / "out", workers=0).ran == 2
 
     sweep(spec, tmp_path / "whole", workers=0)

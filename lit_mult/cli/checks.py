@@ -46,7 +46,7 @@ def brownian(arguments: Sequence[str]) -> int:
     from lit_mult.diagnostics.brownian import MAX_DIM
     from lit_mult.diagnostics.noise_band import TOLERANCE
     from lit_mult.diagnostics.trapped import compare, references, trajectories
-    from lit_mult.training.fitting import make_module
+    from lit_mult.training.module import make_module
     from lit_mult.training.trained import load_trained
 
     trained = load_trained(folder)
@@ -87,7 +87,7 @@ def coord_check(arguments: Sequence[str]) -> int:
     from lit_mult.analysis.style import save
     from lit_mult.diagnostics.coordinates import measure
     from lit_mult.method.expectations import expected_exponent
-    from lit_mult.training.fitting import make_module
+    from lit_mult.training.module import make_module
 
     measured = []
     for row in measure(config, widths, range(config.seed, config.seed + seeds), steps, make_module):

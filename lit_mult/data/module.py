@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from lit_mult.config import RunConfig
 from lit_mult.data.batches import TrainWindows, Windows, validation_windows
@@ -16,44 +15,22 @@ from lit_mult.data.cache import TokenizedCorpus
 from lit_mult.errors import ConfigError
 
 
-class _WindowsOfSeeds:
-    """Training batches of several orders of the data at once, (S, B, T+1)."""
-
-    def __init__(self, windows: Sequence[TrainWindows]) -> None:
-        self.windows = windows
-
-    def batch(self, step: int) -> Windows:
-        return np.stack([windows.batch(step) for windows in self.windows])
-
-
-_Windows = TrainWindows | _WindowsOfSeeds
-
-
 class _MicroBatches(IterableDataset[Tensor]):
     """This rank's share (B / world / accumulate, T+1) of every batch, from one step on, without end."""
 
-    def __init__(self, windows: _Windows, first_step: int, accumulate: int, rank: int, world: int) -> None:
-        self.windows, self.first_step = windows, first_step
+    def __init__(
+        self, batch: Callable[[int], Windows], first_step: int, accumulate: int, rank: int, world: int
+    ) -> None:
+        self.batch, self.first_step = batch, first_step
         self.accumulate, self.rank, self.world = accumulate, rank, world
 
     def __iter__(self) -> Iterator[Tensor]:
         step = self.first_step
         while True:
-            batch = torch.from_numpy(self.windows.batch(step))
+            batch = torch.from_numpy(self.batch(step))
             for micro_batch in batch.chunk(self.accumulate):
                 yield micro_batch.chunk(self.world)[self.rank]
             step += 1
-
-
-class _ValidationBatches(Dataset[Tensor]):
-    def __init__(self, batches: tuple[Tensor, ...]) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.batches[index]
 
 
 class TextDataModule(LightningDataModule):
@@ -74,7 +51,9 @@ class TextDataModule(LightningDataModule):
             validation_windows(corpus.val, seq_len=config.data.seq_len, n=config.data.val_windows)
         )
 
-    train_windows: _Windows
+    def train_batch(self, step: int) -> Windows:
+        """The training batch (B, T+1) of a step."""
+        return self.train_windows.batch(step)
 
     def check(self, world: int) -> None:
         """Raises: ConfigError when a batch does not split evenly over processes, or one has no validation window."""
@@ -89,7 +68,7 @@ class TextDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Tensor]:
         assert self.trainer is not None
         batches = _MicroBatches(
-            self.train_windows,
+            self.train_batch,
             first_step=self.trainer.global_step,
             accumulate=self.config.trainer.accumulate_grad_batches,
             rank=self.trainer.global_rank,
@@ -100,14 +79,4 @@ class TextDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Tensor]:
         assert self.trainer is not None
         mine = self.val_windows[self.trainer.global_rank :: self.trainer.world_size]
-        return DataLoader(_ValidationBatches(mine.split(self.config.train.batch_size)), batch_size=None)
-
-
-class StackDataModule(TextDataModule):
-    """Serves a stack: training batches (S, B, T+1) of the S seeds that its members have, and one validation set."""
-
-    def __init__(self, config: RunConfig, corpus: TokenizedCorpus, seeds: Sequence[int]) -> None:
-        """`config` is that of any member. Raises: as `TextDataModule`."""
-        super().__init__(config, corpus)
-        size = {"seq_len": config.data.seq_len, "batch_size": config.train.batch_size}
-        self.train_windows = _WindowsOfSeeds([TrainWindows(corpus.train, **size, seed=seed) for seed in seeds])
+        return DataLoader(mine.split(self.config.train.batch_size), batch_size=None)

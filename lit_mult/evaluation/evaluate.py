@@ -22,7 +22,7 @@ from lit_mult.evaluation.harness import quiet_lm_eval, read_scores, run_suite, t
 from lit_mult.evaluation.suites import HELD_OUT, Suite
 from lit_mult.schema import EvaluationRecord, RunRecord
 from lit_mult.study.folder import StudyFolder
-from lit_mult.training import provenance
+from lit_mult.training import recording
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.trained import load_trained
 
@@ -179,9 +179,9 @@ def evaluate(run: TrainedRun, suite: Suite, step: int, checkpoint: Path, options
         limit=options.limit,
         max_length=model.max_length,
         truncated=model.truncated,
-        git_commit=provenance.git_commit(),
-        versions=provenance.versions() | {"lm_eval": version("lm_eval")},
-        device=provenance.describe_device(device),
+        git_commit=recording.git_commit(),
+        versions=recording.versions() | {"lm_eval": version("lm_eval")},
+        device=recording.describe_device(device),
         started_at=started_at,
         wall_seconds=time.perf_counter() - start,
         scores=read_scores(suite, output),

@@ -5,16 +5,12 @@ writes twice what is needed: the slices of a joint projection each get a zero-pa
 Each function here is tested against autograd on the textbook formula, which is what a compiler is given instead: it
 fuses passes itself, and has no code for complex numbers.
 
-A stack of M models trains as one (see `nn.stack`): its weights have a leading dimension M, and its activations hold the
-members' batches one after the other, M*B rows in all. Weights meet activations in `linear`, `embedding` and `rms_norm`
-alone; nothing else knows of stacks.
-
-Shapes in names: M members of a stack, B batch, T time, D width, H query heads, G key/value heads, K head size,
-F hidden.
+Shapes in names: N rows, B batch, T time, D width, H query heads, G key/value heads, K head size, F hidden.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,25 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """Product of x (..., d_in) with weight (d_out, d_in) -> (..., d_out).
-
-    Of a stack, x (M*B, ..., d_in) and weight (M, d_out, d_in) -> (M*B, ..., d_out).
-    """
-    if weight.ndim == 2:
-        return F.linear(x, weight)
-    rows = x.reshape(len(weight), -1, x.shape[-1])
-    return torch.bmm(rows, weight.mT).view(*x.shape[:-1], weight.shape[-2])
-
-
-def embedding(ids: Tensor, weight: Tensor) -> Tensor:
-    """Rows of weight (V, D) by id, ids (...) -> (..., D); of a stack, ids (M*B, ...), weight (M, V, D)."""
-    if weight.ndim == 2:
-        return F.embedding(ids, weight)
-    M, V, _ = weight.shape
-    first_M1 = torch.arange(0, M * V, V, device=ids.device)[:, None]
-    return F.embedding((ids.reshape(M, -1) + first_M1).view_as(ids), weight.reshape(M * V, -1))
+linear: Callable[[Tensor, Tensor], Tensor] = F.linear
+"""Product of x (..., d_in) with weight (d_out, d_in) -> (..., d_out)."""
 
 
 def rotary_table(length: int, head_dim: int, theta: float, device: torch.device) -> Tensor:
@@ -118,10 +97,11 @@ class _SwiGLU(torch.autograd.Function):
         return grad
 
 
-class _RMSNorm(torch.autograd.Function):
+class RMSNormFunction(torch.autograd.Function):
+    """x (N, D) / rms(x) * weight (D,)."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x (N, D) and weight (D,), or of a stack x (M, N, D) and weight (M, 1, D)."""
         scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         unit = x * scale
         ctx.save_for_backward(unit, scale, weight)
@@ -133,10 +113,8 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor | None, None]:
         unit, scale, weight = ctx.saved_tensors
         product = grad_out * unit
-        stacked = weight.ndim == 3
-        grad_weight = product.sum(-2, keepdim=stacked) if ctx.needs_input_grad[1] else None
-        along = torch.bmm(product, weight.mT) if stacked else torch.mv(product, weight)[:, None]
-        along.div_(-unit.shape[-1])
+        grad_weight = product.sum(0) if ctx.needs_input_grad[1] else None
+        along = torch.mv(product, weight)[:, None].div_(-unit.shape[-1])
         grad_x = (grad_out * weight).addcmul_(unit, along).mul_(scale)
         return grad_x, grad_weight, None
 
@@ -164,11 +142,10 @@ def swiglu(gate_up_BTF: Tensor) -> Tensor:
     return out
 
 
-def rms_norm(x_BTD: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (arXiv:1910.07467); weight (D,), of a stack (M, D)."""
-    rows = x_BTD.flatten(0, -2) if weight.ndim == 1 else x_BTD.reshape(len(weight), -1, x_BTD.shape[-1])
-    weight = weight if weight.ndim == 1 else weight[:, None]
+def rms_norm(x_BTD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (arXiv:1910.07467)."""
+    rows_ND = x_BTD.flatten(0, -2)
     if torch.compiler.is_compiling():
-        return (rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + eps) * weight).view_as(x_BTD)
-    out: Tensor = _RMSNorm.apply(rows, weight, eps)  # type: ignore[no-untyped-call]
+        return (rows_ND * torch.rsqrt(rows_ND.square().mean(-1, keepdim=True) + eps) * weight_D).view_as(x_BTD)
+    out: Tensor = RMSNormFunction.apply(rows_ND, weight_D, eps)  # type: ignore[no-untyped-call]
     return out.view_as(x_BTD)

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens that a decoder has read, so that the next token costs one token.
+"""Keys and values of the tokens that a decoder has read, so that generating a token costs one token.
 
 Shapes in names: B batch, T new tokens, S slots, G key/value heads, K head size.
 """
@@ -6,12 +6,9 @@ Shapes in names: B batch, T new tokens, S slots, G key/value heads, K head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
 
 import torch
 from torch import Tensor
-
-from lit_mult.nn.functional import rotary_table
 
 
 class LayerCache:
@@ -20,13 +17,13 @@ class LayerCache:
     def __init__(self, keys_BSGK: Tensor, values_BSGK: Tensor) -> None:
         self.keys_BSGK, self.values_BSGK = keys_BSGK, values_BSGK
         self.span: Span | None = None
-        """Where the tokens that are being read go; set by `KVCache.extend`."""
+        """Of the tokens that are being read; set by `KVCache.extend`."""
 
     def extend(self, k_BTGK: Tensor, v_BTGK: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Take in the keys and values of T new tokens.
+        """Add the keys and values of T new tokens.
 
-        Returns keys and values (B, S', G, K) of what the new tokens may see, and the mask (1 or B, 1, T, S') of who
-        sees what; None where that is plain causal attention (T > 1) or every token sees all (T = 1).
+        Returns keys and values (B, S', G, K) that the new tokens attend to, and the mask (1 or B, 1, T, S') of who
+        attends to what; None for plain causal attention (T > 1) and where every token attends to all (T = 1).
         """
         span = self.span
         assert span is not None, "KVCache.extend comes first"
@@ -41,13 +38,13 @@ class LayerCache:
 
 
 class Span:
-    """Where T new tokens of each row go and what they may see; the same in every layer."""
+    """Slots, rotations and mask of T new tokens of each row; the same in every layer."""
 
     def __init__(self, cache: KVCache, length: int) -> None:
         self.first, self.seen = cache.longest, cache.longest + length
         device = cache.lengths_B.device
         self.slots_N: Tensor | None = None
-        """Slots of all new tokens, counted through the batch (B*T,); None where every row takes first..seen-1."""
+        """Slots of all new tokens in a flattened batch (B*T,); None where every row takes first..seen-1."""
         self.mask_B1TS: Tensor | None = None
         if not cache.ragged:
             self.rotation = cache.rotation_SK2[self.first : self.seen]
@@ -63,11 +60,10 @@ class Span:
 
 
 class KVCache:
-    """Room for `slots` tokens a row; row b has read lengths_B[b], which lie in its first slots.
+    """Up to `slots` tokens a row; row b has read lengths_B[b], which lie in its first slots.
 
-    Rows of different lengths are padded on the right, not on the left: causal attention alone then keeps padding
-    from being seen, so that reading prompts needs no mask of T x T. `truncate` forgets the padding, and later tokens
-    are written over it.
+    Rows of different lengths are padded on the right, so that causal attention alone ignores padding and reading
+    prompts needs no mask of T x T. `truncate` drops the padding, and later tokens overwrite it.
 
         cache = model.empty_cache(batch=2, slots=100)
         hidden_BTD = model.hidden(prompts_BT, cache)  # padded on the right
@@ -76,40 +72,22 @@ class KVCache:
     """
 
     def __init__(self, layers: Sequence[LayerCache], rotation_SK2: Tensor, lengths: Sequence[int]) -> None:
-        """Take what `empty` and `select` make."""
+        """`rotation_SK2` is the rotary table of all slots; `Llama.empty_cache` makes a cache that has read nothing."""
         self.layers, self.rotation_SK2 = layers, rotation_SK2
         self.slots = len(rotation_SK2)
         self._set_lengths(lengths)
 
-    @classmethod
-    def empty(
-        cls,
-        n_layers: int,
-        batch: int,
-        slots: int,
-        n_kv_heads: int,
-        *,
-        head_dim: int,
-        rope_theta: float,
-        like: Tensor,
-    ) -> Self:
-        """A cache that has read nothing; device and dtype are those of `like`."""
-        # Zeros: what is masked is still multiplied by a weight of 0, and garbage may hold a NaN.
-        size = (batch, slots, n_kv_heads, head_dim)
-        layers = [LayerCache(like.new_zeros(size), like.new_zeros(size)) for _ in range(n_layers)]
-        return cls(layers, rotary_table(slots, head_dim, rope_theta, like.device), [0] * batch)
-
     def _set_lengths(self, lengths: Sequence[int]) -> None:
         self.lengths = list(lengths)
-        # Known on the host, so that no step has to wait for a device.
+        # On the host, so that no step waits for a device.
         self.longest, self.ragged = max(lengths), len(set(lengths)) > 1
         self.lengths_B = torch.tensor(self.lengths, device=self.rotation_SK2.device)
 
     def extend(self, length: int) -> Tensor:
-        """Make ready for `length` new tokens a row, and return their rotations (T, K/2, 2) or (B, T, K/2, 2).
+        """Reserve slots for `length` new tokens a row, and return their rotations (T, K/2, 2) or (B, T, K/2, 2).
 
         Raises:
-            ValueError: there is no room for them.
+            ValueError: there are not enough slots.
         """
         if self.longest + length > self.slots:
             raise ValueError(f"{self.longest} + {length} tokens do not fit into {self.slots} slots")
@@ -122,10 +100,10 @@ class KVCache:
         return span.rotation
 
     def truncate(self, lengths: Sequence[int]) -> None:
-        """Forget all but the first lengths[b] tokens of each row.
+        """Drop all but the first lengths[b] tokens of each row.
 
         Raises:
-            ValueError: a row has not read as many.
+            ValueError: a row has read fewer.
         """
         if any(wanted > kept for wanted, kept in zip(lengths, self.lengths, strict=True)):
             raise ValueError(f"rows of {self.lengths} tokens cannot be truncated to {list(lengths)}")

@@ -27,8 +27,8 @@ class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float, kind: NormKind) -> None:
         """Allocate the weight, uninitialized (see `nn.init`).
 
-        Its shape is (size,), or () for the kind scalar; a frozen one has `requires_grad` False, so that no optimizer
-        has it, and stays in the state dict.
+        Its shape is (size,), or () for the kind scalar; a frozen one has `requires_grad` False and stays in the state
+        dict.
         """
         super().__init__()
         self.weight = nn.Parameter(torch.empty(() if kind == "scalar" else size), requires_grad=kind != "frozen")
@@ -38,14 +38,15 @@ class RMSNorm(nn.Module):
         return rms_norm(x_BTD, self.weight_vector(), self.eps)
 
     def weight_vector(self) -> Tensor:
-        """The factor of every channel (size,), of a stack (M, size), differentiable in the weight."""
-        return self.weight[..., None].expand(*self.weight.shape, self.size) if self.is_scalar else self.weight
+        """The factor of every channel (size,), differentiable in the weight."""
+        return self.weight.expand(self.size) if self.is_scalar else self.weight
 
 
 class Attention(nn.Module):
     """Causal grouped-query attention."""
 
     joint_weight: Tensor | None
+    linear = staticmethod(linear)
 
     def __init__(self, config: ModelConfig, plan: RunPlan, name: str) -> None:
         super().__init__()
@@ -69,7 +70,7 @@ class Attention(nn.Module):
         H, G = self.n_heads, self.n_kv_heads
         # One product for the three: joining weights is cheap, reading and differentiating x three times is not.
         qkv_weight = self.form_joint_weight() if self.joint_weight is None else self.joint_weight
-        qkv_BTNK = linear(x_BTD, qkv_weight).view(B, T, H + 2 * G, self.head_dim)
+        qkv_BTNK = self.linear(x_BTD, qkv_weight).view(B, T, H + 2 * G, self.head_dim)
         return rotate_qkv(qkv_BTNK, rotation_TK2, H, G)
 
     def forward(self, x_BTD: Tensor, rotation_TK2: Tensor, cache: LayerCache | None = None) -> Tensor:
@@ -96,6 +97,7 @@ class MLP(nn.Module):
     """SwiGLU (arXiv:2002.05202): down(silu(gate(x)) * up(x))."""
 
     joint_weight: Tensor | None
+    linear = staticmethod(linear)
 
     def __init__(self, plan: RunPlan, name: str) -> None:
         super().__init__()
@@ -110,7 +112,7 @@ class MLP(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         gate_up_weight = self.form_joint_weight() if self.joint_weight is None else self.joint_weight
-        out_BTD: Tensor = self.down_proj(swiglu(linear(x_BTD, gate_up_weight)))
+        out_BTD: Tensor = self.down_proj(swiglu(self.linear(x_BTD, gate_up_weight)))
         return out_BTD
 
 
@@ -156,13 +158,13 @@ class Llama(nn.Module):
         return logits_BTV
 
     def hidden(self, ids_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        """What `lm_head` reads (B, T, D); for inference where logits matter at some of the positions alone.
+        """Input of `lm_head` (B, T, D), for inference that needs logits at some of the positions alone.
 
         With a cache the tokens follow those that it holds, and are added to it.
         """
         x_BTD = self.embed_tokens(ids_BT)
         if cache is None:
-            # Anew in every forward: next to nothing, and a table that is kept goes stale (meta device, inference mode).
+            # Computed in every forward: cheap, and a stored table goes stale (meta device, inference mode).
             rotation_TK2 = rotary_table(ids_BT.shape[1], self.head_dim, self.rope_theta, x_BTD.device)
             for block in self.layers:
                 x_BTD = block(x_BTD, rotation_TK2)
@@ -174,22 +176,17 @@ class Llama(nn.Module):
         return out_BTD
 
     def empty_cache(self, batch: int, slots: int) -> KVCache:
-        """A cache for `batch` rows of up to `slots` tokens each."""
-        return KVCache.empty(
-            len(self.layers),
-            batch,
-            slots,
-            self.n_kv_heads,
-            head_dim=self.head_dim,
-            rope_theta=self.rope_theta,
-            like=self.embed_tokens.weight,
-        )
+        """A cache for `batch` rows of up to `slots` tokens each, with the model's device and dtype."""
+        weight, size = self.embed_tokens.weight, (batch, slots, self.n_kv_heads, self.head_dim)
+        # Zeros: masked values are still multiplied by a weight of 0, and uninitialized ones may be NaN.
+        layers = [LayerCache(weight.new_zeros(size), weight.new_zeros(size)) for _ in self.layers]
+        return KVCache(layers, rotary_table(slots, self.head_dim, self.rope_theta, weight.device), [0] * batch)
 
     @torch.no_grad()
     def join_weights(self) -> None:
         """Form the joint weights once, for a model whose parameters will not change any more.
 
-        A token that is generated alone waits for copies of weights as long as for the products with them.
+        Generating a single token, copying the weights takes as long as multiplying by them.
         """
         for module in self.modules():
             if isinstance(module, Attention | MLP):

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_mult.method.plan import MatrixPlan
-from lit_mult.nn.functional import embedding, linear
+from lit_mult.nn.functional import linear
 from lit_mult.registry import load
 from lit_mult.registry.contracts import Axis
 from lit_mult.registry.kinds import KINDS
@@ -35,24 +36,17 @@ def effective_weight(
         scalar: ()
         row: (d_out,)
         column: (d_in,)
-
-    Of a stack of M models everything has a leading dimension M; a constant is (M,), or one for all.
     """
     scale = constant if scalar is None else constant * scalar
     plain = scalar is None and not isinstance(constant, Tensor) and constant == 1.0
     # The scale joins a vector where there is one, so that the matrix is read as few times as possible.
     if row is not None:
-        weight = weight * (row if plain else row * _along(scale, 1))[..., :, None]
+        weight = weight * (row if plain else row * scale)[..., :, None]
         plain = True
     if column is not None:
-        weight = weight * (column if plain else column * _along(scale, 1))[..., None, :]
+        weight = weight * (column if plain else column * scale)[..., None, :]
         plain = True
-    return weight if plain else weight * _along(scale, 2)
-
-
-def _along(scale: float | Tensor, dims: int) -> float | Tensor:
-    """The scale of one model, or (M,) those of a stack with `dims` dimensions behind them."""
-    return scale.view(-1, *[1] * dims) if isinstance(scale, Tensor) and scale.ndim else scale
+    return weight if plain else weight * scale
 
 
 def constant_start(axis: Axis, weight: Tensor, plan: MatrixPlan) -> Tensor:
@@ -65,7 +59,7 @@ class Formula:
     """What a kind of multipliers (`registry.kinds`) computes."""
 
     effective_weight: Callable[..., Tensor]
-    """W_eff from what `effective_weight` below takes, of a stack too."""
+    """W_eff from the arguments of `effective_weight`, which may have a leading dimension (stacks)."""
     start: Callable[[Axis, Tensor, MatrixPlan], Tensor] = constant_start
     """(multiplier, initial weight (d_out, d_in), plan) -> initial value of the multiplier."""
 
@@ -132,4 +126,4 @@ class MultipliedEmbedding(MultipliedMatrix):
     """Rows of W_eff (vocabulary, d_model) by token; ids (...) -> (..., d_model)."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        return embedding(ids, self.effective_weight())
+        return F.embedding(ids, self.effective_weight())

@@ -1,4 +1,4 @@
-"""Which runs may be trained together as one stacked model: those of equal shapes, data and steps."""
+"""Which runs can be trained together as one stack: those of equal shapes, data and steps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from typing import Final
 
-from lit_mult.config import RunConfig
+from lit_mult.config import RunConfig, flatten
 from lit_mult.errors import ConfigError
 from lit_mult.method.placement import place
 from lit_mult.registry.optimizers import check_stacked_form
@@ -32,15 +32,14 @@ MEMBER_FIELDS: Final = (
 )
 """Dotted fields, or whole sections, of a run config in which the members of one stack may differ."""
 
-# Of these, the ones that can still tell two members apart: by the multipliers that exist, or by a factor they share.
+# Of these, the ones that bear on what members must have in common all the same.
 _SHARED_IN_PART = ("multipliers", "placement", "parametrization.attention_scale")
 
 
 def stack_key(config: RunConfig) -> str | None:
-    """What a run has in common with all runs that it may be stacked with; None where it must be trained by itself.
+    """A hash that is equal for runs that can be stacked together; None for a run that must be trained by itself.
 
-    Runs of equal keys are equal in all fields but `MEMBER_FIELDS`, and in the learnable multipliers of every matrix
-    and the scale of attention, on which these fields may also bear.
+    It covers all fields but `MEMBER_FIELDS`, the learnable multipliers of every matrix, and the scale of attention.
 
     Raises:
         ConfigError: an override of the placement is not usable.
@@ -49,15 +48,10 @@ def stack_key(config: RunConfig) -> str | None:
         check_stacked_form(config.optimizer)
     except ConfigError:
         return None
-    if not _may_be_stacked(config):
+    if not _can_be_stacked(config):
         return None
-    shared = config.to_dict()
-    for field in MEMBER_FIELDS:
-        section, _, leaf = field.partition(".")
-        if leaf:
-            del shared[section][leaf]
-        else:
-            del shared[section]
+    fields = flatten(config.to_dict())
+    shared = {field: value for field, value in fields.items() if not _is_within(field, MEMBER_FIELDS)}
     axes = place(config.multipliers, config.placement, config.model.matrix_roles())
     shared["axes"] = {name: sorted(placed) for name, placed in axes.items()}
     shared["attention_scale"] = config.parametrization.attention_scale
@@ -65,14 +59,14 @@ def stack_key(config: RunConfig) -> str | None:
 
 
 def always_stackable(fields: Iterable[str]) -> bool:
-    """Whether runs that differ in these dotted fields and no others are sure to have one key (or none, all of them)."""
+    """Whether runs that differ in these dotted fields alone are sure to have one key, or all None."""
     return all(_is_within(field, MEMBER_FIELDS) and not _is_within(field, _SHARED_IN_PART) for field in fields)
 
 
-def _may_be_stacked(config: RunConfig) -> bool:
+def _can_be_stacked(config: RunConfig) -> bool:
     trainer = config.trainer
     return not (
-        config.model.dropout  # its random stream would be another
+        config.model.dropout  # its random numbers would be others
         or config.train.diagnostics
         or trainer.accumulate_grad_batches > 1
         or trainer.devices != 1
@@ -80,7 +74,7 @@ def _may_be_stacked(config: RunConfig) -> bool:
         or trainer.strategy != "auto"
         or trainer.tensorboard
         or trainer.extra
-        or trainer.precision.startswith("16")  # a gradient scaler, which one member's overflow sets back for all
+        or trainer.precision.startswith("16")  # its gradient scaler skips a step of all for one's overflow
     )
 
 

@@ -1,33 +1,66 @@
-"""The LightningModule of a stack: runs of equal shapes, trained as one, each as its own config says.
+"""The LightningModule and the data of a stack: runs of equal shapes trained as one, each by its own config.
 
-Checkpoints are written and read member by member, in the form of those of `LitLlama`: a run may go on in another stack,
-or by itself.
+Checkpoints are written and read member by member, in the form of those of `LitLlama`, so that a run can resume in
+another stack or by itself.
+
+Shapes in names: M members, S seeds of the data order, B batch of one member, N = M * B rows, T time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
-from lightning import LightningModule, Trainer
+import torch.nn.functional as F
+from lightning import LightningModule
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
+from lit_mult.config import RunConfig
+from lit_mult.data.batches import TrainWindows, Windows
+from lit_mult.data.cache import TokenizedCorpus
+from lit_mult.data.module import TextDataModule
+from lit_mult.nn.llama import Llama
 from lit_mult.optim.hybrid import HybridOptimizer
 from lit_mult.stacked.model import member_state, stack
 from lit_mult.stacked.optimizer import Moments, StackedOptimizer
-from lit_mult.training.checkpoints import Checkpoints
-from lit_mult.training.folder import RunFolder
+from lit_mult.training.checkpoints import save_checkpoint
 from lit_mult.training.history import History
-from lit_mult.training.module import LitLlama
-from lit_mult.training.objective import compiled, stacked_objective
+from lit_mult.training.module import LitLlama, compiled
+
+
+class StackDataModule(TextDataModule):
+    """Serves training batches (S, B, T+1) of the S seeds that members have, and one validation set."""
+
+    def __init__(self, config: RunConfig, corpus: TokenizedCorpus, seeds: Sequence[int]) -> None:
+        """`config` is that of any member. Raises: as `TextDataModule`."""
+        super().__init__(config, corpus)
+        size = {"seq_len": config.data.seq_len, "batch_size": config.train.batch_size}
+        self.windows_of_seeds = [TrainWindows(corpus.train, **size, seed=seed) for seed in seeds]
+
+    def train_batch(self, step: int) -> Windows:
+        return np.stack([windows.batch(step) for windows in self.windows_of_seeds])
+
+
+def stacked_objective(model: Llama, window_NT1: Tensor, z_loss_M: Tensor | None, members: int) -> tuple[Tensor, Tensor]:
+    """`training.module.objective` of every member (M,), and the mean cross-entropies (M,).
+
+    The sum over members is what is differentiated: members share nothing, so each has the gradient of its own.
+    """
+    logits_NTV = model(window_NT1[:, :-1]).float()
+    loss_N = F.cross_entropy(logits_NTV.flatten(0, 1), window_NT1[:, 1:].flatten(), reduction="none")
+    cross_entropy_M = loss_N.view(members, -1).mean(1)
+    if z_loss_M is None:
+        return cross_entropy_M, cross_entropy_M
+    return cross_entropy_M + z_loss_M * logits_NTV.logsumexp(-1).square().view(members, -1).mean(1), cross_entropy_M
 
 
 class _MemberMeans(Metric):
-    """Mean (M,) of what members have shown, weighted."""
+    """Weighted mean (M,) of values (M,)."""
 
     total: Tensor
     weight: Tensor
@@ -46,20 +79,20 @@ class _MemberMeans(Metric):
 
 
 class LitStack(LightningModule):
-    """Trains M models at once; training batches are windows (S, B, T+1), one for each seed of the data order."""
+    """Trains the models of M runs at once; training batches are windows (S, B, T+1)."""
 
     seed_M: Tensor
     z_loss_M: Tensor | None
 
     def __init__(self, members: Sequence[LitLlama], checkpoints: Sequence[Path] = ()) -> None:
-        """Stack the models of `members`, which start as these are; with a checkpoint of each, they go on from there."""
+        """Stack the models of `members`; with `checkpoints`, one of each member, training resumes from these."""
         super().__init__()
-        # In a tuple, and so no part of the module: they keep what a member needs to be a run of its own.
+        # A tuple registers no submodules: members are kept for their configs and the form of their checkpoints.
         self.members, self.checkpoints = tuple(members), tuple(checkpoints)
         self.configs = [member.config for member in members]
         self.model = stack([member.model for member in members])
         self.seeds = list(dict.fromkeys(config.seed for config in self.configs))
-        """Orders of the data, as the batches have them."""
+        """Of the data order, as batches have them."""
         seed_M = torch.tensor([self.seeds.index(config.seed) for config in self.configs])
         self.register_buffer("seed_M", seed_M, persistent=False)
         z_losses = [config.model.z_loss for config in self.configs]
@@ -67,8 +100,7 @@ class LitStack(LightningModule):
         self.val_loss = _MemberMeans(len(members))
         self.last_train_loss: Tensor | None = None
         """Mean cross-entropy (M,) of the latest batch, z-loss left out."""
-        self.saved = 0
-        """The member that checkpoints are written of."""
+        self._saved = 0  # the member that a checkpoint is written of
         compile_it = self.configs[0].trainer.compile
         self._objective = compiled(stacked_objective) if compile_it else stacked_objective
         self._own_optimizers = [_optimizer(member) for member in members]
@@ -90,7 +122,7 @@ class LitStack(LightningModule):
         with self.trainer.precision_plugin.val_step_context():
             for index, window_BT1 in enumerate(self.trainer.datamodule.val_dataloader()):  # type: ignore[attr-defined]
                 self.validation_step(window_BT1.to(self.device), index)
-        losses: list[float] = self.val_loss.compute().tolist()
+        losses: list[float] = self.val_loss.compute().reshape(-1).tolist()
         self.val_loss.reset()
         return losses
 
@@ -102,21 +134,27 @@ class LitStack(LightningModule):
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
         """The optimizer clips, member by member."""
 
+    def save_member(self, index: int, path: Path, *, weights_only: bool = False) -> None:
+        """Write a checkpoint of a member; see `save_checkpoint`."""
+        self._saved = index
+        save_checkpoint(self.trainer, path, weights_only=weights_only)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        member = self.members[self.saved]
-        state = member_state(self.model, self.saved)
+        member = self.members[self._saved]
+        state = member_state(self.model, self._saved)
         checkpoint["state_dict"] = {f"model.{name}": value.cpu().clone() for name, value in state.items()}
         checkpoint[member.CHECKPOINT_HYPER_PARAMS_NAME] = member._hparams_name
         checkpoint[member.CHECKPOINT_HYPER_PARAMS_KEY] = dict(member.hparams)
         if "optimizer_states" in checkpoint:
-            optimizer, schedule = self._own_optimizers[self.saved]
-            _fill(optimizer, schedule, member, self._optimizer.moments(self.saved), checkpoint["global_step"])
+            optimizer, schedule = self._own_optimizers[self._saved]
+            _fill(optimizer, schedule, member, self._optimizer.moments(self._saved), checkpoint["global_step"])
             checkpoint["optimizer_states"] = [optimizer.state_dict()]
             checkpoint["lr_schedulers"] = [schedule.state_dict()]
-            checkpoint["callbacks"][History.__qualname__] = checkpoint["callbacks"].pop(StackHistory.__qualname__)
+            callbacks = checkpoint["callbacks"]
+            callbacks[History.__qualname__] = callbacks[History.__qualname__]["members"][self._saved]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the states of all members in the place of the one whose checkpoint Lightning has read."""
+        """Replace the state of the one member whose checkpoint Lightning has read by that of all."""
         states = [torch.load(path, map_location="cpu", weights_only=True) for path in self.checkpoints]
         weights = [state["state_dict"] for state in states]
         checkpoint["state_dict"] = {name: torch.stack([one[name] for one in weights]) for name in weights[0]}
@@ -126,9 +164,8 @@ class LitStack(LightningModule):
             moments.append({row.name: optimizer.state[row.parameter] for row in member.plan_parameters()})
         checkpoint["optimizer_states"] = [{"step": checkpoint["global_step"], "members": moments}]
         checkpoint["lr_schedulers"] = []
-        runs = [state["callbacks"][History.__qualname__] for state in states]
-        del checkpoint["callbacks"][History.__qualname__]
-        checkpoint["callbacks"][StackHistory.__qualname__] = {"runs": runs}
+        histories = [state["callbacks"][History.__qualname__] for state in states]
+        checkpoint["callbacks"][History.__qualname__] = {"members": histories}
 
 
 def _optimizer(member: LitLlama) -> tuple[HybridOptimizer, LambdaLR]:
@@ -137,7 +174,7 @@ def _optimizer(member: LitLlama) -> tuple[HybridOptimizer, LambdaLR]:
 
 
 def _fill(optimizer: HybridOptimizer, schedule: LambdaLR, member: LitLlama, moments: Moments, step: int) -> None:
-    """Bring a run's own optimizer and schedule to where the run has come to in its stack."""
+    """Set a run's own optimizer and schedule to their state after `step` steps in the stack."""
     for row in member.plan_parameters():
         optimizer.state[row.parameter] = moments[row.name]
     rates = [rate * factor(step) for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
@@ -146,59 +183,3 @@ def _fill(optimizer: HybridOptimizer, schedule: LambdaLR, member: LitLlama, mome
     schedule.load_state_dict(
         {**schedule.state_dict(), "last_epoch": step, "_step_count": step + 1, "_last_lr": list(rates)}
     )
-
-
-class StackHistory(History):
-    """Ends members of a stack that diverge, or are pruned, while the others train on.
-
-    Nobody looks at what becomes of their weights from then on: to take them out of the stack would change its shapes.
-    """
-
-    def __init__(self, *arguments: Any, on_end: Callable[[int], None]) -> None:
-        """`on_end(member)` is called when a member has ended before the others, with its last validation behind it."""
-        super().__init__(*arguments)
-        self.on_end = on_end
-        self._left: set[int] = set()
-
-    def under_way(self) -> list[int]:
-        return [index for index in super().under_way() if index not in self._left]
-
-    def _end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super()._end(trainer, pl_module)
-        assert isinstance(pl_module, LitStack)
-        step = trainer.global_step
-        ended = [index for index in self.under_way() if self.runs[index].ended_at is not None]
-        if trainer.should_stop or not ended:
-            return
-        if any(self.runs[index].val[-1][0] != step for index in ended):  # diverged in training
-            if step % (self.runs[0].config.eval_every or self.runs[0].config.steps) == 0:
-                return  # the validation that it needs is about to come
-            self._lap("train_seconds")
-            losses = pl_module.validate_now()
-            self._lap("val_seconds")
-            for index in ended:
-                self.runs[index].add_val(step, losses[index])
-        for index in ended:
-            self.on_end(index)
-        self._left.update(ended)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.load(state_dict["runs"])
-
-
-class StackCheckpoints(Checkpoints):
-    """Writes a checkpoint for each member under way."""
-
-    def __init__(self, folders: Sequence[RunFolder], history: StackHistory, *arguments: Any) -> None:
-        super().__init__(folders[0], *arguments)
-        self._folders, self._history = folders, history
-
-    def folders(self, trainer: Trainer) -> Iterator[RunFolder]:
-        for member in self._history.running():
-            yield self.of(member, trainer)
-
-    def of(self, member: int, trainer: Trainer) -> RunFolder:
-        """The folder of a member, of which checkpoints are written from now on."""
-        assert isinstance(trainer.lightning_module, LitStack)
-        trainer.lightning_module.saved = self._history.saved = member
-        return self._folders[member]

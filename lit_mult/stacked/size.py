@@ -1,4 +1,4 @@
-"""How many members a stack has: as asked for, or as many as a GPU has room and use for."""
+"""How many members a stack has: as requested, or as many as fit on a GPU and are worth it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from lit_mult.registry.roles import Role
 
 _MOST = 64
 MOST_SUGGESTIONS = 10
-"""Trials that TPE is asked for at once under auto: as many as it draws by lot before it has learnt anything."""
+"""Trials requested from TPE at once under auto: as many as it samples at random before it models results."""
 _SHARE_OF_MEMORY = 0.8
 _FULL_GPU_FLOP = 2e11
-"""Step of one model above which it is taken to fill a GPU by itself: an assumption, not a measurement."""
+"""FLOP of a step above which one model is taken to fill a GPU by itself: an assumption, not a measurement."""
 _BYTES = {"bf16-mixed": 2, "bf16-true": 2, "bf16": 2, "64-true": 8, "64": 8}
-"""Of a number of the forward pass, by trainer.precision; 4 with any other."""
+"""Size of an activation by trainer.precision; 4 with any other."""
 
 
 def asked_members(vectorize: str | int) -> int | None:
-    """The most members of a stack that --vectorize asks for; None for auto.
+    """The largest number of members that --vectorize allows; None for auto.
 
     Raises:
         UserError: it is neither auto, off, nor a whole number above 0.
@@ -33,10 +33,10 @@ def asked_members(vectorize: str | int) -> int | None:
 def members_that_fit(config: RunConfig, vocab_size: int, free_bytes: int) -> int:
     """Members of a stack of runs like this one on a GPU with so much free memory: 1 to 64.
 
-    An estimate: each has its matrices (the vectors are too few to count) seven times in 4 bytes, as weights, gradients
-    (autograd's and the optimizer's), two moments and what a step needs besides, and for every token of its batch what
-    the backward pass needs, logits being float32 in any precision; 80 % of the memory is used. It is 1 where one
-    model's step fills the GPU, for then there is nothing to gain.
+    An estimate. A weight of a matrix takes seven times 4 bytes: itself, autograd's gradient and the optimizer's, two
+    moments, and two temporaries of a step; vectors are left out. A token takes its activations and four times its
+    logits, which are float32 in any precision. 80 % of the memory is used. Where one model's step fills the GPU there
+    is nothing to gain, and the answer is 1.
     """
     model = config.model
     shapes = model.matrix_shapes(vocab_size)

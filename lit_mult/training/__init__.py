@@ -1,1 +1,1 @@
-"""One run: the LightningModule, the checkpoints, and the record it leaves."""
+"""One run: the LightningModule, the checkpoints, and its record."""

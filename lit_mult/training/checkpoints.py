@@ -1,10 +1,10 @@
-"""Checkpoints from which a run goes on as if it had never stopped, written every so often and when it is stopped."""
+"""Checkpoints from which a run resumes as if it had never stopped, written periodically and on a request to stop."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from lit_mult.training.folder import RunFolder
 
 
 def save_checkpoint(trainer: Trainer, path: Path, *, weights_only: bool = False) -> None:
-    """Write a checkpoint (or what is needed to use the model, without the optimizer), whole or not at all.
+    """Write a checkpoint (with `weights_only` one without the optimizer), whole or not at all.
 
     Raises:
         UserError: it cannot be written; the disk is full, say.
     """
-    # Lightning writes among the temporary files and moves: a copy, and one that may break off, between file systems.
+    # Lightning writes to the temporary folder and moves: between file systems that is a copy, which may break off.
+    # Not `atomic.new_file`: all processes of a run call this, and must agree on the name.
     scratch = path.with_name(f".{path.name}")
     try:
         trainer.save_checkpoint(scratch, weights_only=weights_only)
@@ -33,8 +34,16 @@ def save_checkpoint(trainer: Trainer, path: Path, *, weights_only: bool = False)
         raise UserError(f"{path}: cannot write the checkpoint ({error.strerror or error})") from None
 
 
+def remove(checkpoints: Iterable[Path]) -> None:
+    """Remove checkpoints, some of which another process that took this one for dead may have removed already."""
+    for checkpoint in checkpoints:
+        checkpoint.unlink(missing_ok=True)
+
+
 class RngState(Callback):
-    """Keeps torch's random state in checkpoints, which Lightning does not: resuming with dropout is exact."""
+    """Keeps torch's random state in checkpoints, which Lightning does not, so that resuming with dropout is exact."""
+
+    _loaded: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
@@ -44,32 +53,27 @@ class RngState(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not in load_state_dict: what Lightning does between loading and the first step may draw numbers.
-        loaded = getattr(self, "_loaded", None)
-        if loaded is not None:
-            torch.set_rng_state(loaded["cpu"])
-            if len(loaded["cuda"]) == torch.cuda.device_count():
-                torch.cuda.set_rng_state_all(loaded["cuda"])
+        if self._loaded is not None:
+            torch.set_rng_state(self._loaded["cpu"])
+            if len(self._loaded["cuda"]) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(self._loaded["cuda"])
 
 
 class Checkpoints(Callback):
-    """Writes the checkpoint to resume from, keeps the newest, and leaves the run when SIGINT or SIGTERM comes.
+    """Writes the checkpoint to resume from, keeps the newest, and ends the run on SIGINT or SIGTERM.
 
     Lightning's `ModelCheckpoint` saves before a validation that falls on the same step, and a run resumed from there
-    leaves that validation out; here it comes first. Leaving is by an exception, as `trainer.should_stop` would
-    validate once more than a run that is never stopped. A second SIGINT leaves at once.
+    omits that validation; here it comes first. The run ends by an exception, as `trainer.should_stop` would
+    validate once more than in a run that is never stopped. A second SIGINT ends it at once.
 
     Must stand last in the list of callbacks, so that the state of the others is that of the end of the step.
     """
 
     def __init__(self, folder: RunFolder, config: TrainConfig, should_stop: Callable[[], bool] | None = None) -> None:
-        """`should_stop` is asked after every step, for stops that come by another way than a signal."""
+        """`should_stop` is called after every step, for requests that come by another way than a signal."""
         self.folder, self.config, self.should_stop = folder, config, should_stop
         self._requested = False
         self._previous: dict[signal.Signals, Any] = {}
-
-    def folders(self, trainer: Trainer) -> Iterator[RunFolder]:
-        """The folders of the runs under way; what is saved while one is at hand is the checkpoint of its run."""
-        yield self.folder
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Here, after Lightning has set handlers of its own, whose SIGTERM gives no chance to write a checkpoint.
@@ -93,22 +97,25 @@ class Checkpoints(Callback):
         if step == self.config.steps or trainer.should_stop:  # the run ends here: at its last step, diverged or pruned
             return
         if self.config.keep_every and step % self.config.keep_every == 0:
-            for folder in self.folders(trainer):
-                save_checkpoint(trainer, folder.kept_checkpoint(step), weights_only=True)
+            self._keep_weights(trainer, step)
         requested = self._requested or (self.should_stop is not None and self.should_stop())
-        if trainer.world_size > 1:  # the processes must agree, which costs a round trip: now and then will do
-            on_pace = step % self.config.log_every == 0
-            requested = on_pace and trainer.strategy.reduce_boolean_decision(requested, all=False)
+        if trainer.world_size > 1:  # the processes must agree, which costs a round trip: not at every step
+            logs = step % self.config.log_every == 0
+            requested = logs and trainer.strategy.reduce_boolean_decision(requested, all=False)
         if requested or (self.config.checkpoint_every and step % self.config.checkpoint_every == 0):
-            older = {checkpoint for folder in self.folders(trainer) for checkpoint in folder.resumable()}
-            for folder in self.folders(trainer):
-                older.discard(folder.checkpoint(step))  # of an attempt that had come further
-                save_checkpoint(trainer, folder.checkpoint(step))
-            if trainer.is_global_zero:
-                for checkpoint in older:
-                    checkpoint.unlink(missing_ok=True)  # somebody who took this process for dead may be at it, too
+            self._save(trainer, step)
         if requested:
-            raise Interrupted(f"stopped at step {step} of {self.config.steps}; the same command goes on from there")
+            raise Interrupted(f"stopped at step {step} of {self.config.steps}; the same command resumes from there")
+
+    def _keep_weights(self, trainer: Trainer, step: int) -> None:
+        save_checkpoint(trainer, self.folder.kept_checkpoint(step), weights_only=True)
+
+    def _save(self, trainer: Trainer, step: int) -> None:
+        """Write the checkpoint to resume from, in place of those of other steps."""
+        others = self.folder.other_checkpoints(step)
+        save_checkpoint(trainer, self.folder.checkpoint(step))
+        if trainer.is_global_zero:
+            remove(others)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore()

@@ -1,4 +1,4 @@
-"""Lightning at work on a run or a stack: the Trainer that a config asks for, and training with it from end to end."""
+"""Lightning's Trainer as a config asks for it, and training with it from end to end."""
 
 from __future__ import annotations
 
@@ -19,39 +19,28 @@ from lit_mult.config import RunConfig
 from lit_mult.errors import ConfigError, Interrupted, UserError
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.history import History
-from lit_mult.training.module import LitLlama
 
-# Trainer arguments that follow from other fields of the config or carry the run's own machinery.
-_OWN_TRAINER_ARGUMENTS = {
-    "callbacks",
-    "logger",
-    "max_steps",
-    "max_epochs",
-    "max_time",
-    "min_steps",
-    "min_epochs",
-    "val_check_interval",
-    "check_val_every_n_epoch",
+# Trainer arguments that follow from other fields of the config, or that `make_trainer` sets itself.
+_OWN_TRAINER_ARGUMENTS = set(
+    "callbacks logger max_steps max_epochs max_time min_steps min_epochs val_check_interval check_val_every_n_epoch"
+    " num_sanity_val_steps enable_checkpointing enable_progress_bar default_root_dir gradient_clip_val"
+    " gradient_clip_algorithm use_distributed_sampler log_every_n_steps fast_dev_run overfit_batches"
+    " limit_train_batches limit_val_batches reload_dataloaders_every_n_epochs".split()
+)
+
+_IGNORED_WARNINGS = (
+    "LeafSpec",
+    "does not have many workers",
+    "Checkpoint directory .* exists and is not empty",
     "num_sanity_val_steps",
-    "enable_checkpointing",
-    "enable_progress_bar",
-    "default_root_dir",
-    "gradient_clip_val",
-    "gradient_clip_algorithm",
-    "use_distributed_sampler",
-    "log_every_n_steps",
-    "fast_dev_run",
-    "overfit_batches",
-    "limit_train_batches",
-    "limit_val_batches",
-    "reload_dataloaders_every_n_epochs",
-}
+    "IterableDataset",
+)
 
 
 def check_trainer_arguments(config: RunConfig) -> None:
     """Raises: ConfigError when a Trainer argument is unknown, set by another field, or not usable here."""
     if any(start in config.trainer.strategy for start in ("spawn", "fork", "notebook")):
-        allowed = "starts processes whose history this one would not see; use ddp"
+        allowed = "starts processes whose losses this one cannot read; use ddp"
         raise ConfigError("trainer.strategy", config.trainer.strategy, allowed)
     known = set(inspect.signature(Trainer).parameters)
     for name, value in config.trainer.extra.items():
@@ -59,24 +48,6 @@ def check_trainer_arguments(config: RunConfig) -> None:
             raise ConfigError(f"trainer.extra.{name}", value, "not an argument of lightning.Trainer")
         if name in _OWN_TRAINER_ARGUMENTS or name in type(config.trainer).model_fields:
             raise ConfigError(f"trainer.extra.{name}", value, "is set through other fields of the config")
-
-
-def take_folder(folder: RunFolder, config: RunConfig, corpus_hash: str) -> None:
-    """Make a folder this run's, and set aside the damaged checkpoints in it with a warning to the caller's caller."""
-    folder.claim(config, corpus_hash)
-    for path in folder.set_aside_damaged():
-        warnings.warn(f"{path}: damaged, set aside; going on from the one before, or the start", stacklevel=3)
-
-
-def make_module(config: RunConfig, vocab_size: int) -> LitLlama:
-    """The module of a run as it starts: at random, or from the weights of `model.pretrained`."""
-    module = LitLlama(config.to_dict(), vocab_size)
-    if config.model.pretrained is not None:
-        from lit_mult.hf.pretrained import start_from_pretrained
-
-        # A run that goes on, too: a damaged checkpoint sends it back to its start.
-        start_from_pretrained(module.model, module.plan, config)
-    return module
 
 
 def make_trainer(config: RunConfig, folder: RunFolder, callbacks: list[Callback]) -> Trainer:
@@ -116,11 +87,7 @@ def make_trainer(config: RunConfig, folder: RunFolder, callbacks: list[Callback]
 
 
 def fit(
-    trainer: Trainer,
-    module: LightningModule,
-    data: LightningDataModule,
-    history: History,
-    checkpoint: Path | None,
+    trainer: Trainer, module: LightningModule, data: LightningDataModule, history: History, checkpoint: Path | None
 ) -> None:
     """Train, from a checkpoint or from the start, and validate at the end.
 
@@ -129,19 +96,19 @@ def fit(
     """
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        if any(history.runs[index].val[-1][0] != trainer.global_step for index in history.running()):
+        if history.lacks_validation(trainer.global_step):
             trainer.validate(module, datamodule=data, verbose=False)
-    except SIGTERMException:  # it came where only Lightning was listening: before the first step or in validation
-        raise Interrupted("stopped; the same command goes on from the last checkpoint") from None
+    except SIGTERMException:  # it came where Lightning alone listens: before the first step or in validation
+        raise Interrupted("stopped; the same command resumes from the last checkpoint") from None
     except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning makes an exit of
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns one into an exit
             raise KeyboardInterrupt from None
         raise
 
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's tips and start-up lines, which say nothing about this run, off the terminal."""
+    """Keep Lightning's tips and start-up lines off the terminal."""
     names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
@@ -149,11 +116,8 @@ def quiet_lightning() -> Iterator[None]:
         logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-            warnings.filterwarnings("ignore", message=".*num_sanity_val_steps.*")
-            warnings.filterwarnings("ignore", message=".*IterableDataset.*")
+            for message in _IGNORED_WARNINGS:
+                warnings.filterwarnings("ignore", message=f".*{message}.*")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

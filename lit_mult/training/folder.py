@@ -1,9 +1,10 @@
-"""The folder of one run: whose it is, whether it has finished, and the checkpoint to resume from."""
+"""The folder of one run: which run it holds, whether that has finished, and the checkpoint to resume from."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from lit_mult.schema import RunRecord
 
 
 class RunFolder(RunPaths):
-    """The files of a run, and whose they are."""
+    """The files of a run, and which run they belong to."""
 
     def find_record(self) -> RunRecord | None:
         """The record of the run, which for a cell lies with those of its study; None when the run has none.
@@ -46,7 +47,7 @@ class RunFolder(RunPaths):
                 )
                 raise UserError(f"--out {self.path}: holds another run ({changes}); name a new folder")
             return RunRecord.read(self.record) if self.record.is_file() else None
-        # A run that was killed while it claimed the folder leaves a hidden file and nothing else.
+        # A run that was killed while it claimed the folder leaves only a hidden file.
         if self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
             raise UserError(f"--out {self.path}: is not empty and holds no run; name a new folder")
         return None
@@ -55,7 +56,7 @@ class RunFolder(RunPaths):
         """The config of the run in this folder, and the hash of its corpus.
 
         Raises:
-            UserError: the folder holds no run, or what says which is damaged.
+            UserError: the folder holds no run, or its config file is damaged.
         """
         if not self.config.is_file():
             raise UserError(f"{self.path}: not the folder of a run, there is no {self.config.name} in it")
@@ -66,7 +67,7 @@ class RunFolder(RunPaths):
             raise UserError(f"{self.config}: damaged, not the config of a run ({error})") from None
 
     def claim(self, config: RunConfig, corpus_hash: str) -> None:
-        """Make the folder this run's.
+        """Make the folder this run's; a damaged checkpoint in it is renamed (to *.damaged), with a warning.
 
         Raises:
             UserError: the folder cannot be written.
@@ -77,28 +78,32 @@ class RunFolder(RunPaths):
             atomic.write_text(self.config, json.dumps(held, indent=1))
         except OSError as error:
             raise UserError(f"--out {self.path}: cannot be written ({error.strerror})") from None
+        for path in [path for path in self._step_checkpoints() if not _is_whole(path)]:
+            path.replace(path.with_suffix(".ckpt.damaged"))
+            # At the caller of `run`.
+            warnings.warn(f"{path}: damaged, renamed; resuming from the previous one or from the start", stacklevel=3)
 
     def newest_checkpoint(self) -> Path | None:
-        """The checkpoint to go on from."""
+        """The checkpoint to resume from."""
         return max(self.resumable(), key=step_of, default=None)
 
     def resumable(self) -> list[Path]:
-        """Checkpoints of a run under way; a torn one, whose zip archive has no end, is not among them."""
-        return [path for path in self.checkpoints.glob("step=*.ckpt") if _has_an_end(path)]
+        """Checkpoints of an unfinished run; a torn one, whose zip archive has no end, is not among them."""
+        return [path for path in self._step_checkpoints() if _has_an_end(path)]
 
-    def set_aside_damaged(self) -> list[Path]:
-        """Rename the checkpoints that cannot be read whole (to `*.damaged`), and say which they were."""
-        damaged = [path for path in self.checkpoints.glob("step=*.ckpt") if not _is_whole(path)]
-        for path in damaged:
-            path.replace(path.with_suffix(".ckpt.damaged"))
-        return damaged
+    def other_checkpoints(self, step: int) -> list[Path]:
+        """Those to resume from at another step, earlier or, of a previous attempt, later."""
+        return [path for path in self.resumable() if path != self.checkpoint(step)]
 
     def clear_checkpoints(self, *, keep_final: bool) -> None:
         """Remove what a run that has its record no longer needs."""
-        for checkpoint in self.checkpoints.glob("step=*.ckpt"):
+        for checkpoint in self._step_checkpoints():
             checkpoint.unlink(missing_ok=True)
         if not keep_final:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def _step_checkpoints(self) -> list[Path]:
+        return list(self.checkpoints.glob("step=*.ckpt"))
 
 
 def _has_an_end(archive: Path) -> bool:
@@ -113,11 +118,10 @@ def _is_whole(archive: Path) -> bool:
 
     try:
         with zipfile.ZipFile(archive) as parts:
-            # Every part has the checksum it was written with, and none is marked as a folder, of which torch would
-            # read nothing and say nothing.
+            # Every part matches its checksum, and none is marked as a folder: torch would silently read nothing of it.
             if parts.testzip() is not None or any(part.external_attr for part in parts.infolist()):
                 return False
         torch.load(archive, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # whatever a flipped bit makes of a zip reader or of torch's
+    except Exception:  # a damaged file makes the readers of zip and torch raise almost anything
         return False
     return True

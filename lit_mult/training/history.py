@@ -1,134 +1,146 @@
-"""The history of a run, or of every run of a stack: loss curves and clock, and the end of a run that diverges."""
+"""The history of a run: its loss curves, its time, and whether and why it has ended early."""
 
 from __future__ import annotations
 
-import statistics
+import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lit_mult.training.curves import Curve, Curves
+from lit_mult.config import TrainConfig
 
-
-class _Trained(Protocol):
-    """What a module shows: the losses () of its run, or (M,) of the members of its stack."""
-
-    device: torch.device
-    last_train_loss: Tensor | None
-    val_loss: Any
+Curve = list[tuple[int, float]]
+"""(optimizer step, loss in nats per token)."""
 
 
 class History(Callback):
-    """Loss curves and training time, kept in checkpoints; ends training when every run has ended early."""
+    """Records losses and time, goes through checkpoints, and stops training when the run diverges or is pruned.
+
+    The module that is trained has the loss () of its latest batch in `last_train_loss`, and a metric `val_loss`.
+    """
 
     def __init__(
         self,
-        runs: Sequence[Curves],
-        on_progress: Callable[[int, int, float], None] | None = None,
-        prune: Callable[[int, Curve], bool] | None = None,
+        config: TrainConfig,
+        on_progress: Callable[[int, float], None] | None = None,
+        prune: Callable[[Curve], bool] | None = None,
     ) -> None:
-        """`on_progress(run, step, loss)` is called with every point of a training-loss curve.
+        """`on_progress(step, loss)` is called with every point of the training curve.
 
-        `prune(run, curve)` is called after every validation on the way with the validation curve up to then, by
-        optimizer step; when it answers True the run ends there.
+        `prune(curve)` is called after every validation but the first and the last, with the validation curve from the
+        second point on; True ends the run there.
         """
-        self.runs = list(runs)
-        self.on_progress, self.prune = on_progress, prune
-        self.saved = 0
-        """The run whose state goes into a checkpoint."""
-        self._pending: list[Tensor] = []
-        self._clock: float | None = None  # start of the lap under way
+        self.config, self.on_progress, self.prune = config, on_progress, prune
+        self.train_curve: Curve = []
+        self.val_curve: Curve = []
+        """From step 0."""
+        self.diverged = self.pruned = False
+        self.ended_at: int | None = None
+        """Step at which the run diverged or was pruned."""
+        self.train_seconds = self.val_seconds = 0.0
+        self._pending: list[Tensor] = []  # losses since the last point of the training curve
+        self._clock: float | None = None  # start of the present lap; None while nothing is timed
 
-    def running(self) -> list[int]:
-        """The runs that have not ended early."""
-        return [index for index, run in enumerate(self.runs) if run.ended_at is None]
+    def add_train(self, step: int, loss: float) -> None:
+        """Add a point to the training curve."""
+        self.train_curve.append((step, loss))
+        self._check(step, loss)
+        if self.on_progress is not None:
+            self.on_progress(step, loss)
 
-    def under_way(self) -> list[int]:
-        """The runs that validations belong to, and time: one that has ended is still to be validated."""
-        return list(range(len(self.runs)))
+    def add_val(self, step: int, loss: float) -> None:
+        """Add a point to the validation curve."""
+        self.val_curve.append((step, loss))
+        self._check(step, loss)
+        may_be_pruned = 0 < step < self.config.steps and self.ended_at is None
+        if may_be_pruned and self.prune is not None and self.prune(self.val_curve[1:]):
+            self.pruned, self.ended_at = True, step
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        module: _Trained = pl_module  # type: ignore[assignment]
-        assert module.last_train_loss is not None
-        self._pending.append(module.last_train_loss)
-        step = trainer.global_step
+    def _check(self, step: int, loss: float) -> None:
+        """A non-finite loss, or one far above the initial loss, ends the run."""
+        if not math.isfinite(loss) or loss > self.config.divergence_factor * self.val_curve[0][1]:
+            self.diverged, self.ended_at = True, step
+
+    def add_seconds(self, account: Literal["train_seconds", "val_seconds"], seconds: float) -> None:
+        """Add to the time spent in training or in validation."""
+        setattr(self, account, getattr(self, account) + seconds)
+
+    def lacks_validation(self, step: int) -> bool:
+        """Whether the run is still to be validated at its last step."""
+        return self.ended_at is None and self.val_curve[-1][0] != step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._pending.append(pl_module.last_train_loss)
         # Micro-batches of one optimizer step share their global_step: wait for the last of them.
-        if step % self.runs[0].config.log_every or (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if trainer.global_step % self.config.log_every or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        pending = torch.stack([loss.to(module.device) for loss in self._pending])  # resumed ones are on the CPU
-        losses = trainer.strategy.reduce(pending.mean(0), reduce_op="mean").reshape(-1).tolist()
+        pending = torch.stack([loss.to(pl_module.device) for loss in self._pending])  # resumed ones are on the CPU
         self._pending.clear()
-        running = self.running()
-        pl_module.log("train/loss", statistics.fmean(losses[index] for index in running), prog_bar=True)
-        for index in running:
-            self.runs[index].add_train(step, losses[index])
-            if self.on_progress is not None:
-                self.on_progress(index, step, losses[index])
+        self._record_train(trainer, pl_module, trainer.strategy.reduce(pending.mean(0), reduce_op="mean"))
         self._end(trainer, pl_module)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _record_train(self, trainer: Trainer, pl_module: Any, mean: Tensor) -> None:
+        loss = mean.item()
+        pl_module.log("train/loss", loss, prog_bar=True)
+        self.add_train(trainer.global_step, loss)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._lap("train_seconds")
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         self._lap("val_seconds")
-        module: _Trained = pl_module  # type: ignore[assignment]
-        losses = module.val_loss.compute().reshape(-1).tolist()
-        module.val_loss.reset()
-        step = trainer.global_step
-        under_way = self.under_way()
-        if trainer.logger is not None:
-            loss = statistics.fmean(losses[index] for index in under_way)
-            trainer.logger.log_metrics({"val/loss": loss}, step=step)
-        for index in under_way:
-            run = self.runs[index]
-            run.add_val(step, losses[index])
-            on_the_way = 0 < step < run.config.steps and run.ended_at is None
-            if on_the_way and self.prune is not None and self.prune(index, run.val[1:]):
-                run.prune(step)
+        mean = pl_module.val_loss.compute()
+        pl_module.val_loss.reset()
+        self._record_val(trainer, mean)
         self._end(trainer, pl_module)
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:  # before training, or after it
             self._clock = None
 
-    def _end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Act on the end of the runs that have ended just now."""
-        if not self.running():
+    def _record_val(self, trainer: Trainer, mean: Tensor) -> None:
+        loss = mean.item()
+        if trainer.logger is not None:
+            trainer.logger.log_metrics({"val/loss": loss}, step=trainer.global_step)
+        self.add_val(trainer.global_step, loss)
+
+    def _end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Stop training if the run has just ended early."""
+        if self.ended_at is not None:
             trainer.should_stop = True
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._clock = time.perf_counter()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         self._lap("train_seconds")
         self._clock = None
 
-    def _lap(self, account: str) -> None:
-        """Book the time since the last lap, in equal shares; none while neither training nor validation runs."""
+    def _lap(self, account: Literal["train_seconds", "val_seconds"]) -> None:
+        """Book the time since the last lap; none while neither training nor validation runs."""
         now = time.perf_counter()
-        sharing = self.under_way()
         if self._clock is not None:
-            for run in (self.runs[index] for index in sharing):
-                setattr(run, account, getattr(run, account) + (now - self._clock) / len(sharing))
+            self.add_seconds(account, now - self._clock)
         self._clock = now
 
     def state_dict(self) -> dict[str, Any]:
         if self._clock is not None:
             self._lap("train_seconds")
-        pending = [float(loss.reshape(-1)[self.saved]) for loss in self._pending]
-        return {**self.runs[self.saved].state_dict(), "pending": pending}
+        return {
+            "train_curve": list(self.train_curve),
+            "val_curve": list(self.val_curve),
+            "diverged": self.diverged,
+            "train_seconds": self.train_seconds,
+            "val_seconds": self.val_seconds,
+            "pending": [float(loss) for loss in self._pending],
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.load([state_dict])
-        self._pending = [loss[0] for loss in self._pending]
-
-    def load(self, states: Sequence[dict[str, Any]]) -> None:
-        """Take the state of every run, each as from a checkpoint of its own."""
-        for run, state in zip(self.runs, states, strict=True):
-            run.load_state_dict(state)
-        self._pending = list(torch.tensor([state["pending"] for state in states]).T)
+        self.train_curve = [(int(step), float(loss)) for step, loss in state_dict["train_curve"]]
+        self.val_curve = [(int(step), float(loss)) for step, loss in state_dict["val_curve"]]
+        self.diverged = state_dict["diverged"]
+        self.train_seconds, self.val_seconds = state_dict["train_seconds"], state_dict["val_seconds"]
+        self._pending = list(torch.tensor(state_dict["pending"]))

@@ -1,9 +1,12 @@
-"""The LightningModule: loss, optimizer, schedule and clipping of one run."""
+"""The LightningModule of a run: loss, optimizer, schedule and clipping."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
+import torch
+import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -20,7 +23,39 @@ from lit_mult.optim.groups import ParameterPlan, parameter_groups, plan_paramete
 from lit_mult.optim.hybrid import HybridOptimizer
 from lit_mult.optim.schedules import schedule_factor
 from lit_mult.registry.roles import Role
-from lit_mult.training.objective import compiled, objective, predict
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+_MODELS = 64
+"""Shapes of models that a process may have compiled at once; torch gives up on further ones at 8 by default."""
+
+
+def predict(model: Llama, window_BT1: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (B, T, V) in float32, and their mean cross-entropy () in nats per token."""
+    logits_BTV = model(window_BT1[:, :-1]).float()
+    return logits_BTV, F.cross_entropy(logits_BTV.flatten(0, 1), window_BT1[:, 1:].flatten())
+
+
+def objective(model: Llama, window_BT1: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+    """What training minimizes (), and its mean cross-entropy (), z-loss left out; nats per token."""
+    logits_BTV, cross_entropy = predict(model, window_BT1)
+    if not z_loss:
+        return cross_entropy, cross_entropy
+    # arXiv:2204.02311 sec. 5: keeps the softmax normalizer near 1.
+    return cross_entropy + z_loss * logits_BTV.logsumexp(-1).square().mean(), cross_entropy
+
+
+def compiled(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """The function under torch.compile, with code of its own for every shape that it meets.
+
+    What has been compiled for a model serves every other of the same structure in this process, and inductor's cache on
+    disk serves other processes.
+    """
+    from torch._dynamo import config  # takes a second, and most runs are not compiled
+
+    config.recompile_limit = max(config.recompile_limit, _MODELS)
+    return torch.compile(function, dynamic=False)
 
 
 class LitLlama(LightningModule):
@@ -29,8 +64,8 @@ class LitLlama(LightningModule):
     def __init__(self, config: dict[str, Any], vocab_size: int) -> None:
         """Take the config as plain values: they are what a checkpoint may hold and still load with weights_only.
 
-        The model starts at random; it is `run` that puts the weights of `model.pretrained` in, so that a checkpoint
-        can be restored where that folder is not.
+        The model starts at random: `make_module` loads the weights of `model.pretrained`, so that a checkpoint can be
+        restored where that folder is not.
         """
         super().__init__()
         self.save_hyperparameters()
@@ -38,9 +73,9 @@ class LitLlama(LightningModule):
         self.plan = plan_run(self.config, vocab_size)
         self.model = Llama(self.config.model, self.plan)
         initialize(self.model, self.plan, self.config.seed)
-        # Training alone: validation is rare, and would have to be compiled anew.
+        # Training only: validation is rare, and would be compiled separately.
         self._objective = compiled(objective) if self.config.trainer.compile else objective
-        self.val_loss = MeanMetric(nan_strategy="disable")  # a loss that is not a number must be seen
+        self.val_loss = MeanMetric(nan_strategy="disable")  # a NaN must be seen
         self.last_train_loss: Tensor | None = None
         """Mean cross-entropy () of the latest micro-batch, z-loss left out."""
 
@@ -86,3 +121,14 @@ class LitLlama(LightningModule):
         if self.config.optim.clip is not None:
             clipped = self._all if self.config.optim.clip_multipliers else self._without_multipliers
             clip_gradients(clipped, self.config.optim.clip)
+
+
+def make_module(config: RunConfig, vocab_size: int) -> LitLlama:
+    """The module of a run before its first step: at random, or with the weights of `model.pretrained`."""
+    module = LitLlama(config.to_dict(), vocab_size)
+    if config.model.pretrained is not None:
+        from lit_mult.hf.pretrained import start_from_pretrained
+
+        # Of a resumed run, too: where its checkpoints are damaged it begins again.
+        start_from_pretrained(module.model, module.plan, config)
+    return module

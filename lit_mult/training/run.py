@@ -18,17 +18,10 @@ from lit_mult.diagnostics.recorder import Diagnostics
 from lit_mult.errors import UserError
 from lit_mult.schema import CellInfo, RunRecord
 from lit_mult.training.checkpoints import Checkpoints, RngState, save_checkpoint
-from lit_mult.training.curves import Curve, Curves
-from lit_mult.training.fitting import (
-    check_trainer_arguments,
-    fit,
-    make_module,
-    make_trainer,
-    quiet_lightning,
-    take_folder,
-)
+from lit_mult.training.fitting import check_trainer_arguments, fit, make_trainer, quiet_lightning
 from lit_mult.training.folder import RunFolder
-from lit_mult.training.history import History
+from lit_mult.training.history import Curve, History
+from lit_mult.training.module import make_module
 from lit_mult.training.recording import make_record
 
 
@@ -45,9 +38,9 @@ def run(
     should_stop: Callable[[], bool] | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> RunRecord:
-    """Train one model and leave its record.
+    """Train one model and write its record.
 
-    A run that was stopped goes on from its newest checkpoint, with the result of a run never stopped (bit-identical
+    A run that was stopped resumes from its newest checkpoint, with the result of a run never stopped (bit-identical
     on CPU); one that has finished returns its record at once.
 
     Args:
@@ -56,16 +49,16 @@ def run(
         cell: place in a study, for the record.
         record_path: where to write the record; by default `out/record.json`.
         diagnostics_path: where to write the readings of `train.diagnostics`; by default `out/diagnostics.parquet`.
-        keep_checkpoint: leave `out/checkpoints/final.ckpt` behind.
+        keep_checkpoint: write `out/checkpoints/final.ckpt`.
         on_progress: called with (step, training loss) every `train.log_every` steps.
-        prune: called after every validation on the way with the validation curve by optimizer step, [(step, loss)];
-            True ends the run there, with a record of status pruned.
-        should_stop: asked after every step; True writes a checkpoint and raises `Interrupted`, as a signal does.
+        prune: called after every validation but the first and the last with the validation curve so far, without the
+            first, [(step, loss)]; True ends the run there, with a record of status pruned.
+        should_stop: called after every step; True writes a checkpoint and raises `Interrupted`, as a signal does.
         callbacks: further Lightning callbacks.
 
     Raises:
         UserError: the data, the output folder or a Trainer flag is not usable.
-        Interrupted: SIGINT or SIGTERM came, or `should_stop` said so; a checkpoint was written first.
+        Interrupted: on SIGINT, SIGTERM or `should_stop`; a checkpoint was written first.
     """
     folder = RunFolder(Path(out))
     corpus = prepare(config.data)
@@ -79,12 +72,7 @@ def run(
         return finished
     watch = Diagnostics.of_run(config, corpus) if config.train.diagnostics else None
 
-    curves = Curves(config.train)
-    history = History(
-        [curves],
-        None if on_progress is None else lambda _, step, loss: on_progress(step, loss),
-        None if prune is None else lambda _, curve: prune(curve),
-    )
+    history = History(config.train, on_progress, prune)
     torch.manual_seed(config.seed)  # dropout; initialization and data have generators of their own
     with quiet_lightning():
         module = make_module(config, corpus.vocab_size)
@@ -96,21 +84,13 @@ def run(
         if watch is not None:
             watch.check(trainer.world_size)
         if trainer.is_global_zero:
-            take_folder(folder, config, corpus.hash)
+            folder.claim(config, corpus.hash)
         fit(trainer, module, data, history, folder.newest_checkpoint())
         if keep_checkpoint:
             save_checkpoint(trainer, folder.final_checkpoint)
 
-    record = make_record(
-        config,
-        corpus,
-        module.plan_parameters(),
-        curves,
-        steps=trainer.global_step,
-        device=trainer.strategy.root_device,
-        started_at=started_at,
-        cell=cell,
-    )
+    rows = module.plan_parameters()
+    record = make_record(config, corpus, rows, history, trainer, started_at=started_at, cell=cell)
     if trainer.is_global_zero:
         if isinstance(trainer.logger, TensorBoardLogger):
             final = record.final_loss if record.final_loss is not None else math.nan

@@ -26,14 +26,14 @@ class Trained:
 
     config: RunConfig
     model: Llama
-    """In float32, on the CPU, in eval mode, multipliers and all."""
+    """In float32, on the CPU, in eval mode, with its multipliers."""
     tokenizer: Tokenizer
     corpus: TokenizedCorpus
-    """The very tokens that the model was trained and validated on."""
+    """The tokens that it was trained and validated on."""
     step: int
     """Optimizer steps done."""
     checkpoint: Path
-    """Where the weights come from."""
+    """That the weights were read from."""
 
 
 def load_trained(folder: Path, checkpoint: Path | None = None) -> Trained:
@@ -73,7 +73,7 @@ def _read(path: Path, config: RunConfig) -> tuple[int, int, dict[str, Tensor]]:
         owner = RunConfig.from_dict(held["hyper_parameters"]["config"])
         vocab_size, step = int(held["hyper_parameters"]["vocab_size"]), int(held["global_step"])
         weights = {name.removeprefix(_PREFIX): value for name, value in held["state_dict"].items()}
-    except Exception as error:  # whatever a flipped bit makes of a zip reader or of torch's
+    except Exception as error:  # a damaged file makes the readers of zip and torch raise almost anything
         raise UserError(f"{path}: damaged, not a checkpoint that can be read ({one_line(error)})") from None
     if owner.hash != config.hash:
         raise UserError(f"{path}: a checkpoint of another run, of config {owner.hash} and not {config.hash}")
@@ -81,10 +81,10 @@ def _read(path: Path, config: RunConfig) -> tuple[int, int, dict[str, Tensor]]:
 
 
 def checkpoint_at(folder: Path, step: int) -> Path:
-    """The checkpoint that a run kept at an optimizer step, its last one included.
+    """The checkpoint that a run kept at an optimizer step, the last one included.
 
     Raises:
-        UserError: it kept none there; the line says where it did.
+        UserError: it kept none there; the message lists the steps where it did.
     """
     run = RunFolder(folder)
     path = run.kept_checkpoint(step)
