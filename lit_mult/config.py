@@ -6,11 +6,12 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lit_mult.errors import ConfigError
+from lit_mult.registry import modules_in
 from lit_mult.registry.roles import Role, Shape
 
 MultiplierKind = Literal["none", "fixed", "scalar", "vector"]
@@ -19,19 +20,10 @@ WidthRule = Literal["lr", "lr_wd", "multiplier"]
 Tier = Literal["NONE", "LR", "LRWD", "FULL"]
 NormKind = Literal["vector", "scalar", "frozen"]
 Diagnostic = Literal["norms", "rows", "outputs", "updates", "gradients", "symmetry", "noise", "brownian"]
-Experiment = Literal[
-    "projector_norm",
-    "brownian_overlay",
-    "mlp_scale",
-    "depth_scales",
-    "row_norms",
-    "symmetries",
-    "width_scaling",
-    "clipping",
-    "ablation",
-    "multiplier_rates",
-    "signal_to_noise",
-]
+if TYPE_CHECKING:
+    Experiment = str
+else:
+    Experiment = Literal[modules_in("analysis/experiments")]
 
 # Settings that change what is shown or kept or where files lie, never a loss: they stay out of the hash.
 _OUTSIDE_HASH = (

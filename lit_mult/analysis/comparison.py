@@ -9,7 +9,8 @@ import pandas as pd
 from lit_mult.analysis import cost, plots, sensitivity, tables
 from lit_mult.analysis.bootstrap import ENOUGH_SEEDS
 from lit_mult.analysis.findings import Findings
-from lit_mult.analysis.frame import Study, rows
+from lit_mult.analysis.frame import rows
+from lit_mult.schema import StudyPlan
 
 _CAPTIONS = {
     "loss_vs_lr": "Final validation loss against learning rate. Bands are 95 % bootstrap intervals of the mean over "
@@ -41,7 +42,7 @@ _MEASURES = {
 }
 
 
-def comparison(study: Study | None, runs: pd.DataFrame) -> Findings:
+def comparison(study: StudyPlan | None, runs: pd.DataFrame) -> Findings:
     """All that losses and learning rates show."""
     points = sensitivity.points(runs)
     summary, drift = sensitivity.summary(points), sensitivity.optimum_drift(points)

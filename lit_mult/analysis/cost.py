@@ -15,14 +15,15 @@ from typing import Any
 import pandas as pd
 
 from lit_mult.analysis.bootstrap import ENOUGH_SEEDS, bootstrap_interval
-from lit_mult.analysis.frame import NEUTRAL, PRESET, Study, Tuning, optimizer_name, rows
+from lit_mult.analysis.frame import optimizer_name, rows
 from lit_mult.analysis.sensitivity import doubtful, summary
 from lit_mult.analysis.tables import interval, number, scientific, signed
+from lit_mult.schema import NEUTRAL, PRESET, StudyPlan, Tuning
 
 UNITS = ("flops", "tokens", "seconds")
 
 
-def bill(runs: pd.DataFrame, points: pd.DataFrame, study: Study | None) -> pd.DataFrame:
+def bill(runs: pd.DataFrame, points: pd.DataFrame, study: StudyPlan | None) -> pd.DataFrame:
     """One row for each line and width of `load_records` and `points`: the best loss and what was spent to find it.
 
     Best loss in nats per token, mean over seeds with its interval. In each of the `UNITS` (flops, tokens, seconds),
@@ -50,7 +51,7 @@ def bill(runs: pd.DataFrame, points: pd.DataFrame, study: Study | None) -> pd.Da
     return summary(points).loc[:, :"best_loss_high"].merge(pd.DataFrame(bills), on=["label", "d_model"])
 
 
-def statements(bill: pd.DataFrame, points: pd.DataFrame, study: Study | None) -> Iterator[str]:
+def statements(bill: pd.DataFrame, points: pd.DataFrame, study: StudyPlan | None) -> Iterator[str]:
     """Sentences on the cost of the arms and on what tuning gained; none where no arm uses a preset but the neutral."""
     if (bill["tuning_flops"] == 0).all():
         return
@@ -64,7 +65,7 @@ def statements(bill: pd.DataFrame, points: pd.DataFrame, study: Study | None) ->
         yield from gains(points, study)
 
 
-def gains(points: pd.DataFrame, study: Study) -> Iterator[str]:
+def gains(points: pd.DataFrame, study: StudyPlan) -> Iterator[str]:
     """A sentence for each tuned preset and optimizer: whether it beats the same arm without, at the tuning's width.
 
     Compared are the arm that uses the preset and each that differs from it in nothing but an untuned preset, in best
@@ -108,7 +109,7 @@ def _gain(points: pd.DataFrame, arm: str, plain: str, preset: str, tuning: Tunin
             yield f"{where}: {span} (held-out {_seeds(seeds)}; the tuning used {_seeds(tuning.seeds)}): {verdict}."
 
 
-def _tunings(points: pd.DataFrame, study: Study) -> Iterator[str]:
+def _tunings(points: pd.DataFrame, study: StudyPlan) -> Iterator[str]:
     """Where each tuned preset comes from; those for optimizers that no run has are left out."""
     for preset, by_optimizer in study.tuning.items():
         for optimizer, tuning in by_optimizer.items():
@@ -120,7 +121,7 @@ def _tunings(points: pd.DataFrame, study: Study) -> Iterator[str]:
                 )
 
 
-def _presets(runs: pd.DataFrame, study: Study | None) -> pd.Series:
+def _presets(runs: pd.DataFrame, study: StudyPlan | None) -> pd.Series:
     """Name of the preset that each run uses."""
     # A study writes the numbers of its presets into its runs, whose configs then name the neutral one: its plan knows.
     of_arm = {arm: fields[PRESET] for arm, fields in study.arms.items()} if study else {}
@@ -129,7 +130,7 @@ def _presets(runs: pd.DataFrame, study: Study | None) -> pd.Series:
     return named.where(runs["tier"] != "NONE", NEUTRAL)
 
 
-def _spent_on(preset: str, optimizer: str, unit: str, study: Study | None) -> float:
+def _spent_on(preset: str, optimizer: str, unit: str, study: StudyPlan | None) -> float:
     if preset == NEUTRAL:
         return 0.0
     tuning = study.tuning.get(preset, {}).get(optimizer) if study else None

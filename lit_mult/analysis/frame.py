@@ -5,81 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 import pandas as pd
 
-from lit_mult.config import MultiplierKind, ParametrizationConfig
+from lit_mult.config import MultiplierKind
 from lit_mult.errors import UserError
-from lit_mult.layout import StudyPaths, find_records
+from lit_mult.layout import find_records
 from lit_mult.schema import SCHEMA_VERSION
 
-NEUTRAL = ParametrizationConfig().preset
-"""The preset in which every multiplier is 1: nothing of it was tuned."""
-PRESET = "parametrization.preset"
 _OPTIMIZER_NAMES = {"adamw": "AdamW", "muon": "Muon"}
 _WIDTH, _LR, _SEED, _OPTIMIZER = "model.d_model", "optim.lr", "seed", "optimizer"
 _COPIED: tuple[str, ...] = ("config_hash", "git_commit", "device", "corpus_hash", "steps", "tokens", "wall_seconds")
 _COPIED += ("tokens_per_second", "initial_loss", "best_loss")
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """How a preset was found for one optimizer, and what that cost."""
-
-    study: str
-    """Name of the study whose best trial the preset is."""
-    trials: int
-    """Trials of that study: completed, pruned and diverged."""
-    d_model: int
-    """Width the preset was tuned at."""
-    seeds: tuple[int, ...]
-    """Seeds the trials ran with; on these the preset was chosen, so they do not judge it."""
-    flops: float
-    """Training FLOPs of all trials together."""
-    tokens: int
-    """Training tokens of all trials together."""
-    seconds: float
-    """Seconds of all trials together, on the machine that ran them."""
-
-
-@dataclass(frozen=True)
-class Study:
-    """What the analysis needs of a study's plan."""
-
-    name: str
-    title: str
-    cells: int
-    """Number of runs planned."""
-    experiment: str | None = None
-    """Experiment that the study is, `config.Experiment`; None: a comparison of arms over learning rates."""
-    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Arm -> dotted config field -> value; the preset is always among them, whoever sets it."""
-    tuning: dict[str, dict[str, Tuning]] = field(default_factory=dict)
-    """Preset -> optimizer -> how it was tuned; a preset or an optimizer that is not here has nothing on record."""
-
-
-def read_study(folder: Path | str) -> Study | None:
-    """The plan beside the records, or None where there is none (a lone run).
-
-    Raises:
-        UserError: study.json is damaged.
-    """
-    path = StudyPaths(Path(folder)).plan
-    if not path.exists():
-        return None
-    data = _read_json(path)
-    try:
-        spec = data.get("spec") or {}
-        preset = ((spec.get("base") or {}).get("parametrization") or {}).get("preset", NEUTRAL)
-        arms = {str(arm): {PRESET: preset, **(fields or {})} for arm, fields in (spec.get("arms") or {}).items()}
-        tuning = {str(name): _tuning(preset) for name, preset in (spec.get("presets") or {}).items()}
-        title = str(data["title"] or data["name"])
-        return Study(str(data["name"]), title, int(data["cells"]), data.get("experiment"), arms, tuning)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: damaged study file ({_problem(error)}); write it anew from the sweep") from None
 
 
 def load_records(folder: Path | str) -> pd.DataFrame:
@@ -234,22 +173,6 @@ def _named(factors: Mapping[str, Any], but: tuple[str, ...]) -> str:
         for name, last in zip(names, short, strict=True)
     ]
     return ", ".join(f"{name}={_scalar(factors[full])}" for name, full in zip(shown, names, strict=True))
-
-
-def _tuning(preset: Mapping[str, Any]) -> dict[str, Tuning]:
-    found = {}
-    for optimizer, part in (preset.get("optimizers") or {}).items():
-        if tuning := part.get("tuning"):
-            found[str(optimizer)] = Tuning(
-                study=str(tuning["study"]),
-                trials=int(tuning["trials"]),
-                d_model=int(tuning.get("d_model") or tuning["base_d_model"]),
-                seeds=tuple(int(seed) for seed in tuning["seeds"]),
-                flops=float(tuning["flops"]),
-                tokens=int(tuning["tokens"]),
-                seconds=float(tuning["seconds"]),
-            )
-    return found
 
 
 def _scalar(value: Any) -> Any:

@@ -17,10 +17,11 @@ from lit_mult.analysis.comparison import comparison
 from lit_mult.analysis.downstream import downstream
 from lit_mult.analysis.experiments.evidence import Evidence
 from lit_mult.analysis.findings import Findings
-from lit_mult.analysis.frame import Study, load_records, read_study
+from lit_mult.analysis.frame import load_records
 from lit_mult.config import Experiment, flatten
 from lit_mult.errors import UserError
-from lit_mult.schema import RunRecord
+from lit_mult.layout import StudyPaths
+from lit_mult.schema import RunRecord, StudyPlan
 
 _BY_ROLE = re.compile(r"(parametrization\.(?:forward|lr|weight_decay))(?:\.(\w+))?")
 
@@ -46,7 +47,7 @@ def write_report(folder: Path | str) -> Report:
         UserError: there are no records, one is damaged, or the folder cannot be written.
     """
     folder = Path(folder)
-    study, runs = read_study(folder), load_records(folder)
+    study, runs = StudyPlan.read(StudyPaths(folder).plan), load_records(folder)
     if study and study.experiment:
         main = _experiment(study.experiment, Evidence(folder, runs))
     else:
@@ -59,7 +60,7 @@ def write_report(folder: Path | str) -> Report:
         files |= {f"tables/{name}.md": tables.to_markdown(table).encode() for name, table in part.shown.items()}
         for name, figure in part.figures.items():
             files |= {f"figures/{name}.{ending}": content for ending, content in style.save(figure).items()}
-    title = study.title if study else folder.resolve().name
+    title = (study.title or study.name) if study else folder.resolve().name
     files["report.md"] = _page(title, parts, warnings, list(_provenance(study, folder, runs))).encode()
     for name, content in files.items():
         _replace(folder / name, content)
@@ -74,7 +75,7 @@ def _experiment(name: str, evidence: Evidence) -> Findings:
     return found
 
 
-def _warnings(study: Study | None, runs: pd.DataFrame) -> Iterator[str]:
+def _warnings(study: StudyPlan | None, runs: pd.DataFrame) -> Iterator[str]:
     if study and (planned := int((~runs["added"]).sum())) < study.cells:
         yield f"{planned} of {study.cells} planned runs have a record"
     if runs["study"].nunique() > 1:
@@ -109,7 +110,7 @@ def _list(heading: str, lines: list[str]) -> str:
     return f"## {heading}\n\n" + "".join(f"- {line}\n" for line in lines)
 
 
-def _provenance(study: Study | None, folder: Path, runs: pd.DataFrame) -> Iterator[str]:
+def _provenance(study: StudyPlan | None, folder: Path, runs: pd.DataFrame) -> Iterator[str]:
     place = folder.resolve()
     yield f"Study: {study.name if study else place.name}"
     added, pruned = int(runs["added"].sum()), int((runs["status"] == "pruned").sum())
