@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from lit_mult.analysis.experiments.evidence import Evidence
+from lit_mult.analysis.evidence import Evidence
 from lit_mult.diagnostics.keys import layer_of
 
 Reading = tuple[int, str, str, float]

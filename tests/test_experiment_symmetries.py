@@ -10,8 +10,8 @@ import pytest
 from experiment_data import Reading, evidence
 
 from lit_mult.analysis import style
+from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.experiments import symmetries
-from lit_mult.analysis.experiments.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.errors import UserError
 
@@ -51,20 +51,20 @@ def with_group(made: Evidence) -> Evidence:
 
 
 def outcomes(found: Findings) -> list[str]:
-    return list(found.csvs["verdicts"]["outcome"])
+    return list(found.tables["verdicts"]["outcome"])
 
 
 def test_planted_drift_is_found() -> None:
     found = symmetries.findings(study())
     assert outcomes(found) == ["reproduced"] * 12
-    first, goes_on, small, grows, larger = found.csvs["verdicts"]["value"][:5]
+    first, goes_on, small, grows, larger = found.tables["verdicts"]["value"][:5]
     assert first == pytest.approx(0.61 - 0.02)
     assert goes_on == pytest.approx(0.61 / 2)
     assert small == pytest.approx(0.02)
     assert grows == pytest.approx(1.01)
     assert larger == pytest.approx(1.01 - 0.1)
-    assert found.csvs["verdicts"]["value"].iloc[-1] == pytest.approx(np.log(1e3))  # bf16 over fp32
-    shown = found.shown["size_at_the_end"]
+    assert found.tables["verdicts"]["value"].iloc[-1] == pytest.approx(np.log(1e3))  # bf16 over fp32
+    shown = found.display_tables["size_at_the_end"]
     row = shown[(shown["quantity"] == "log_query/key") & (shown["arm"] == "decay")].iloc[0]
     assert (row["seeds"], row["end"]) == ("3", "2.0e-2")
     assert found.statements["Divergence"][0] == "32-true, decay: 0 of 3 runs diverged"

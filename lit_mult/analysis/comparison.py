@@ -23,7 +23,7 @@ _CAPTIONS = {
     "preset. A thin line leads from the search alone to search and tuning; d is the width. An arm whose tuning is not "
     "on record is left out.",
 }
-_READING = """\
+_HOW_TO_READ = """\
 - *Sensitivity* is the mean over the learning rates of min(loss, initial loss) - best loss; a diverged run counts as
   the initial loss. It depends on the range of learning rates, so it is compared only over equal ranges.
 - Differences pair runs at equal seed and settings; below 0, the first named is better.
@@ -31,7 +31,7 @@ _READING = """\
   are too narrow: over three, the interval of a difference spans the three values, so with no true difference it leaves
   out 0 in one comparison of four.
 """
-_READING_COST = """\
+_HOW_TO_READ_COST = """\
 - Cost counts, for one seed, every run of the search over nuisance factors, whatever became of it, and the whole study
   that tuned the preset an arm uses. FLOPs are 6 x parameters x training tokens (arXiv:2001.08361); seconds depend on
   the machine.
@@ -47,15 +47,19 @@ def comparison(study: StudyPlan | None, runs: pd.DataFrame) -> Findings:
     points = sensitivity.points(runs)
     summary, drift = sensitivity.summary(points), sensitivity.optimum_drift(points)
     differences = sensitivity.paired_differences(points)
-    found = Findings(reading=_READING, unit="Losses and differences in nats per token")
-    found.csvs = {"points": points, "summary": summary, "differences": differences, "drift": drift}
-    found.shown = {
-        "summary": tables.summary_table(summary),
-        "differences": tables.differences_table(differences),
-        "drift": tables.drift_table(drift),
-    }
-    found.said = [tables.to_text(found.shown["summary"])]
-    found.figures = {"loss_vs_lr": plots.loss_vs_lr(runs, points)}
+    found = Findings(
+        tables={"points": points, "summary": summary, "differences": differences, "drift": drift},
+        display_tables={
+            "summary": (shown := tables.summary_table(summary)),
+            "differences": tables.differences_table(differences),
+            "drift": tables.drift_table(drift),
+        },
+        figures={"loss_vs_lr": plots.loss_vs_lr(runs, points)},
+        warnings=list(_warnings(runs, points)),
+        how_to_read=_HOW_TO_READ,
+        unit="Losses and differences in nats per token",
+        text=tables.to_text(shown),
+    )
     if points["sensitivity"].notna().any() or points["d_model"].nunique() > 1:
         found.figures["sensitivity"] = plots.sensitivity(points)
     if not plots.optimizer_pairs(points, differences).empty:
@@ -65,15 +69,14 @@ def comparison(study: StudyPlan | None, runs: pd.DataFrame) -> Findings:
     nothing = ["one arm and one optimizer: nothing to compare"]
     found.statements["What the records show"] = list(verdicts(differences)) or nothing
     if (runs["study"] != "").any():  # a lone run was no search
-        found.csvs["bill"] = bill = cost.bill(runs, points, study)
-        found.shown["bill"] = tables.bill_table(bill)
+        found.tables["bill"] = bill = cost.bill(runs, points, study)
+        found.display_tables["bill"] = tables.bill_table(bill)
         if statements := list(cost.statements(bill, points, study)):
             found.statements["Cost"] = statements
-        found.reading += _READING_COST
+        found.how_to_read += _HOW_TO_READ_COST
         if ((bill["total_flops"] > bill["search_flops"]) & bill["best_loss"].notna()).any():  # a tuning to show
             found.figures["loss_vs_compute"] = plots.loss_vs_compute(bill)
     found.captions = {name: _CAPTIONS[name] for name in found.figures}
-    found.warnings = list(_warnings(runs, points))
     return found
 
 

@@ -12,11 +12,15 @@ import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure as Figure
+else:
+    Axes = Figure = Any  # for annotations, here and elsewhere: matplotlib is loaded when a figure is drawn
 
 P = ParamSpec("P")
 Styles = dict[str, dict[str, Any]]
+Mark = tuple[str, dict[str, Any]]
+"""(label, style) of an entry of a legend."""
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", (0, (5, 1.5)), "-.", (0, (1, 1)), (0, (3, 1, 1, 1, 1, 1)))
@@ -46,6 +50,8 @@ _STYLE: Any = {
 }
 STAR: dict[str, Any] = {"marker": "*", "ms": 7, "mec": "black", "mew": 0.6}
 CROSS: dict[str, Any] = {"marker": "x", "ms": 4.5, "ls": "none"}
+DIVERGED: Mark = ("diverged", CROSS | {"color": "0.3"})
+"""Entry of a legend."""
 TRIANGLE: dict[str, Any] = {"marker": "^", "ms": 3, "ls": "none"}
 OPTIMIZER_LOOKS: dict[str, dict[str, Any]] = {"adamw": {"ls": "--", "mfc": "white"}, "muon": {"ls": "-"}}
 MAX_COLUMNS = 4
@@ -91,6 +97,12 @@ def draw_band(ax: Axes, x: Any, line: pd.DataFrame, measure: str, look: Mapping[
     """Draw column `measure` of the rows of `line` along `x`, with a band from `low` to `high` where there is one."""
     ax.plot(x, line[measure], **look)
     ax.fill_between(x, line["low"], line["high"], color=look["color"], alpha=0.12, lw=0)
+
+
+def mark_at_top(ax: Axes, x: Any, y: float, colour: str, mark: Mapping[str, Any] = CROSS) -> None:
+    """Draw marks, such as those of diverged runs, at `x` and at the height `y` of the panel, from 0 to 1."""
+    at_top = {"transform": ax.get_xaxis_transform(), "color": colour, "zorder": 4}
+    ax.plot(x, np.full(len(x), y), **{**mark, **at_top})
 
 
 def beside(width: Any, arm: str, styles: Styles) -> Any:
@@ -171,7 +183,7 @@ def add_legend(
     figure: Figure,
     points: pd.DataFrame,
     styles: Styles,
-    marks: Iterable[tuple[str, dict[str, Any]]] = (),
+    marks: Iterable[Mark] = (),
     loc: Literal["outside lower center", "outside upper center"] = "outside lower center",
 ) -> None:
     """Put below the panels (or elsewhere) what the arms, and other marks (label, style), look like."""
@@ -182,13 +194,13 @@ def add_legend(
 
 def mark_legend(
     figure: Figure,
-    marks: Iterable[tuple[str, dict[str, Any]]],
+    marks: Iterable[Mark],
     loc: Literal["outside lower center", "outside upper center"] = "outside lower center",
 ) -> None:
     """Put below the panels (or elsewhere) what marks (label, style) look like; without dashes, a mark is no line."""
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], **{"ls": "none"} | mark, label=label) for label, mark in marks]
+    handles = [Line2D([], [], **{"ls": "none", **mark}, label=label) for label, mark in marks]
     most = 4 if figure.get_figwidth() > 5 else 2  # columns that a figure of one panel has no room for are cut off
     figure.legend(handles=handles, loc=loc, ncols=min(len(handles), most))
 

@@ -10,22 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
+from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import load_curves, optimizer_name
-from lit_mult.analysis.style import draw_band, in_octaves, line_styles, mark_legend, panel_grid, styled
+from lit_mult.analysis.seeds import means_along_steps, means_over_seeds, paired
+from lit_mult.analysis.style import Figure, draw_band, in_octaves, line_styles, mark_legend, panel_grid, styled
 from lit_mult.analysis.tables import means_table
-from lit_mult.analysis.verdict import ABOVE_0, BELOW_0, Verdict, judge, means_along_steps, means_over_seeds, paired
+from lit_mult.analysis.verdict import ABOVE_0, BELOW_0, Verdict, judge
 from lit_mult.errors import UserError
 from lit_mult.schema import RunRecord
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _WITH, _WITHOUT = "gradient_norm_with_multipliers", "gradient_norm_without_multipliers"
 _FAR_ABOVE = (2.0, np.inf)
@@ -45,7 +43,7 @@ Left: norm of the gradient before clipping, with the multipliers, and the level 
 that norm over the norm without the multipliers. Both are geometric means over seeds. Right: validation loss minus that
 of the arm without multipliers at equal seed and step, from the end of the warmup on, with 95 % intervals over seeds by
 Student's t. As in fig. 6 of the paper."""
-_READING = """\
+_HOW_TO_READ = """\
 - The *clip factor* is that by which clipping multiplies the gradients, min(1, level / norm). A step is *clipped* where
   it is below 1. Where the factors with the multipliers in the norm and without hardly differ, the losses say nothing of
   clipping: they are judged where the mean over recorded steps and seeds of |ln (ratio of the two factors)| in the arm
@@ -73,13 +71,13 @@ def findings(evidence: Evidence) -> Findings:
         for table, name, value in ((early, "norm", "geometric mean"), (clipped, "quantity", "mean"))
     )
     found = Findings(
-        csvs={
+        tables={
             "losses": runs[["arm", *_PAIR, "final_loss"]],
             "early_norms": early,
             "clipped": clipped,
             "relative_losses": curves,
         },
-        shown={
+        display_tables={
             "losses": _table(runs, "final_loss"),
             "losses_minus_those_of_none": _table(gains, "final_loss"),
             "clipping": _table(clipped_long, "mean", "quantity"),
@@ -87,11 +85,10 @@ def findings(evidence: Evidence) -> Findings:
         },
         figures={"clipping": _figure(norms, curves, level)},
         captions={"clipping": _CAPTION},
-        warnings=evidence.warnings,
-        reading=_READING.format(differ=_DIFFER),
+        how_to_read=_HOW_TO_READ.format(differ=_DIFFER),
         unit="Losses in nats per token; norms are 2-norms over all parameters",
     )
-    return with_verdicts(found, list(_verdicts(runs, early, clipped, level)))
+    return evidence.with_verdicts(found, _verdicts(runs, early, clipped, level))
 
 
 def _level(evidence: Evidence) -> float:
@@ -115,7 +112,7 @@ def _norms(readings: pd.DataFrame) -> pd.DataFrame:
 def _early(norms: pd.DataFrame) -> pd.DataFrame:
     """Geometric means over the first tenth of each run's steps: norms with and without multipliers, their ratio."""
     first = norms[norms["step"] <= _EARLY * norms["step"].max()].set_index(["arm", *_PAIR])[_MEASURES]
-    logs = np.log(first).groupby(level=[0, 1, 2]).agg(lambda logs: logs.mean(skipna=False))
+    logs = np.log(first).groupby(level=[0, 1, 2]).mean(skipna=False)
     return pd.DataFrame(np.exp(logs)).reset_index()
 
 

@@ -12,19 +12,16 @@ log(|a|/|b|) stays 0. Rounding alone moves it, so it is compared between precisi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
+from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
-from lit_mult.analysis.style import add_legend, arm_styles, draw_band, in_octaves, panel_grid, styled
+from lit_mult.analysis.seeds import means_along_steps, means_over_seeds, paired
+from lit_mult.analysis.style import Figure, add_legend, arm_styles, draw_band, in_octaves, panel_grid, styled
 from lit_mult.analysis.tables import means_table, scientific
-from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge, means_along_steps, means_over_seeds, paired
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge
 
 _PRECISION = "trainer.precision"
 _FULL, _ROUNDED = "32-true", "bf16-mixed"
@@ -37,7 +34,7 @@ Drift along symmetries against the optimizer step, as in fig. 4 of the paper: lo
 faint to full colour from the first block to the last) and the RMS of the residual stream behind the last block. Lines
 are means over seeds (of the RMS, geometric), bands their 95 % intervals by Student's t; a line ends where a run
 diverged."""
-_READING = """\
+_HOW_TO_READ = """\
 - *Size* of a coordinate is the mean over blocks of |log(|a|/|b|)|, of the residual stream the log of its RMS; all
   logarithms are natural.
 """
@@ -54,16 +51,15 @@ def findings(evidence: Evidence) -> Findings:
         for when in ("middle", "end")
     }
     found = Findings(
-        csvs={"sizes": sizes},
-        shown=tables,
+        tables={"sizes": sizes},
+        display_tables=tables,
         figures={"drift": _figure(readings)},
         captions={"drift": _CAPTION},
         statements={"Divergence": list(_divergence(evidence.runs))},
-        warnings=evidence.warnings,
-        reading=_READING,
+        how_to_read=_HOW_TO_READ,
         unit="Sizes are natural logarithms",
     )
-    return with_verdicts(found, list(_verdicts(sizes)))
+    return evidence.with_verdicts(found, _verdicts(sizes))
 
 
 def _sizes(readings: pd.DataFrame) -> pd.DataFrame:

@@ -7,23 +7,20 @@ the paper, while norms of matrices and logits keep their size (its table 1, the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
+from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.exponents import larger_half
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import rows
-from lit_mult.analysis.scaling import averaged, geometric_means, of_like_seeds, slopes
-from lit_mult.analysis.style import against_width, draw_means, in_octaves, line_styles, panel_grid, styled
+from lit_mult.analysis.seeds import geometric_means, mean_logs, means_over_seeds, of_like_seeds, slopes
+from lit_mult.analysis.style import Figure, against_width, draw_means, in_octaves, line_styles, panel_grid, styled
 from lit_mult.analysis.tables import spanned
-from lit_mult.analysis.verdict import judge, means_over_seeds
+from lit_mult.analysis.verdict import judge
 from lit_mult.registry.roles import HIDDEN_ROLES
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ _CAPTION = """\
 Learned scalars of the head and of query times key (top), RMS of logits and norms of matrices (bottom) against width, \
 at the end of training, as in fig. 5 of the paper: geometric means over layers and seeds; bars are 95 % intervals. \
 Dotted: the powers of the width that muP sets by hand, through the point of the smallest width."""
-_READING = """\
+_HOW_TO_READ = """\
 - Exponents are least-squares slopes of log(value) against log(width), a seed by itself, with 95 % intervals. Claims are
   judged on all widths at the end; where a law holds in the limit only, the larger widths are nearer to it. The ranges
   are this project's: the paper says "slightly slower" than d^-1 and d^-2, and half of these powers is another law.
@@ -90,18 +87,17 @@ def findings(evidence: Evidence) -> Findings:
         if len(of_seed := by_seed.loc[by_seed["what"] == what, "slope"])
     ]
     means = geometric_means(logs, ["what", "d_model"])
+    left_out = ", ".join(map(str, sorted(set(evidence.runs["seed"]) - set(logs["seed"]))))
     found = Findings(
-        csvs={"means": means, "exponents": exponents},
-        shown={"exponents": _shown(exponents, larger[0])},
+        tables={"means": means, "exponents": exponents},
+        display_tables={"exponents": _display(exponents, larger[0])},
         figures={"width_scaling": _figure(means)},
         captions={"width_scaling": _CAPTION},
-        warnings=evidence.warnings,
-        reading=_READING,
+        warnings=[f"seeds without the widths of the others, left out: {left_out}"] if left_out else [],
+        how_to_read=_HOW_TO_READ,
         unit="Exponents of the width",
     )
-    if left_out := sorted(set(evidence.runs["seed"]) - set(logs["seed"])):
-        found.warnings.append(f"seeds without the widths of the others, left out: {', '.join(map(str, left_out))}")
-    return with_verdicts(found, verdicts)
+    return evidence.with_verdicts(found, verdicts)
 
 
 def _halfway(readings: pd.DataFrame) -> pd.DataFrame:
@@ -120,16 +116,16 @@ def _logs(readings: pd.DataFrame) -> pd.DataFrame:
         chosen = alike[(alike["quantity"] == quantity) & (alike["role"].isin(roles) | (not roles))]
         run = ["d_model", "seed"]
         if quantity == "scalar_value":
-            by_role = averaged(chosen, [*run, "role"]).groupby(run)["log"]
+            by_role = mean_logs(chosen, [*run, "role"]).groupby(run)["log"]
             part = by_role.agg(lambda logs: logs.sum(skipna=False)).reset_index()
         else:
-            part = averaged(chosen, run)
+            part = mean_logs(chosen, run)
         parts.append(part.assign(what=what))
     logs = pd.concat(parts, ignore_index=True)
     return logs.assign(log_width=np.log(logs["d_model"].astype(float)))
 
 
-def _shown(exponents: pd.DataFrame, larger: int) -> pd.DataFrame:
+def _display(exponents: pd.DataFrame, larger: int) -> pd.DataFrame:
     cells = [
         {
             "scale": row.what,
