@@ -100,6 +100,11 @@ def paired(
     return both[list(by)].assign(**{value: both[value] - both[f"{value}_against"]})
 
 
+def difference(table: pd.DataFrame, of: str, against: str, value: str, *, between: str = "arm") -> pd.Series:
+    """`paired` where nothing but the seed varies: seed -> difference."""
+    return paired(table, of, against, ["seed"], value, between=between).set_index("seed")[value]
+
+
 def best_elsewhere(losses: pd.DataFrame, among: pd.DataFrame | None = None) -> pd.Series:
     """Loss of each seed at the value that is best on the other seeds: chosen where it is not judged, so without luck.
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 import numpy as np
 import pandas as pd
 
+from lit_mult.analysis.frame import optimizer_name
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Axes
     from matplotlib.figure import Figure as Figure
@@ -54,7 +56,6 @@ DIVERGED: Mark = ("diverged", CROSS | {"color": "0.3"})
 """Entry of a legend."""
 TRIANGLE: dict[str, Any] = {"marker": "^", "ms": 3, "ls": "none"}
 OPTIMIZER_LOOKS: dict[str, dict[str, Any]] = {"adamw": {"ls": "--", "mfc": "white"}, "muon": {"ls": "-"}}
-MAX_COLUMNS = 4
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
@@ -172,6 +173,11 @@ def line_styles(names: Iterable[str]) -> Styles:
     """Colour, dashes and marker of each name."""
     looks = (("color", _COLOURS), ("ls", _DASHES), ("marker", _MARKERS))
     return {str(name): {look: values[i % len(values)] for look, values in looks} for i, name in enumerate(names)}
+
+
+def optimizer_marks(optimizers: Iterable[str]) -> list[Mark]:
+    """Entries of a legend: how lines of the optimizers look."""
+    return [(optimizer_name(name), {"color": "0.3", "marker": "o", **OPTIMIZER_LOOKS[name]}) for name in optimizers]
 
 
 def comparison_colours(n: int) -> list[str]:

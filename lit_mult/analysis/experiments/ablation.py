@@ -14,7 +14,7 @@ from lit_mult.analysis import style
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import best_rates, load_curves, optimizer_name, rows
-from lit_mult.analysis.seeds import means_along_steps, means_over_seeds, paired
+from lit_mult.analysis.seeds import difference, means_along_steps, means_over_seeds, paired
 from lit_mult.analysis.tables import means_table, power_of_two, signed
 from lit_mult.analysis.verdict import ABOVE_0, BELOW_0, NEGLIGIBLE, Verdict, judge
 from lit_mult.schema import RunRecord
@@ -85,25 +85,18 @@ def _edges(runs: pd.DataFrame, best: pd.DataFrame) -> Iterator[str]:
 def _verdicts(best: pd.DataFrame, gaps: pd.DataFrame, decay_start: int) -> Iterator[Verdict]:
     for name, here in best.groupby("optimizer"):
         for tier in _TIERS:
-            yield judge(
-                f"Learnable multipliers improve their parent under {name}, tier {tier}, as in fig. 7",
-                "best final loss, vectors - fixed, nats per token",
-                paired(here[here[_TIER] == tier], "vectors", "fixed", ["seed"], "final_loss")["final_loss"],
-                BELOW_0,
-            )
+            claim = f"Learnable multipliers improve their parent under {name}, tier {tier}, as in fig. 7"
+            gap = difference(here[here[_TIER] == tier], "vectors", "fixed", "final_loss")
+            yield judge(claim, "best final loss, vectors - fixed, nats per token", gap, BELOW_0)
         points = here.assign(point=here["arm"] + " " + here[_TIER])
-        yield judge(
-            f"Learnable multipliers without tuning equal the tuned baseline under {name}, as in fig. 7",
-            "best final loss, vectors at NONE - fixed at FULL, nats per token (2 % of the perplexity count as equal)",
-            paired(points, "vectors NONE", "fixed FULL", ["seed"], "final_loss", between="point")["final_loss"],
-            (-NEGLIGIBLE, NEGLIGIBLE),
-        )
-        yield judge(
-            f"Tuned learning rates still matter with learnable multipliers under {name}, as in fig. 7",
-            "best final loss, vectors at LR - vectors at NONE, nats per token",
-            paired(points, "vectors LR", "vectors NONE", ["seed"], "final_loss", between="point")["final_loss"],
-            BELOW_0,
-        )
+        claim = f"Learnable multipliers without tuning equal the tuned baseline under {name}, as in fig. 7"
+        statistic = "best final loss, vectors at NONE - fixed at FULL, nats per token"
+        statistic += " (2 % of the perplexity count as equal)"
+        untuned = difference(points, "vectors NONE", "fixed FULL", "final_loss", between="point")
+        yield judge(claim, statistic, untuned, (-NEGLIGIBLE, NEGLIGIBLE))
+        claim = f"Tuned learning rates still matter with learnable multipliers under {name}, as in fig. 7"
+        rates = difference(points, "vectors LR", "vectors NONE", "final_loss", between="point")
+        yield judge(claim, "best final loss, vectors at LR - vectors at NONE, nats per token", rates, BELOW_0)
         along = gaps[gaps["optimizer"] == name].groupby(["seed", "step"])["loss"].mean(skipna=False).unstack()
         if along.empty:
             continue
@@ -111,19 +104,12 @@ def _verdicts(best: pd.DataFrame, gaps: pd.DataFrame, decay_start: int) -> Itera
         steps = along.columns.to_numpy()
         end = steps.max()
         third, before = steps[steps >= end / 3].min(), steps[steps <= decay_start].max()
+        gap_at = "mean over tiers of vectors - fixed, at step {} - at step {}, nats per token"
         if third < before:
-            yield judge(
-                f"The gap grows while the learning rate is constant under {name}, as in fig. 7",
-                f"mean over tiers of vectors - fixed, at step {before} - at step {third}, nats per token",
-                along[before] - along[third],
-                BELOW_0,
-            )
-        yield judge(
-            f"The gap shrinks in the decay of the learning rate under {name}, as in fig. 7",
-            f"mean over tiers of vectors - fixed, at step {end} - at step {before}, nats per token",
-            along[end] - along[before],
-            ABOVE_0,
-        )
+            claim = f"The gap grows while the learning rate is constant under {name}, as in fig. 7"
+            yield judge(claim, gap_at.format(before, third), along[before] - along[third], BELOW_0)
+        claim = f"The gap shrinks in the decay of the learning rate under {name}, as in fig. 7"
+        yield judge(claim, gap_at.format(end, before), along[end] - along[before], ABOVE_0)
 
 
 @style.styled

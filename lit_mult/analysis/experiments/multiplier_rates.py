@@ -121,32 +121,25 @@ def _slope(optima: pd.DataFrame) -> float:
 
 def _verdicts(grids: Grids, optima: pd.DataFrame) -> Iterator[Verdict]:
     if (every := optima["d_model"].nunique()) > 1:
-        yield judge(
-            "The optimal learning rate of the multipliers does not depend on the width",
-            "slope of log2 (interpolated optimal rate) against log2 (width)",
-            [_slope(here) for _, here in optima.groupby("seed") if len(here) == every],
-            _NO_SCALING,
-        )
+        claim = "The optimal learning rate of the multipliers does not depend on the width"
+        by_seed = [_slope(here) for _, here in optima.groupby("seed") if len(here) == every]
+        yield judge(claim, "slope of log2 (interpolated optimal rate) against log2 (width)", by_seed, _NO_SCALING)
     for arm, name in _NAMES.items():
         widths = sorted(width for other, width in grids if other == arm)
         if len(widths) < 2:
             continue
-        base, largest = grids[arm, widths[0]], grids[arm, widths[-1]]
-        yield judge(
-            f"The best {name} at width {widths[0]} does for width {widths[-1]}",
-            f"loss at width {widths[-1]} with the best value of width {widths[0]} - with its own, nats per token "
-            "(2 % of the perplexity count as nothing)",
-            best_elsewhere(largest, base) - best_elsewhere(largest),
-            _AS_GOOD,
-        )
+        small, large = widths[0], widths[-1]
+        claim = f"The best {name} at width {small} does for width {large}"
+        statistic = f"loss at width {large} with the best value of width {small} - with its own, nats per token "
+        statistic += "(2 % of the perplexity count as nothing)"
+        losses = grids[arm, large]
+        excess = best_elsewhere(losses, grids[arm, small]) - best_elsewhere(losses)
+        yield judge(claim, statistic, excess, _AS_GOOD)
     for (arm, width), grid in grids.items():
         if arm == "decay" and 0 in grid and grid.shape[1] > 1:
-            yield judge(
-                f"Decay of the multipliers lowers the loss at width {width}",
-                "loss at the best decay above 0 - at none, nats per token",
-                best_elsewhere(grid, grid.drop(columns=0)) - grid[0],
-                BELOW_0,
-            )
+            claim = f"Decay of the multipliers lowers the loss at width {width}"
+            gain = best_elsewhere(grid, grid.drop(columns=0)) - grid[0]
+            yield judge(claim, "loss at the best decay above 0 - at none, nats per token", gain, BELOW_0)
 
 
 def _edges(optima: pd.DataFrame) -> Iterator[str]:

@@ -18,7 +18,7 @@ import pandas as pd
 
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
-from lit_mult.analysis.seeds import means_along_steps, means_over_seeds, paired
+from lit_mult.analysis.seeds import difference, means_along_steps, means_over_seeds
 from lit_mult.analysis.style import Figure, add_legend, arm_styles, draw_band, in_octaves, panel_grid, styled
 from lit_mult.analysis.tables import means_table, scientific
 from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge
@@ -46,13 +46,12 @@ def findings(evidence: Evidence) -> Findings:
     readings = evidence.readings[evidence.readings["group"] == "symmetry"]  # residual_rms is read by outputs, too
     sizes = _sizes(readings)
     run = [_PRECISION, "arm", "quantity"]
-    tables = {
-        f"size_at_the_{when}": means_table(means_over_seeds(sizes, run, when), [*run, when], scientific)
-        for when in ("middle", "end")
-    }
     found = Findings(
         tables={"sizes": sizes},
-        display_tables=tables,
+        display_tables={
+            f"size_at_the_{when}": means_table(means_over_seeds(sizes, run, when), [*run, when], scientific)
+            for when in ("middle", "end")
+        },
         figures={"drift": _figure(readings)},
         captions={"drift": _CAPTION},
         statements={"Divergence": list(_divergence(evidence.runs))},
@@ -84,49 +83,28 @@ def _verdicts(sizes: pd.DataFrame) -> Iterator[Verdict]:
     for precision, here in sizes.groupby(_PRECISION):
         pair, residual = (here[here["quantity"] == quantity] for quantity in (_QUERY_KEY, _RESIDUAL))
         size, end = "mean over blocks of |log(|M_q|/|M_k|)|", f"at the end, {precision}"
-        yield judge(
-            "Without decay of the multipliers log|M_q|/|M_k| drifts, as in fig. 4",
-            f"{size} {end}, no-decay - decay",
-            paired(pair, "no-decay", "decay", ["seed"], "end")["end"],
-            ABOVE_0,
-        )
-        without = pair[pair["arm"] == "no-decay"]
-        yield judge(
-            "Without decay the drift goes on",
-            f"{size}, {precision}, no-decay, at the end - at the middle of training",
-            without["end"] - without["middle"],
-            ABOVE_0,
-        )
-        yield judge(
-            "With decay log|M_q|/|M_k| stays small, as in fig. 4",
-            f"{size} {end}, decay",
-            pair.loc[pair["arm"] == "decay", "end"],
-            _SMALL,
-        )
-        free = residual[residual["arm"] == "no-decay"]
+        claim = "Without decay of the multipliers log|M_q|/|M_k| drifts, as in fig. 4"
+        yield judge(claim, f"{size} {end}, no-decay - decay", difference(pair, "no-decay", "decay", "end"), ABOVE_0)
+        free, bound = (pair[pair["arm"] == arm] for arm in ("no-decay", "decay"))
+        statistic = f"{size}, {precision}, no-decay, at the end - at the middle of training"
+        yield judge("Without decay the drift goes on", statistic, free["end"] - free["middle"], ABOVE_0)
+        claim = "With decay log|M_q|/|M_k| stays small, as in fig. 4"
+        yield judge(claim, f"{size} {end}, decay", bound["end"], _SMALL)
         # Not no-decay - decay: decay may shrink the stream where without it nothing grows.
-        yield judge(
-            "Without decay the residual stream before the last norm grows, as in fig. 4",
-            f"log RMS behind the last block, {precision}, no-decay, at the end - at the start of training",
-            free["end"] - free["start"],
-            ABOVE_0,
-        )
-        yield judge(
-            "Decay of the multipliers holds the residual stream below what it is without",
-            f"log RMS behind the last block {end}, no-decay - decay",
-            paired(residual, "no-decay", "decay", ["seed"], "end")["end"],
-            ABOVE_0,
-        )
-    without = sizes[sizes["arm"] == "no-decay"]
-    for quantity in _HELD:
-        here = without[without["quantity"] == quantity]
-        logs = paired(here.assign(end=np.log(here["end"])), _ROUNDED, _FULL, ["seed"], "end", between=_PRECISION)
-        yield judge(
-            f"Rounding moves {quantity.removeprefix('log_')} along its symmetry, in bfloat16 more than in float32",
-            f"log of the ratio of the mean over blocks of |{quantity}| at the end, {_ROUNDED} over {_FULL}, no-decay",
-            logs["end"],
-            ABOVE_0,
-        )
+        free = residual[residual["arm"] == "no-decay"]
+        claim = "Without decay the residual stream before the last norm grows, as in fig. 4"
+        statistic = f"log RMS behind the last block, {precision}, no-decay, at the end - at the start of training"
+        yield judge(claim, statistic, free["end"] - free["start"], ABOVE_0)
+        claim = "Decay of the multipliers holds the residual stream below what it is without"
+        statistic = f"log RMS behind the last block {end}, no-decay - decay"
+        yield judge(claim, statistic, difference(residual, "no-decay", "decay", "end"), ABOVE_0)
+    held = sizes[(sizes["arm"] == "no-decay") & sizes["quantity"].isin(_HELD)]
+    held = held.assign(end=np.log(held["end"]))
+    for name in _HELD:
+        rounded = difference(held[held["quantity"] == name], _ROUNDED, _FULL, "end", between=_PRECISION)
+        claim = f"Rounding moves {name.removeprefix('log_')} along its symmetry, in bfloat16 more than in float32"
+        over = f"the mean over blocks of |{name}| at the end, {_ROUNDED} over {_FULL}, no-decay"
+        yield judge(claim, f"log of the ratio of {over}", rounded, ABOVE_0)
 
 
 def _divergence(runs: pd.DataFrame) -> Iterator[str]:
