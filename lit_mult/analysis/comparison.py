@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from lit_mult.analysis import cost, plots, sensitivity, tables
-from lit_mult.analysis.bootstrap import ENOUGH_SEEDS
+from lit_mult.analysis.bootstrap import ENOUGH_SEEDS, few_seeds
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import rows
 from lit_mult.schema import StudyPlan
@@ -93,8 +93,7 @@ def verdicts(differences: pd.DataFrame) -> Iterator[str]:
         elif row.low <= 0 <= row.high:
             verdict = "no difference shown"
         else:
-            verdict = f"**{row.of if row.high < 0 else row.against} is {better}**"
-            verdict += " (weak evidence: few seeds)" if row.seeds < ENOUGH_SEEDS else ""
+            verdict = f"**{row.of if row.high < 0 else row.against} is {better}**" + few_seeds(row.seeds)
         width = "all widths" if row.d_model == sensitivity.ALL_WIDTHS else f"d = {row.d_model}"
         where = ", ".join(filter(None, (row.within, width, f"{row.seeds} seeds")))
         span = tables.interval(row.low, row.high, row.seeds)

@@ -37,7 +37,8 @@ def loss_vs_lr(runs: pd.DataFrame, points: pd.DataFrame) -> Figure:
         for widths in [sorted(points.loc[points["setting"] == setting, "d_model"].unique())]
         for start in range(0, len(widths), MAX_COLUMNS)
     ]
-    figure, axes = panel_grid(len(panels), max(len(widths) for _, widths in panels), 1.75, sharey="row")
+    most = max(len(widths) for _, widths in panels)
+    figure, axes = panel_grid(len(panels), most, 1.75, sharey="row", ylabel=s.LOSS)
     above = False
     for (setting, widths), row in zip(panels, axes, strict=True):
         in_row = _at(curves, setting=setting).query("d_model in @widths")
@@ -53,7 +54,6 @@ def loss_vs_lr(runs: pd.DataFrame, points: pd.DataFrame) -> Figure:
                 ax.set_xlim(curve["lr"].min() / 2, curve["lr"].max() * 2)
         for ax in row[len(widths) :]:
             ax.set_axis_off()
-        row[0].set_ylabel(s.LOSS)
     swept = points[~points["reference"]]
     marks: list[tuple[Mark, Any]] = [
         (("optimum", s.STAR | {"mfc": "0.6"}), (~swept["at_edge"] & swept["optimum_lr"].notna()).any()),
@@ -72,7 +72,7 @@ def sensitivity(points: pd.DataFrame) -> Figure:
     swept, others = (means.loc[means["reference"] == reference, "best_loss"] for reference in (False, True))
     # Untuned references far above would press the swept arms into one line.
     far = bool(others.max() - swept.max() > 4 * max(swept.max() - swept.min(), 0.05))
-    figure, axes = panel_grid(2, len(settings), 1.9, sharey="row", sharex="col")
+    figure, axes = panel_grid(2, len(settings), 1.9, sharey="row", sharex="col", xlabel="width $d$")
     for setting, (top, bottom) in zip(settings, axes.T, strict=True):
         here = _at(means, setting=setting)
         for ax, measure in ((top, "sensitivity"), (bottom, "best_loss")):
@@ -82,7 +82,6 @@ def sensitivity(points: pd.DataFrame) -> Figure:
         if here["sensitivity"].isna().all():
             _write(top, 0.5, "no complete sweep\nof learning rates")
         top.set_title(textwrap.fill(setting, 36))
-        bottom.set_xlabel("width $d$")
         if far:
             _references_above(bottom, here[here["reference"]], styles)
     if far:
@@ -99,7 +98,7 @@ def adam_vs_muon(points: pd.DataFrame, differences: pd.DataFrame) -> Figure:
     points = points[~points["reference"]]
     means, styles, pairs = summary(points), arm_styles(points), optimizer_pairs(points, differences)
     variants = list(means["variant"].unique())
-    figure, axes = panel_grid(len(variants), 2, 2.1, sharex="row")
+    figure, axes = panel_grid(len(variants), 2, 2.1, sharex="row", ylabel=f"best {s.LOSS}")
     for variant, (left, right) in zip(variants, axes, strict=True):
         here = _at(means, variant=variant)
         for ax in (left, right):
@@ -112,7 +111,6 @@ def adam_vs_muon(points: pd.DataFrame, differences: pd.DataFrame) -> Figure:
             name = f"{arm} · {variant}" if variant else arm
             _line(right, _at(pairs, within=name), "difference", arm, styles)
         right.axhline(0, color="0.3", lw=0.8)
-        left.set_ylabel(f"best {s.LOSS}")
         right.set_ylabel("Muon - AdamW\n(nats per token)")
     add_legend(figure, points, styles, s.optimizer_marks(s.OPTIMIZER_LOOKS))
     return figure
@@ -184,11 +182,9 @@ def loss_vs_compute(bill: pd.DataFrame) -> Figure:
 def _panels(table: pd.DataFrame, xlabel: str, ylabel: str) -> tuple[Figure, list[tuple[str, Axes, pd.DataFrame]]]:
     """A panel a setting, two in a row, with the rows of the table that it is for."""
     settings = _settings(table)
-    figure, axes = panel_grid(-(-len(settings) // 2), min(len(settings), 2), 2.7, sharey=True)
+    figure, axes = panel_grid(-(-len(settings) // 2), min(len(settings), 2), 2.7, sharey=True, ylabel=ylabel)
     for ax in axes.flat[len(settings) :]:
         ax.set_axis_off()
-    for ax in axes[:, 0]:
-        ax.set_ylabel(ylabel)
     panels = []
     for setting, ax in zip(settings, axes.flat, strict=False):
         ax.set(title=textwrap.fill(setting, 36), xlabel=xlabel)

@@ -24,8 +24,7 @@ def downstream(means: pd.DataFrame, differences: pd.DataFrame) -> Figure:
     tasks = list(means["task"].unique())
     place = {task: number + 0.7 * (task in AVERAGES) for number, task in enumerate(tasks)}
     compared = differences.drop_duplicates(["of", "against", "within"])
-    figure, axes = panel_grid(2 if len(compared) else 1, 1, 2.5)
-    figure.set_size_inches(7.0, 5.9 if len(compared) else 3.2)
+    figure, axes = panel_grid(2 if len(compared) else 1, 1, 2.7, width=7.0)
     styles, lines = s.arm_styles(means), list(means["label"].unique())
     top = axes[0, 0]
     for number, (_, line) in enumerate(means.groupby("label", sort=False)):
@@ -57,15 +56,14 @@ def scores_along_training(means: pd.DataFrame) -> Figure:
     `means` are those of one suite and one width, of several checkpoints. A suite of one task shows that.
     """
     shown = [name for name in AVERAGES if name in set(means["task"])] or list(means["task"].unique())[:3]
-    figure, axes = panel_grid(1, len(shown), 2.3)
+    figure, axes = panel_grid(1, len(shown), 2.3, xlabel="training tokens", ylabel="score")
     styles = s.arm_styles(means)
     for name, ax in zip(shown, axes[0], strict=True):
         for _, line in means[means["task"] == name].groupby("label", sort=False):
             first = next(rows(line))
             look, line = _look(styles, first.arm, first.optimizer), line.sort_values("tokens")
             s.draw_band(ax, line["tokens"], line, "value", look)
-        ax.set(title="mean over all tasks" if name == "average" else name, xlabel="training tokens")
-    axes[0, 0].set_ylabel("score")
+        ax.set_title("mean over all tasks" if name == "average" else name)
     s.add_legend(figure, means, styles, _optimizer_marks(means))
     return figure
 

@@ -55,7 +55,7 @@ def geometric_means(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 def mean_logs(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Columns `by` and log, a row for each combination: mean of log, NaN where one is (a diverged run)."""
-    return table.groupby(list(by), sort=False)["log"].mean(skipna=False).reset_index()
+    return table.groupby(list(by), sort=False)["log"].agg(lambda logs: logs.mean(skipna=False)).reset_index()
 
 
 def slope(x: ArrayLike, y: ArrayLike) -> float:

@@ -211,9 +211,19 @@ def mark_legend(
     figure.legend(handles=handles, loc=loc, ncols=min(len(handles), most))
 
 
-def panel_grid(down: int, across: int, height: float, **shared: Any) -> tuple[Figure, Any]:
-    """A figure of at most 7 inches' width and its axes, an array of `down` by `across`; `height` of a row in inches."""
+def panel_grid(
+    down: int, across: int, height: float, *, width: float = 0, xlabel: str = "", ylabel: str = "", **shared: Any
+) -> tuple[Figure, Any]:
+    """A figure of `down` by `across` axes, with labels at its bottom and left.
+
+    `height` is that of a row in inches, `width` that of the figure: at most 7 inches, as the panels need, by default.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(min(7.0, 1.0 + 2.4 * across), 0.5 + height * down))
-    return figure, figure.subplots(down, across, squeeze=False, **shared)
+    figure = Figure(figsize=(width or min(7.0, 1.0 + 2.4 * across), 0.5 + height * down))
+    axes = figure.subplots(down, across, squeeze=False, **shared)
+    for ax in axes[-1]:
+        ax.set_xlabel(xlabel)
+    for ax in axes[:, 0]:
+        ax.set_ylabel(ylabel)
+    return figure, axes

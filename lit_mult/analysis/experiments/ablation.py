@@ -116,15 +116,15 @@ def _verdicts(best: pd.DataFrame, gaps: pd.DataFrame, decay_start: int) -> Itera
 def _tiers_figure(runs: pd.DataFrame, best: pd.DataFrame) -> style.Figure:
     """A panel an optimizer, a line an arm: best final loss against the tier."""
     styles, optimizers = style.arm_styles(runs), sorted(runs["optimizer"].unique())
-    figure, axes = style.panel_grid(1, len(optimizers), 2.4, sharey=True)
+    xlabel, ylabel = "tuned multipliers in use", f"best {style.LOSS}"
+    figure, axes = style.panel_grid(1, len(optimizers), 2.4, sharey=True, xlabel=xlabel, ylabel=ylabel)
     for optimizer, ax in zip(optimizers, axes[0], strict=True):
         means = means_over_seeds(best[best["optimizer"] == optimizer], ["arm", "place"], "final_loss")
         for shift, (arm, look) in zip((-0.04, 0.04), styles.items(), strict=False):  # lest bars overlap
             line = means[means["arm"] == arm]
             style.draw_means(ax, line["place"] + shift, line, "final_loss", look)
         ax.set_xticks(range(len(_TIERS)), _TIERS)
-        ax.set(title=optimizer, xlabel="tuned multipliers in use", xlim=(-0.4, len(_TIERS) - 0.6))
-    axes[0, 0].set_ylabel(f"best {style.LOSS}")
+        ax.set(title=optimizer, xlim=(-0.4, len(_TIERS) - 0.6))
     style.add_legend(figure, runs, styles)
     return figure
 
@@ -133,7 +133,8 @@ def _tiers_figure(runs: pd.DataFrame, best: pd.DataFrame) -> style.Figure:
 def _gap_figure(gaps: pd.DataFrame, decay_start: int) -> style.Figure:
     """A row an optimizer, a column a tier: the gap along training, from the first validation behind step 0 on."""
     optimizers, tiers = gaps["optimizer"].unique(), gaps[_TIER].unique()
-    figure, axes = style.panel_grid(max(len(optimizers), 1), max(len(tiers), 1), 1.5, sharex=True, sharey=True)
+    ylabel, down, across = "loss, vectors - fixed\n(nats per token)", max(len(optimizers), 1), max(len(tiers), 1)
+    figure, axes = style.panel_grid(down, across, 1.5, sharex=True, sharey=True, xlabel="optimizer step", ylabel=ylabel)
     look, mark = style.line_styles(["gap"])["gap"], {"color": "0.3", "ls": "--", "lw": 0.8}
     means = means_along_steps(gaps[gaps["step"] > 0], ["optimizer", _TIER], "loss")
     for optimizer, row in zip(optimizers, axes, strict=False):
@@ -143,7 +144,4 @@ def _gap_figure(gaps: pd.DataFrame, decay_start: int) -> style.Figure:
             ax.axhline(0, color="0.3", lw=0.8)
             ax.axvline(decay_start, **mark)
             ax.set_title(f"{optimizer}, {tier}")
-        row[0].set_ylabel("loss, vectors - fixed\n(nats per token)")
-    for ax in axes[-1]:
-        ax.set_xlabel("optimizer step")
     return figure

@@ -136,7 +136,7 @@ def trajectories(every: pd.DataFrame, decays: dict[str, float]) -> Figure:
     `decays` are the weight decays of the arms.
     """
     columns = list(every.groupby(["arm", "optimizer"], sort=False))
-    figure, axes = panel_grid(2, len(columns), 2.1, sharex=True, sharey="row")
+    figure, axes = panel_grid(2, len(columns), 2.1, sharex=True, sharey="row", xlabel="step")
     for number, ((arm, optimizer), column) in enumerate(columns):
         is_matrix = column["kind"].isin(p.MATRICES)
         for ax, part in zip(axes[:, number], (column[is_matrix], column[~is_matrix]), strict=True):
@@ -146,7 +146,6 @@ def trajectories(every: pd.DataFrame, decays: dict[str, float]) -> Figure:
             noise = part.pivot_table("noise_rms", "step", ["name", "part"]).T.drop_duplicates()
             ax.plot(noise.columns, noise.T, **_NOISE)
         axes[0, number].set_title(f"{arm} decay ({decays[str(arm)]:g})\n{optimizer_name(str(optimizer))}")
-        axes[1, number].set_xlabel("step")
     for ax, label in zip(axes[:, 0], ("‖W‖ of matrices", "‖·‖ of vectors"), strict=True):
         ax.set_ylabel(label)
         log_y(ax)

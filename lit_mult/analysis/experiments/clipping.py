@@ -106,7 +106,7 @@ def _norms(readings: pd.DataFrame) -> pd.DataFrame:
 def _early(norms: pd.DataFrame) -> pd.DataFrame:
     """Geometric means over the first tenth of each run's steps: norms with and without multipliers, their ratio."""
     first = norms[norms["step"] <= _EARLY * norms["step"].max()].set_index(["arm", *_PAIR])[_MEASURES]
-    logs = np.log(first).groupby(level=[0, 1, 2]).mean(skipna=False)
+    logs = np.log(first).groupby(level=[0, 1, 2]).agg(lambda logs: logs.mean(skipna=False))
     return pd.DataFrame(np.exp(logs)).reset_index()
 
 
@@ -169,7 +169,7 @@ def _figure(norms: pd.DataFrame, curves: pd.DataFrame, level: float) -> Figure:
     present = set(norms["arm"])
     styles = {arm: style | {"marker": ""} for arm, style in line_styles(_ARMS).items() if arm in present}
     optimizers, last = list(norms["optimizer"].unique()), norms["step"].max()
-    figure, axes = panel_grid(len(optimizers), 3, 1.9, sharex=True)
+    figure, axes = panel_grid(len(optimizers), 3, 1.9, sharex=True, xlabel="optimizer step")
     logs = norms.assign(**{measure: np.log(norms[measure]) for measure in _MEASURES})
     for optimizer, (left, middle, right) in zip(optimizers, axes, strict=True):
         here = logs[logs["optimizer"] == optimizer]
@@ -187,7 +187,5 @@ def _figure(norms: pd.DataFrame, curves: pd.DataFrame, level: float) -> Figure:
         left.set_ylabel(f"{optimizer}\ngradient norm")
         middle.set_ylabel("norm / norm without\nmultipliers")
         right.set_ylabel("loss - loss of none\n(nats per token)")
-    for ax in axes[-1]:
-        ax.set_xlabel("optimizer step")
     mark_legend(figure, [*styles.items(), ("clipped to", _LEVEL)])
     return figure

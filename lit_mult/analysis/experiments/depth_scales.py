@@ -85,8 +85,7 @@ def _figure(means: pd.DataFrame) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     optimizers = list(means["optimizer"].unique())
-    figure, axes = panel_grid(3, len(optimizers), 1.9, sharex=True, sharey="row")
-    figure.set_size_inches(7.0, figure.get_figheight())
+    figure, axes = panel_grid(3, len(optimizers), 1.9, width=7.0, sharex=True, sharey="row", xlabel="layer")
     panels = {"RMS of block outputs": [*_OUTPUTS.values()]}
     panels |= {f"scalars {group}": roles for group, roles in _GROUPS.items()}
     for (label, lines), across in zip(panels.items(), axes, strict=True):
@@ -105,7 +104,6 @@ def _figure(means: pd.DataFrame) -> Figure:
         entries = {name: handle for handles, names in named for handle, name in zip(handles, names, strict=True)}
         across[-1].legend(entries.values(), entries.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
-    for optimizer, top, bottom in zip(optimizers, axes[0], axes[-1], strict=True):
-        top.set_title(optimizer_name(optimizer))
-        bottom.set_xlabel("layer")
+    for optimizer, ax in zip(optimizers, axes[0], strict=True):
+        ax.set_title(optimizer_name(optimizer))
     return figure

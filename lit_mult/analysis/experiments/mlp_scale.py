@@ -119,7 +119,7 @@ def _verdicts(points: pd.DataFrame, optimizer: str) -> Iterator[Verdict]:
 def _figure(points: pd.DataFrame) -> Figure:
     table = points.assign(reference=False).sort_values("arm", kind="stable")
     optimizers, styles = sorted(table["optimizer"].unique()), arm_styles(table)
-    figure, axes = panel_grid(len(optimizers), len(_PANELS), 2.0, sharex=True, sharey="col")
+    figure, axes = panel_grid(len(optimizers), len(_PANELS), 2.0, sharex=True, sharey="col", xlabel="scale $S$ of MLPs")
     for optimizer, (loss, outputs, norms, scalars) in zip(optimizers, axes, strict=True):
         here = table[table["optimizer"] == optimizer]
         for ax, measure in ((loss, sweep.LOSS), (outputs, "output_rms"), (norms, "mlp_over_noise")):
@@ -137,7 +137,6 @@ def _figure(points: pd.DataFrame) -> Figure:
         log_y(ax)
     for ax in axes[-1]:
         sweep.against_scale(ax, table["scale"])  # for all of its column
-        ax.set_xlabel("scale $S$ of MLPs")
     marks = [(name.replace("_", " "), {"color": "0.3", **look}) for name, look in _SCALAR_LOOKS.items()]
     marks += [("within 10 % of noise", _NOISE), ("proportional to 1/S", _FULL)]
     marks += [DIVERGED] if table[sweep.LOSS].isna().any() else []

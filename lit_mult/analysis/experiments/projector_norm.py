@@ -116,7 +116,7 @@ def _verdicts(points: pd.DataFrame) -> Iterator[Verdict]:
 @styled
 def _figure(points: pd.DataFrame) -> Figure:
     table = points.assign(reference=False).sort_values("arm", kind="stable")
-    figure, axes = panel_grid(2, 2, 2.1, sharex=True)
+    figure, axes = panel_grid(2, 2, 2.1, sharex=True, xlabel="scale $S$ of the head")
     styles = arm_styles(table)
     labels = {
         sweep.LOSS: style.LOSS,
@@ -135,7 +135,6 @@ def _figure(points: pd.DataFrame) -> Figure:
             log_y(ax)
     for ax in axes[1]:
         sweep.against_scale(ax, table["scale"])  # for all of its column
-        ax.set_xlabel("scale $S$ of the head")
     hollow = {"color": "0.3", "marker": "o", "mfc": "white"}
     marks = [("row of median norm", hollow), ("Brownian level", _BROWNIAN)]
     marks += [DIVERGED] if table[sweep.LOSS].isna().any() else []

@@ -83,8 +83,8 @@ def _figure(ends: pd.DataFrame) -> Figure:
     smallest = quantiles.loc[quantiles["quantity"] == "row_norm_q5", "value"].min()
     edges = np.linspace(np.log(smallest), np.log(quantiles["value"].max()), _BINS + 1)
     optimizers = list(ends["optimizer"].unique())
-    figure, axes = panel_grid(len(optimizers), len(_GROUPS), 2.2, sharex=True, sharey="row")
-    figure.set_size_inches(7.0, figure.get_figheight())
+    labels = {"xlabel": "row norm / mean of the matrix", "ylabel": "density in ln(norm)"}
+    figure, axes = panel_grid(len(optimizers), len(_GROUPS), 2.2, width=7.0, sharex=True, sharey="row", **labels)
     styles = line_styles(_ARMS)
     for optimizer, across in zip(optimizers, axes, strict=True):
         for (group, roles), ax in zip(_GROUPS.items(), across, strict=True):
@@ -96,9 +96,6 @@ def _figure(ends: pd.DataFrame) -> Figure:
                 ax.stairs(mean, np.exp(edges), color=colour, fill=True, alpha=0.15)
             ax.set_title(f"{group}, {optimizer_name(optimizer)}")
             ax.set_xscale("log", base=2)
-        across[0].set_ylabel("density in ln(norm)")
-    for ax in axes[-1]:
-        ax.set_xlabel("row norm / mean of the matrix")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure

@@ -120,7 +120,7 @@ def _figure(readings: pd.DataFrame) -> Figure:
     arms = readings[["arm"]].assign(reference=False)
     styles, precisions, layers = arm_styles(arms), sorted(readings[_PRECISION].unique()), pairs["layer"].nunique()
     lines = {arm: style | {"marker": "", "ls": "-"} for arm, style in styles.items()}
-    figure, axes = panel_grid(2, len(precisions), 1.9, sharex=True, sharey="row")
+    figure, axes = panel_grid(2, len(precisions), 1.9, sharex=True, sharey="row", xlabel="optimizer step")
     for precision, (top, bottom) in zip(precisions, axes.T, strict=True):
         for ax, values in ((top, pairs), (bottom, residual)):
             here = means_along_steps(values[values[_PRECISION] == precision], ["arm", "layer"], "value")
@@ -130,7 +130,6 @@ def _figure(readings: pd.DataFrame) -> Figure:
                 depth = (int(str(layer)) + 1) / layers if ax is top else 1
                 draw_band(ax, line["step"], line, "value", lines[str(arm)] | {"alpha": 0.25 + 0.75 * depth})
         top.set_title(precision)
-        bottom.set_xlabel("optimizer step")
     in_octaves(axes[1, 0])
     axes[0, 0].set_ylabel(r"$\log\,|M_q|/|M_k|$")
     axes[1, 0].set_ylabel("residual RMS\nbehind the last block")

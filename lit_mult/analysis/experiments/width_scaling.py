@@ -150,8 +150,7 @@ def _figure(means: pd.DataFrame) -> Figure:
         "RMS": {"logits": None, "attention logits": None},
         "norm of the matrices": {"‖W‖ of hidden matrices": None, "‖W‖ of the head": None},
     }
-    figure, axes = panel_grid(2, 2, 2.3)
-    figure.set_size_inches(7.0, figure.get_figheight())
+    figure, axes = panel_grid(2, 2, 2.3, width=7.0)
     for (label, lines), ax in zip(panels.items(), axes.flat, strict=True):
         against_width(ax, means["d_model"])
         styles = line_styles(lines)
