@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from experiment_data import evidence
+from experiment_data import evidence, outcomes, saved
 from test_analysis_frame import write_run
 
-from lit_mult.analysis import style
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.experiments import clipping
-from lit_mult.analysis.findings import Findings
 from lit_mult.errors import UserError
 
 LOSSES = {"none": 3.0, "excluded": 2.8, "included": 2.98}
@@ -57,10 +55,6 @@ def study(
     return evidence(cells)
 
 
-def outcomes(found: Findings) -> list[str]:
-    return list(found.tables["verdicts"]["outcome"])
-
-
 def test_a_lost_gain_is_found(tmp_path: Path) -> None:
     found = clipping.findings(study(tmp_path))
     assert outcomes(found) == ["reproduced"] * 10
@@ -77,7 +71,8 @@ def test_a_lost_gain_is_found(tmp_path: Path) -> None:
     # Early the factors are 1/8 and 1/2, on 2 of 11 steps, and 1 on the others, where the norm is 0.8 or 0.2.
     clipped = found.display_tables["clipping"].query("optimizer == 'Muon' and arm == 'included'")
     assert list(clipped["mean"]) == [f"{2 / 11:.4f}", f"{2 / 11 * math.log(4):.4f}"]
-    assert style.save(found.figures["clipping"])["png"][:4] == b"\x89PNG"
+    assert list(found.figures) == ["clipping"]
+    saved(found)
 
 
 def test_clip_factors_that_hardly_differ_say_nothing_of_the_losses(tmp_path: Path) -> None:
@@ -113,7 +108,7 @@ def test_arms_that_are_equal_to_the_bit_reproduce_no_difference(tmp_path: Path) 
 def test_what_lacks_is_no_crash(tmp_path: Path) -> None:
     alone = clipping.findings(study(tmp_path, {"none": 3.0}, seeds=1))
     assert set(outcomes(alone)) == {"undecided"}
-    assert "png" in style.save(alone.figures["clipping"])
+    saved(alone)
     diverged = study(tmp_path / "diverged", LOSSES | {"included": float("nan")})
     diverged.runs.loc[diverged.runs["final_loss"].isna(), "status"] = "diverged"
     found = clipping.findings(diverged)

@@ -6,12 +6,10 @@ import math
 from collections.abc import Callable
 
 import pytest
-from experiment_data import evidence
+from experiment_data import evidence, outcomes, saved
 
-from lit_mult.analysis import style
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.experiments import multiplier_rates
-from lit_mult.analysis.findings import Findings
 from lit_mult.errors import UserError
 
 RATES, DECAYS = (2**-10, 2**-8, 2**-6, 2**-4, 2**-2), (0, 0.02, 0.08, 0.32)
@@ -50,10 +48,6 @@ def study(rate: Loss, decay: Loss, widths: tuple[int, ...] = (32, 64, 128), seed
     return evidence(cells)
 
 
-def outcomes(found: Findings) -> list[str]:
-    return list(found.tables["verdicts"]["outcome"])
-
-
 def test_an_optimum_that_stays_and_a_decay_that_helps() -> None:
     found = multiplier_rates.findings(study(optimum_at(0), decay_gains(0.1)))
     assert outcomes(found) == ["reproduced"] * 6
@@ -65,7 +59,8 @@ def test_an_optimum_that_stays_and_a_decay_that_helps() -> None:
     assert list(shown["excess"]) == ["0.0930", "0.0950", "0.0000", "0.1250"]
     assert list(found.display_tables["optimal_rates"]["log2 optimum"]) == ["-6.0000", "-5.9900", "-5.9800"]
     assert not found.warnings
-    assert style.save(found.figures["multiplier_rates"])["png"][:4] == b"\x89PNG"
+    assert list(found.figures) == ["multiplier_rates"]
+    saved(found)
 
 
 def test_an_optimum_that_moves_and_a_decay_that_harms() -> None:
@@ -102,19 +97,19 @@ def test_runs_that_diverged_or_lack() -> None:
     assert "3 of 81 runs diverged or were pruned" in found.warnings[0]
     shown = found.display_tables["excess_losses"].query("arm == 'rate' and value == '0.25'")
     assert list(shown["excess"]) == ["n/a"] * 3
-    assert "png" in style.save(found.figures["multiplier_rates"])
+    saved(found)
 
     lost = multiplier_rates.findings(
         study(lambda width, rate, seed: math.nan if width == 128 else steep(width, rate, seed), decay_gains(0))
     )
     assert outcomes(lost)[:2] == ["undecided"] * 2
-    assert "png" in style.save(lost.figures["multiplier_rates"])
+    saved(lost)
 
     begun = made.runs[(made.runs["arm"] == "rate") & (made.runs["d_model"] == 32)].iloc[:4]
-    assert "png" in style.save(multiplier_rates.findings(Evidence(made.folder, begun)).figures["multiplier_rates"])
+    saved(multiplier_rates.findings(Evidence(made.folder, begun)))
     single = multiplier_rates.findings(study(steep, decay_gains(0), widths=(32,), seeds=1))
     assert set(outcomes(single)) == {"undecided"}
-    assert "png" in style.save(single.figures["multiplier_rates"])
+    saved(single)
 
 
 def test_seeds_of_as_many_but_other_values_are_not_averaged() -> None:

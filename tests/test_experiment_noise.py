@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from experiment_data import Reading, evidence
+from experiment_data import Reading, evidence, outcomes, saved
 from test_analysis_frame import write_run
 
-from lit_mult.analysis import style
 from lit_mult.analysis.evidence.parameters import entries
 from lit_mult.analysis.experiments import brownian_overlay, signal_to_noise
 from lit_mult.analysis.findings import Findings
@@ -46,16 +45,6 @@ def study(tmp_path: Path) -> Study:
     return findings
 
 
-def outcomes(found: Findings) -> list[str]:
-    return list(found.tables["verdicts"]["outcome"])
-
-
-def assert_drawn(found: Findings) -> None:
-    assert set(found.captions) == set(found.figures)
-    for figure in found.figures.values():
-        assert style.save(figure)["png"].startswith(b"\x89PNG")
-
-
 def overlay_cell(matrices: float, multipliers: float, off: float = 1.02, **columns: Any) -> Cell:
     """Norms and motions over noise: the two layers' matrices lie by `off` above and below the given factor."""
     columns = {"arm": "strong", "seed": 0, **columns}
@@ -83,7 +72,7 @@ def test_matrices_at_noise_and_free_multipliers_are_the_papers_picture(study: St
     expected = [strong, math.log(3.003 / strong), weak, math.log(free / weak), math.log(weak / strong)]
     assert found.tables["verdicts"]["value"].tolist() == pytest.approx(expected, rel=1e-3)
     assert not found.warnings
-    assert_drawn(found)
+    saved(found)
 
 
 def test_matrices_off_noise_and_multipliers_at_it_contradict_the_paper(study: Study) -> None:
@@ -129,7 +118,7 @@ def test_ratios_by_role_are_geometric_means_over_layers(study: Study) -> None:
 def test_one_seed_and_diverged_runs_leave_claims_undecided(study: Study) -> None:
     one = study(brownian_overlay, [overlay_cell(1.0, 3.0)])
     assert outcomes(one) == ["undecided"] * 2
-    assert_drawn(one)
+    saved(one)
     cells = [overlay_cell(1.0, 3.0, seed=seed) for seed in SEEDS]
     cells[1][0].update(status="diverged", final_loss=math.nan)
     found = study(brownian_overlay, cells)
@@ -138,13 +127,13 @@ def test_one_seed_and_diverged_runs_leave_claims_undecided(study: Study) -> None
     assert len(found.warnings) == 1
     assert found.warnings[0].startswith("1 of 3 runs diverged or were pruned")
     assert set(found.tables["parameters"]["seed"]) == {0, 2}
-    assert_drawn(found)
+    saved(found)
 
 
 def test_without_a_completed_run_there_are_trajectories_alone(study: Study) -> None:
     found = study(brownian_overlay, [overlay_cell(1.0, 3.0, final_loss=math.nan)])
     assert outcomes(found) == ["undecided"] * 2
-    assert_drawn(found)
+    saved(found)
 
 
 def test_a_diverged_run_leaves_the_contrast_of_decays_undecided(study: Study) -> None:
@@ -192,7 +181,7 @@ def test_more_signal_frees_parameters(study: Study) -> None:
         {"weight": 1.124, "row": 1.290}, abs=1e-3
     )
     assert not found.warnings
-    assert_drawn(found)
+    saved(found)
 
 
 def test_signal_that_binds_parameters_and_noisy_multipliers_contradict_the_explanation(study: Study) -> None:
@@ -212,7 +201,7 @@ def test_an_estimate_below_0_is_kept_and_drawn_at_the_floor(study: Study) -> Non
     found = study(signal_to_noise, cells)
     assert (found.tables["parameters"]["snr"] < 0).sum() == 8
     assert found.warnings == ["8 of 72 signals lie less than two standard errors above 0"]
-    assert_drawn(found)
+    saved(found)
 
 
 def test_partial_and_diverged_studies(study: Study) -> None:
@@ -221,7 +210,7 @@ def test_partial_and_diverged_studies(study: Study) -> None:
 
     one_size = study(signal_to_noise, snr_cells(10.0, ratio, batches=(8,)))
     assert outcomes(one_size) == ["reproduced"] * 3  # no larger batch to compare with
-    assert_drawn(one_size)
+    saved(one_size)
     unfinished = study(signal_to_noise, snr_cells(10.0, ratio)[:5])  # of batch 8 a seed is missing
     assert unfinished.tables["verdicts"]["seeds"].tolist() == [2] * 4
     cells = snr_cells(10.0, ratio)
@@ -229,7 +218,7 @@ def test_partial_and_diverged_studies(study: Study) -> None:
     diverged = study(signal_to_noise, cells)
     assert outcomes(diverged) == ["undecided"] * 4
     assert diverged.warnings[0].startswith("1 of 9 runs diverged or were pruned")
-    assert_drawn(diverged)
+    saved(diverged)
     nothing = study(signal_to_noise, [snr_cell(8, 0, 10.0, ratio, final_loss=math.nan)])
     assert not nothing.figures
     assert outcomes(nothing) == ["undecided"] * 3

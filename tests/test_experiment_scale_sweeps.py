@@ -9,13 +9,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from experiment_data import Reading, evidence, outcomes_by_claim, saved
 
-from lit_mult.analysis import style
 from lit_mult.analysis.evidence import scale_sweep
 from lit_mult.analysis.experiments import mlp_scale, projector_norm
 from lit_mult.analysis.findings import Findings
 from lit_mult.errors import UserError
-from tests.experiment_data import Reading, evidence
 
 SCALES = (0.125, 0.5, 2.0, 8.0, 32.0)
 MLP_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -85,14 +84,9 @@ def mlp_cells(*, with_scalars: float, compensated: float, slope: float = 1.0, ri
     return cells
 
 
-def outcomes(found: Findings) -> dict[str, str]:
-    table = found.tables["verdicts"]
-    return dict(zip(table["claim"], table["outcome"], strict=True))
-
-
 def of(found: Findings, *parts: str) -> str:
     """The outcome of the one claim that has all of these parts."""
-    (outcome,) = [value for claim, value in outcomes(found).items() if all(part in claim for part in parts)]
+    (outcome,) = [value for claim, value in outcomes_by_claim(found).items() if all(part in claim for part in parts)]
     return outcome
 
 
@@ -101,11 +95,6 @@ def drawn(found: Findings) -> None:
     assert found.captions.keys() == found.figures.keys()
     for figure in found.figures.values():
         figure.draw_without_rendering()
-
-
-def saved(found: Findings) -> None:
-    for figure in found.figures.values():
-        assert style.save(figure)["png"].startswith(b"\x89PNG")
 
 
 def test_scale_is_the_factor_of_the_rate_of_one_role_or_of_several_alike() -> None:
@@ -153,7 +142,7 @@ def test_a_head_as_in_the_paper() -> None:
     assert of(found, "FPN the norm of the whole head follows") == "contradicted"  # planted: its square root
     assert of(found, "FPN the norm of the row of median norm follows") == "reproduced"
     assert of(found, "pulls the head of FPN away") == "reproduced"
-    assert len(outcomes(found)) == 19
+    assert len(outcomes_by_claim(found)) == 19
     saved(found)
 
 
@@ -206,8 +195,8 @@ def test_which_losses_exceed_their_best_at_the_extremes_is_said() -> None:
 def test_mlp_matrices_as_in_the_paper() -> None:
     found = mlp_scale.findings(evidence(mlp_cells(with_scalars=0.02, compensated=3)))
 
-    assert set(outcomes(found).values()) == {"reproduced"}
-    assert len(outcomes(found)) == 2 * 9
+    assert set(outcomes_by_claim(found).values()) == {"reproduced"}
+    assert len(outcomes_by_claim(found)) == 2 * 9
     slopes = found.tables["slopes"].groupby(["optimizer", "arm", "measure"])["slope"].mean()
     assert slopes["muon", "none", "output_rms"] == pytest.approx(3)
     assert slopes["muon", "scalars", "output_rms"] == pytest.approx(0, abs=1e-9)
@@ -305,12 +294,12 @@ def test_a_study_under_way_is_reported_and_of_single_seeds_nothing_is_decided(pa
         (mlp_cells(with_scalars=0.02, compensated=3), mlp_scale.findings),
     ):
         found = findings(evidence([cell for cell in cells if PARTS[part](cell[0])]))
-        assert outcomes(found)
+        assert outcomes_by_claim(found)
         assert not found.tables["verdicts"]["value"].isna().any() or part == "one seed"
         if part in ("one seed", "one run"):
-            assert set(outcomes(found).values()) == {"undecided"}
+            assert set(outcomes_by_claim(found).values()) == {"undecided"}
         if part in ("one scale", "one run"):
-            assert all("is that of noise" in claim for claim in outcomes(found))
+            assert all("is that of noise" in claim for claim in outcomes_by_claim(found))
             assert "Loss at the extremes" not in found.statements
         drawn(found)
 
@@ -323,7 +312,7 @@ def test_all_runs_diverged() -> None:
         for columns, _ in cells:
             columns["final_loss"] = math.nan
         found = findings(evidence(cells))
-        assert set(outcomes(found).values()) == {"undecided"}
+        assert set(outcomes_by_claim(found).values()) == {"undecided"}
         drawn(found)
 
 

@@ -105,11 +105,11 @@ def verdicts(differences: pd.DataFrame) -> Iterator[str]:
 def _warnings(runs: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
     if diverged := int((runs["status"] == "diverged").sum()):
         yield f"{diverged} of {len(runs)} runs diverged; they count as their initial loss in the sensitivity"
-    for place in _places(points[points["at_edge"]]):
-        yield f"optimum at the edge of the learning rates, so it may lie outside: {place}"
+    for name in _names(points[points["at_edge"]]):
+        yield f"optimum at the edge of the learning rates, so it may lie outside: {name}"
     for (complete, note), group in points[points["note"] != ""].groupby(["complete", "note"]):
-        for place in _places(group):
-            yield f"{'doubtful or no sensitivity' if complete else 'incomplete, no sensitivity'} ({note}): {place}"
+        for name in _names(group):
+            yield f"{'doubtful or no sensitivity' if complete else 'incomplete, no sensitivity'} ({note}): {name}"
     if (seeds := points["seed"].nunique()) == 1:
         yield f"{tables.NO_INTERVAL} can be given"
     elif seeds < ENOUGH_SEEDS:
@@ -118,7 +118,7 @@ def _warnings(runs: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
         yield "not every arm has every seed; differences use the seeds that both sides have"
 
 
-def _places(points: pd.DataFrame) -> Iterator[str]:
+def _names(points: pd.DataFrame) -> Iterator[str]:
     for _, group in points.groupby(["label", "d_model"], sort=False):
         first = next(rows(group))
         yield f"{first.label}, d = {first.d_model}, seed {', '.join(map(str, group['seed']))}"

@@ -34,7 +34,7 @@ def downstream(folder: Path, runs: pd.DataFrame) -> Findings:
     found.how_to_read, found.unit = _HOW_TO_READ, "scores per cent, differences in points"
     for suite, part in table[table["best"]].groupby("suite", sort=False):
         _suite(found, str(suite), part)
-    if others := table.loc[~table["best"], "place"].nunique():
+    if others := table.loc[~table["best"], "run"].nunique():
         found.warnings.append(
             f"scores of {others} runs are left out: they are not at the best learning rate of their arm"
         )

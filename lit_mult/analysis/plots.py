@@ -218,7 +218,7 @@ def _slope_label(arm: str, slopes: pd.DataFrame) -> str:
 
 def _loss_panel(ax: Axes, curves: pd.DataFrame, points: pd.DataFrame, styles: Styles) -> None:
     _, high = ax.get_ylim()
-    for place, (arm, curve) in enumerate(curves.groupby("arm", sort=False)):
+    for number, (arm, curve) in enumerate(curves.groupby("arm", sort=False)):
         style = styles[str(arm)]
         if curve["reference"].any():
             ax.axhline(curve["loss"].mean(), **style | {"marker": ""})
@@ -228,7 +228,7 @@ def _loss_panel(ax: Axes, curves: pd.DataFrame, points: pd.DataFrame, styles: St
             ax.plot(by_lr.index, by_lr, **style | {"ls": "none", "ms": 3, "alpha": 0.7})
         else:
             _curve(ax, by_lr, style)
-        y = 0.96 - 0.06 * place  # arms below one another, or their marks would cover each other
+        y = 0.96 - 0.06 * number  # arms below one another, or their marks would cover each other
         for marked, mark in ((curve["diverged"] > 0, s.CROSS), (curve["loss"] > high, s.TRIANGLE)):
             if marked.any():
                 s.mark_at_top(ax, curve.loc[marked, "lr"].unique(), y, style["color"], mark)
@@ -249,8 +249,8 @@ def _curve(ax: Axes, by_lr: pd.DataFrame, style: Mapping[str, Any]) -> None:
 
 
 def _references_above(ax: Axes, points: pd.DataFrame, styles: Styles) -> None:
-    for place, (arm, loss) in enumerate(points.groupby("arm", sort=False)["best_loss"].mean().items()):
-        _write(ax, 0.88 - 0.1 * place, f"{arm}: {loss:.2f} ↑", styles[str(arm)]["color"])
+    for number, (arm, loss) in enumerate(points.groupby("arm", sort=False)["best_loss"].mean().items()):
+        _write(ax, 0.88 - 0.1 * number, f"{arm}: {loss:.2f} ↑", styles[str(arm)]["color"])
 
 
 def _write(ax: Axes, y: float, text: str, colour: str = "black") -> None:

@@ -22,24 +22,24 @@ def downstream(means: pd.DataFrame, differences: pd.DataFrame) -> Figure:
     `means` and `differences` are those of one suite and one width; of `means`, the last checkpoints.
     """
     tasks = list(means["task"].unique())
-    place = {task: number + 0.7 * (task in AVERAGES) for number, task in enumerate(tasks)}
+    position = {task: number + 0.7 * (task in AVERAGES) for number, task in enumerate(tasks)}
     compared = differences.drop_duplicates(["of", "against", "within"])
     figure, axes = panel_grid(2 if len(compared) else 1, 1, 2.7, width=7.0)
     styles, lines = s.arm_styles(means), list(means["label"].unique())
     top = axes[0, 0]
     for number, (_, line) in enumerate(means.groupby("label", sort=False)):
         first = next(rows(line))
-        x = np.array([place[task] for task in line["task"]]) + _beside(number, len(lines))
+        x = np.array([position[task] for task in line["task"]]) + _beside(number, len(lines))
         look = _look(styles, first.arm, first.optimizer)
         draw_means(top, x, line, "value", look | {"ls": "none"})
     for row in rows(means.drop_duplicates("task")):
         if not np.isnan(row.chance):
-            top.hlines(row.chance, place[row.task] - 0.4, place[row.task] + 0.4, color="0.4", lw=0.9, ls=":")
+            top.hlines(row.chance, position[row.task] - 0.4, position[row.task] + 0.4, color="0.4", lw=0.9, ls=":")
     top.set(ylabel="score", ylim=(0, 1.03))
     if len(compared):
-        _difference_panel(axes[1, 0], differences, compared, place)
+        _difference_panel(axes[1, 0], differences, compared, position)
     for ax in axes[:, 0]:
-        _name_tasks(ax, means, place)
+        _name_tasks(ax, means, position)
     marks: list[Mark] = [("chance", {"color": "0.4", "ls": ":"})]
     marks += [(name, mark | {"ls": "none"}) for name, mark in _optimizer_marks(means)]
     points_only = {arm: style | {"ls": "none"} for arm, style in styles.items()}
@@ -74,11 +74,11 @@ def _optimizer_marks(means: pd.DataFrame) -> list[Mark]:
     return s.optimizer_marks(optimizers) if len(optimizers) > 1 else []
 
 
-def _difference_panel(ax: Axes, differences: pd.DataFrame, compared: pd.DataFrame, place: dict[str, float]) -> None:
+def _difference_panel(ax: Axes, differences: pd.DataFrame, compared: pd.DataFrame, position: dict[str, float]) -> None:
     colours = s.comparison_colours(len(compared))
     for number, row in enumerate(rows(compared)):
         line = differences.merge(pd.DataFrame([{"of": row.of, "against": row.against, "within": row.within}]))
-        x = np.array([place[task] for task in line["task"]]) + _beside(number, len(compared))
+        x = np.array([position[task] for task in line["task"]]) + _beside(number, len(compared))
         look: dict[str, Any] = {"color": colours[number], "marker": "osDvPh"[number % 6], "ls": "none", "ms": 4}
         draw_means(ax, x, line, "difference", look)
         ax.plot([], [], **look, label=f"{row.of} - {row.against}{f' ({row.within})' if row.within else ''}")
@@ -86,13 +86,13 @@ def _difference_panel(ax: Axes, differences: pd.DataFrame, compared: pd.DataFram
     ax.set_ylabel("difference of scores")
 
 
-def _name_tasks(ax: Axes, means: pd.DataFrame, place: dict[str, float]) -> None:
+def _name_tasks(ax: Axes, means: pd.DataFrame, position: dict[str, float]) -> None:
     sides = means.drop_duplicates("task").set_index("task")["side"]
-    names = [task.removeprefix("mini_").replace("_", " ") for task in place]
-    ax.set_xticks(list(place.values()), names, rotation=25, ha="right", rotation_mode="anchor")
+    names = [task.removeprefix("mini_").replace("_", " ") for task in position]
+    ax.set_xticks(list(position.values()), names, rotation=25, ha="right", rotation_mode="anchor")
     ax.grid(visible=False, axis="x")
-    ax.set_xlim(min(place.values()) - 0.6, max(place.values()) + 0.6)
-    for task, at in place.items():
+    ax.set_xlim(min(position.values()) - 0.6, max(position.values()) + 0.6)
+    for task, at in position.items():
         if (tint := _TINT.get(str(sides[task]))) is not None:
             ax.axvspan(at - 0.5, at + 0.5, color=tint, alpha=0.06, lw=0)
 

@@ -148,7 +148,7 @@ def log_y(ax: Axes) -> None:
     """Make the y axis of a finished panel logarithmic, with a few ticks written out: 0.2 instead of 2 x 10^-1."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    if not math.isfinite(ax.dataLim.minposy):  # nothing drawn yet of a study that is under way
+    if not math.isfinite(ax.dataLim.minposy):  # nothing is drawn: the study has no finished runs yet
         return
     ax.set_yscale("log")
     low, high = ax.get_ylim()

@@ -118,15 +118,14 @@ def score_differences_table(differences: pd.DataFrame) -> pd.DataFrame:
 
     Of scores that are no shares of right answers the differences are in their own unit.
     """
-    widths = differences["d_model"].nunique() > 1
-    cells = dict[str, dict[str, str]]()
+    widths, cells = differences["d_model"].nunique() > 1, []
     for row in rows(differences):
         within = ", ".join(filter(None, (row.within, f"d = {row.d_model}" if widths else "")))
         name = f"{row.of} - {row.against}{f' ({within})' if within else ''}"
         unit, digits = (100, 1) if row.share else (1, 4)
         span = "" if math.isnan(row.low) else f" [{unit * row.low:+.{digits}f}, {unit * row.high:+.{digits}f}]"
-        cells.setdefault(row.task, {"task": row.task})[name] = f"{unit * row.difference:+.{digits}f}{span}"
-    return pd.DataFrame(list(cells.values())).fillna("")
+        cells.append(({"task": row.task}, name, f"{unit * row.difference:+.{digits}f}{span}"))
+    return wide_table(cells)
 
 
 def power_table(power: pd.DataFrame) -> pd.DataFrame:
@@ -151,6 +150,14 @@ def means_table(
         for row in means.to_dict("records")
     ]
     return pd.DataFrame(cells)
+
+
+def wide_table(cells: Iterable[tuple[dict[str, str], str, str]]) -> pd.DataFrame:
+    """A table of (columns that name a row, further column, text); rows and columns in the order of their first cell."""
+    table = dict[tuple[str, ...], dict[str, str]]()
+    for row, column, text in cells:
+        table.setdefault(tuple(row.values()), dict(row))[column] = text
+    return pd.DataFrame(list(table.values())).fillna("")
 
 
 def number(value: float) -> str:

@@ -36,7 +36,7 @@ class Evidence:
     """`frame.load_records`."""
 
     def expect(self, arms: Collection[str], factors: Collection[str] = ()) -> None:
-        """See that the study varies what the experiment is about and nothing else.
+        """Check that the study varies what the experiment is about and nothing else.
 
         Raises:
             UserError: an arm or a factor (optimizer, or a dotted field) that the experiment does not know, or none of

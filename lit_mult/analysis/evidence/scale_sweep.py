@@ -66,11 +66,11 @@ def against_scale(ax: Axes, scales: pd.Series) -> None:
 
 def draw(ax: Axes, table: pd.DataFrame, measure: str, styles: Styles, look: Mapping[str, Any] | None = None) -> None:
     """`means` against S with 95 % intervals, a line an arm; crosses at the top where losses diverged."""
-    for place, (arm, line) in enumerate(table.groupby("arm", sort=False)):
+    for nth, (arm, line) in enumerate(table.groupby("arm", sort=False)):
         points, style = means(line, measure), styles[str(arm)]
         draw_means(ax, beside(points["scale"], str(arm), styles), points, measure, {**style, **(look or {})})
         diverged = line.loc[line[LOSS].isna() & (measure == LOSS), "scale"].to_numpy(float)
-        mark_at_top(ax, diverged, 0.97 - 0.06 * place, style["color"])
+        mark_at_top(ax, diverged, 0.97 - 0.06 * nth, style["color"])
 
 
 def means(table: pd.DataFrame, measure: str) -> pd.DataFrame:
@@ -99,9 +99,9 @@ def _extremes(rises: pd.DataFrame) -> Iterator[str]:
 def _display_means(table: pd.DataFrame) -> pd.DataFrame:
     """`means` for people: the numbers of the figure."""
     cells = []
-    for place, runs in curves(table, list(table.columns)[list(table.columns).index(LOSS) :]):
-        found = means(runs, place["measure"]).set_index("scale")[place["measure"]]
-        cells.append(_names(**place) | {f"S = {at:g}": number(value) for at, value in found.items()})
+    for keys, runs in curves(table, [str(name) for name in table.loc[:, LOSS:]]):
+        found = means(runs, keys["measure"]).set_index("scale")[keys["measure"]]
+        cells.append(_names(**keys) | {f"S = {at:g}": number(value) for at, value in found.items()})
     return pd.DataFrame(cells).fillna("n/a")
 
 
@@ -127,8 +127,8 @@ def _warnings(table: pd.DataFrame) -> Iterator[str]:
     for (optimizer, arm), group in table.groupby(["optimizer", "arm"]):
         runs = group.groupby("seed").size()
         if lacking := [str(seed) for seed in runs.index[runs < table["scale"].nunique()]]:
-            place = f"{arm}, {optimizer_name(str(optimizer))}, seed {', '.join(lacking)}"
-            yield f"not a run at every scale, so left out of rises, slopes and noise factors: {place}"
+            which = f"{arm}, {optimizer_name(str(optimizer))}, seed {', '.join(lacking)}"
+            yield f"not a run at every scale, so left out of rises, slopes and noise factors: {which}"
 
 
 def scale(factor: float | str) -> float:
@@ -211,9 +211,9 @@ def by_seed(
 ) -> pd.DataFrame:
     """A statistic of every curve of some measures: optimizer, arm, measure, the given columns, seed and its name."""
     found = []
-    for place, _ in curves(table, measures):
-        values = statistic(curve(table, place["measure"], optimizer=place["optimizer"], arm=place["arm"]))
-        found += [{**place, **columns, "seed": seed, name: value} for seed, value in values.items()]
+    for keys, _ in curves(table, measures):
+        values = statistic(curve(table, **keys))
+        found += [{**keys, **columns, "seed": seed, name: value} for seed, value in values.items()]
     return pd.DataFrame(found, columns=["optimizer", "arm", "measure", *columns, "seed", name])
 
 

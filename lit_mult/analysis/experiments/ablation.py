@@ -40,7 +40,7 @@ def findings(evidence: Evidence) -> Findings:
     """What do learnable vectors add to tuned multipliers, and can they stand in for them?"""
     evidence.expect(["fixed", "vectors"], ["optimizer", _TIER, "optim.lr"])
     runs = evidence.runs.assign(optimizer=evidence.runs["optimizer"].map(optimizer_name))
-    runs = runs.assign(place=runs[_TIER].map(_TIERS.index)).sort_values(["optimizer", "place"], ignore_index=True)
+    runs = runs.assign(rank=runs[_TIER].map(_TIERS.index)).sort_values(["optimizer", "rank"], ignore_index=True)
     best = best_rates(runs)
     gaps, decay_start = _gaps(best), _decay_start(runs)
     point = ["optimizer", _TIER]
@@ -119,10 +119,10 @@ def _tiers_figure(runs: pd.DataFrame, best: pd.DataFrame) -> style.Figure:
     xlabel, ylabel = "tuned multipliers in use", f"best {style.LOSS}"
     figure, axes = style.panel_grid(1, len(optimizers), 2.4, sharey=True, xlabel=xlabel, ylabel=ylabel)
     for optimizer, ax in zip(optimizers, axes[0], strict=True):
-        means = means_over_seeds(best[best["optimizer"] == optimizer], ["arm", "place"], "final_loss")
+        means = means_over_seeds(best[best["optimizer"] == optimizer], ["arm", "rank"], "final_loss")
         for shift, (arm, look) in zip((-0.04, 0.04), styles.items(), strict=False):  # lest bars overlap
             line = means[means["arm"] == arm]
-            style.draw_means(ax, line["place"] + shift, line, "final_loss", look)
+            style.draw_means(ax, line["rank"] + shift, line, "final_loss", look)
         ax.set_xticks(range(len(_TIERS)), _TIERS)
         ax.set(title=optimizer, xlim=(-0.4, len(_TIERS) - 0.6))
     style.add_legend(figure, runs, styles)

@@ -22,7 +22,7 @@ from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import optimizer_name, rows
 from lit_mult.analysis.seeds import means_over_seeds, paired
 from lit_mult.analysis.style import Figure, log_y, mark_legend, panel_grid, styled
-from lit_mult.analysis.tables import spanned
+from lit_mult.analysis.tables import spanned, wide_table
 from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge
 from lit_mult.diagnostics.noise_band import TOLERANCE
 from lit_mult.registry.roles import Role
@@ -122,11 +122,10 @@ def _by_line(end: pd.DataFrame) -> pd.DataFrame:
 
 
 def _display(ratios: pd.DataFrame) -> pd.DataFrame:
-    cells = dict[str, dict[str, str]]()
-    for row in rows(ratios):
-        column = f"{row.arm}, {optimizer_name(row.optimizer)}"
-        cells.setdefault(row.line, {"parameters": row.line})[column] = spanned(row.value, row.low, row.high)
-    return pd.DataFrame(list(cells.values())).fillna("")
+    return wide_table(
+        ({"parameters": row.line}, f"{row.arm}, {optimizer_name(row.optimizer)}", spanned(row.value, row.low, row.high))
+        for row in rows(ratios)
+    )
 
 
 @styled

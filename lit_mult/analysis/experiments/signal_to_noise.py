@@ -26,7 +26,7 @@ from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import rows
 from lit_mult.analysis.seeds import mean_interval, means_over_seeds
 from lit_mult.analysis.style import Axes, Figure, against_width, draw_means, log_y, mark_legend, panel_grid, styled
-from lit_mult.analysis.tables import spanned
+from lit_mult.analysis.tables import spanned, wide_table
 from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge
 from lit_mult.diagnostics.noise_band import noise_band
 
@@ -164,12 +164,11 @@ def _by_batch(points: pd.DataFrame, group: str) -> pd.DataFrame:
 
 
 def _kinds_table(kinds: pd.DataFrame) -> pd.DataFrame:
-    titles = {"snr": "SNR", "ratio": "moved over noise", "free": "share free"}
-    cells = dict[tuple[str, int], dict[str, str]]()
+    titles, cells = {"snr": "SNR", "ratio": "moved over noise", "free": "share free"}, []
     for row in rows(kinds):
-        cell = cells.setdefault((row.kind, row.batch), {"parameters": row.kind, "batch size": str(row.batch)})
-        cell[titles[row.measure]] = spanned(row.value, row.low, row.high)
-    return pd.DataFrame(list(cells.values()))
+        keys = {"parameters": row.kind, "batch size": str(row.batch)}
+        cells.append((keys, titles[row.measure], spanned(row.value, row.low, row.high)))
+    return wide_table(cells)
 
 
 def _cuts_table(cuts: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,6 @@ the paper, while norms of matrices and logits keep their size (its table 1, the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,31 +14,22 @@ import pandas as pd
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.exponents import larger_half
 from lit_mult.analysis.findings import Findings
-from lit_mult.analysis.frame import rows
 from lit_mult.analysis.seeds import geometric_means, mean_logs, means_over_seeds, of_like_seeds, slopes
 from lit_mult.analysis.style import Figure, against_width, draw_means, in_octaves, line_styles, panel_grid, styled
 from lit_mult.analysis.tables import spanned
 from lit_mult.analysis.verdict import judge
 from lit_mult.registry.roles import HIDDEN_ROLES
 
-
-@dataclass(frozen=True)
-class _Claim:
-    text: str
-    low: float
-    high: float
-
-
 # "Hardly change": ±0.1 is a factor of 1.23 over 8 times the width. Logits are the outcome of all scales together, so
 # they get ±0.15 (1.37); without a scalar they would grow by a power of 1/2 at the least. "More slowly" than a power of
 # -1 or -2: no steeper than it, and more than half of it, as half of it is another law, that of independent weights.
-_CLAIMS = {
-    "‖W‖ of hidden matrices": _Claim("Norms of hidden matrices hardly change with width", -0.1, 0.1),
-    "‖W‖ of the head": _Claim("The norm of the head's matrix hardly changes with width", -0.1, 0.1),
-    "logits": _Claim("Logits keep their size", -0.15, 0.15),
-    "attention logits": _Claim("Attention logits keep their size", -0.15, 0.15),
-    "scalar of the head": _Claim("The learned scalar of the head falls more slowly than d^-1", -1.0, -0.5),
-    "query · key": _Claim("The product of query and key scalars falls more slowly than d^-2", -2.0, -1.0),
+_CLAIMS: dict[str, tuple[str, float, float]] = {
+    "‖W‖ of hidden matrices": ("Norms of hidden matrices hardly change with width", -0.1, 0.1),
+    "‖W‖ of the head": ("The norm of the head's matrix hardly changes with width", -0.1, 0.1),
+    "logits": ("Logits keep their size", -0.15, 0.15),
+    "attention logits": ("Attention logits keep their size", -0.15, 0.15),
+    "scalar of the head": ("The learned scalar of the head falls more slowly than d^-1", -1.0, -0.5),
+    "query · key": ("The product of query and key scalars falls more slowly than d^-2", -2.0, -1.0),
 }
 _SCALES: dict[str, tuple[str, list[str]]] = {
     "scalar of the head": ("scalar_value", ["lm_head"]),
@@ -82,8 +72,8 @@ def findings(evidence: Evidence) -> Findings:
         means = means_over_seeds(slopes(other, ["what", "seed"], "log_width"), ["what"], "slope")
         exponents = exponents.merge(means, on="what", how="left", suffixes=("", f"_{when}"))
     verdicts = [
-        judge(f"{claim.text}, as in fig. 5", f"Exponent of the width, {what}", of_seed, (claim.low, claim.high))
-        for what, claim in _CLAIMS.items()
+        judge(f"{claim}, as in fig. 5", f"Exponent of the width, {what}", of_seed, (low, high))
+        for what, (claim, low, high) in _CLAIMS.items()
         if len(of_seed := by_seed.loc[by_seed["what"] == what, "slope"])
     ]
     means = geometric_means(logs, ["what", "d_model"])
@@ -126,19 +116,14 @@ def _logs(readings: pd.DataFrame) -> pd.DataFrame:
 
 
 def _display(exponents: pd.DataFrame, larger: int) -> pd.DataFrame:
-    cells = [
-        {
-            "scale": row.what,
-            "judged": f"{_CLAIMS[row.what].low:g} to {_CLAIMS[row.what].high:g}" if row.what in _CLAIMS else "",
-            "seeds": str(row.seeds),
-            "at the end": spanned(row.slope, row.low, row.high),
-            f"at the end, from width {larger}": spanned(
-                row.slope_larger_widths, row.low_larger_widths, row.high_larger_widths
-            ),
-            "half way": spanned(row.slope_halfway, row.low_halfway, row.high_halfway),
-        }
-        for row in rows(exponents)
-    ]
+    fits = {"": "at the end", "_larger_widths": f"at the end, from width {larger}", "_halfway": "half way"}
+    cells = []
+    for row in exponents.to_dict("records"):
+        judged = "{1:g} to {2:g}".format(*_CLAIMS[row["what"]]) if row["what"] in _CLAIMS else ""
+        cell = {"scale": row["what"], "judged": judged, "seeds": str(row["seeds"])}
+        for fit, name in fits.items():
+            cell[name] = spanned(row[f"slope{fit}"], row[f"low{fit}"], row[f"high{fit}"])
+        cells.append(cell)
     return pd.DataFrame(cells)
 
 
