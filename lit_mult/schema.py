@@ -7,9 +7,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    AliasPath,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from lit_mult import atomic
 from lit_mult.config import ParametrizationConfig, Tier
@@ -241,8 +251,11 @@ class Tuning(_Section):
         return {"d_model": data["base_d_model"], **data} if isinstance(data, dict) and "base_d_model" in data else data
 
 
+_Overrides = Annotated[dict[str, Any], BeforeValidator(lambda fields: {} if fields is None else fields)]
+
+
 class _PlanPart(BaseModel):
-    """A part of a plan, of which other fields are left to `study.spec`."""
+    """A part of a plan; its other fields are `study.spec`'s."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
@@ -255,20 +268,6 @@ class _TunedPreset(_PlanPart):
     optimizers: dict[str, _Tuned] = {}
 
 
-class _Parametrization(_PlanPart):
-    preset: str = NEUTRAL
-
-
-class _Base(_PlanPart):
-    parametrization: _Parametrization = _Parametrization()
-
-
-class _Design(_PlanPart):
-    base: _Base = _Base()
-    arms: dict[str, dict[str, Any] | None] = {}
-    presets: dict[str, _TunedPreset] = {}
-
-
 class StudyPlan(_PlanPart):
     """What a report needs of study.json."""
 
@@ -278,20 +277,23 @@ class StudyPlan(_PlanPart):
     """Number of runs planned."""
     experiment: str | None = None
     """Experiment that the study is, `config.Experiment`; None: a comparison of arms over learning rates."""
-    spec: _Design = _Design()
+    preset: str = Field(NEUTRAL, validation_alias=AliasPath("spec", "base", "parametrization", "preset"))
+    """That of arms which set none."""
+    arms: dict[str, _Overrides] = Field({}, validation_alias=AliasPath("spec", "arms"))
+    """Arm -> dotted config field -> value; the preset is always among them, whoever sets it."""
+    presets: dict[str, _TunedPreset] = Field({}, validation_alias=AliasPath("spec", "presets"))
 
-    @property
-    def arms(self) -> dict[str, dict[str, Any]]:
-        """Arm -> dotted config field -> value; the preset is always among them, whoever sets it."""
-        shared = {PRESET: self.spec.base.parametrization.preset}
-        return {arm: shared | (fields or {}) for arm, fields in self.spec.arms.items()}
+    @field_validator("arms")
+    @classmethod
+    def _name_presets(cls, arms: dict[str, dict[str, Any]], info: ValidationInfo) -> dict[str, dict[str, Any]]:
+        return {arm: {PRESET: info.data.get("preset"), **fields} for arm, fields in arms.items()}
 
     @property
     def tuning(self) -> dict[str, dict[str, Tuning]]:
         """Preset -> optimizer -> how it was tuned, where that is on record."""
         return {
             name: {optimizer: part.tuning for optimizer, part in preset.optimizers.items() if part.tuning}
-            for name, preset in self.spec.presets.items()
+            for name, preset in self.presets.items()
         }
 
     @classmethod

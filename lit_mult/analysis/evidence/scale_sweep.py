@@ -18,7 +18,7 @@ import pandas as pd
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import optimizer_name, rows
-from lit_mult.analysis.seeds import best_elsewhere, means_over_seeds, slope
+from lit_mult.analysis.seeds import best_elsewhere, geometric_means, means_over_seeds, slope
 from lit_mult.analysis.style import Axes, Styles, against_width, beside, draw_means, mark_at_top
 from lit_mult.analysis.tables import interval, number, signed, spanned
 from lit_mult.analysis.verdict import BELOW_0, Verdict, judge
@@ -77,8 +77,7 @@ def means(table: pd.DataFrame, measure: str) -> pd.DataFrame:
     """Means over seeds at every scale with their interval; of what is no loss, geometric: scales multiply."""
     if measure == LOSS:
         return means_over_seeds(table, ["scale"], measure)
-    found = means_over_seeds(table.assign(**{measure: np.log(table[measure])}), ["scale"], measure)
-    return found.assign(**{name: np.exp(found[name]) for name in (measure, "low", "high")})
+    return geometric_means(table.assign(log=np.log(table[measure])), ["scale"]).rename(columns={"value": measure})
 
 
 def _extremes(rises: pd.DataFrame) -> Iterator[str]:
@@ -97,7 +96,7 @@ def _extremes(rises: pd.DataFrame) -> Iterator[str]:
 
 
 def _display_means(table: pd.DataFrame) -> pd.DataFrame:
-    """`means` for people: the numbers of the figure."""
+    """`means` for readers: the numbers of the figure."""
     cells = []
     for keys, runs in curves(table, [str(name) for name in table.loc[:, LOSS:]]):
         found = means(runs, keys["measure"]).set_index("scale")[keys["measure"]]
