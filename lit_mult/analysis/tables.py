@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
 from typing import Any
 
 import pandas as pd
@@ -34,67 +35,69 @@ def to_text(table: pd.DataFrame) -> str:
     )
 
 
-def summary_table(summary: pd.DataFrame) -> pd.DataFrame:
+def _by_row(write: Callable[[Any], dict[str, str]]) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """From a function that writes a row to one that writes a table."""
+
+    @wraps(write)
+    def table(frame: pd.DataFrame) -> pd.DataFrame:
+        return pd.DataFrame([write(row) for row in rows(frame)])
+
+    return table
+
+
+@_by_row
+def summary_table(row: Any) -> dict[str, str]:
     """`sensitivity.summary` for readers: losses in nats per token, four decimals."""
-    return _by_row(
-        summary,
-        lambda row: {
-            **_best_loss(row),
-            "lr sensitivity": number(row.sensitivity),
-            "95 % interval ": interval(row.sensitivity_low, row.sensitivity_high, row.sensitivity_seeds),
-            "optimal lr": power_of_two(row.optimum_lr),
-            "diverged": f"{row.diverged} of {row.runs}",
-            "doubts": _doubts(row, "one lr only" * row.reference, f"{row.pruned} runs pruned" * bool(row.pruned)),
-        },
-    )
+    return {
+        **_best_loss(row),
+        "lr sensitivity": number(row.sensitivity),
+        "95 % interval ": interval(row.sensitivity_low, row.sensitivity_high, row.sensitivity_seeds),
+        "optimal lr": power_of_two(row.optimum_lr),
+        "diverged": f"{row.diverged} of {row.runs}",
+        "doubts": _doubts(row, "one lr only" * row.reference, f"{row.pruned} runs pruned" * bool(row.pruned)),
+    }
 
 
-def differences_table(differences: pd.DataFrame) -> pd.DataFrame:
+@_by_row
+def differences_table(row: Any) -> dict[str, str]:
     """`sensitivity.paired_differences` for readers: nats per token, below 0 where the first named is better."""
-    return _by_row(
-        differences,
-        lambda row: {
-            "difference": f"{row.of} - {row.against}",
-            "within": row.within or _NOTHING,
-            "width": str(row.d_model),
-            "measure": str(row.measure).replace("_", " "),
-            "seeds": str(row.seeds),
-            "mean": signed(row.difference),
-            "95 % interval": interval(row.low, row.high, row.seeds),
-            "doubtful pairs": f"{row.doubtful} of {row.pairs}" if row.doubtful else "",
-        },
-    )
+    return {
+        "difference": f"{row.of} - {row.against}",
+        "within": row.within or _NOTHING,
+        "width": str(row.d_model),
+        "measure": str(row.measure).replace("_", " "),
+        "seeds": str(row.seeds),
+        "mean": signed(row.difference),
+        "95 % interval": interval(row.low, row.high, row.seeds),
+        "doubtful pairs": f"{row.doubtful} of {row.pairs}" if row.doubtful else "",
+    }
 
 
-def drift_table(drift: pd.DataFrame) -> pd.DataFrame:
+@_by_row
+def drift_table(row: Any) -> dict[str, str]:
     """`sensitivity.optimum_drift` for readers."""
-    return _by_row(
-        drift,
-        lambda row: {
-            "line": row.label,
-            "widths": str(row.widths),
-            "seeds": str(row.seeds),
-            "slope": signed(row.slope),
-            "95 % interval": interval(row.slope_low, row.slope_high, row.seeds),
-            "doubts": _doubts(row),
-        },
-    )
+    return {
+        "line": row.label,
+        "widths": str(row.widths),
+        "seeds": str(row.seeds),
+        "slope": signed(row.slope),
+        "95 % interval": interval(row.slope_low, row.slope_high, row.seeds),
+        "doubts": _doubts(row),
+    }
 
 
-def bill_table(bill: pd.DataFrame) -> pd.DataFrame:
+@_by_row
+def bill_table(row: Any) -> dict[str, str]:
     """`cost.bill` for readers: means over seeds; FLOPs and tokens with two digits."""
-    return _by_row(
-        bill,
-        lambda row: {
-            **_best_loss(row),
-            "FLOPs of the best run": scientific(row.run_flops),
-            "of the search": scientific(row.search_flops),
-            "of the tuning": scientific(row.tuning_flops),
-            "in total": scientific(row.total_flops),
-            "tokens in total": scientific(row.total_tokens),
-            "seconds in total": _written(row.total_seconds, ",.0f"),
-        },
-    )
+    return {
+        **_best_loss(row),
+        "FLOPs of the best run": scientific(row.run_flops),
+        "of the search": scientific(row.search_flops),
+        "of the tuning": scientific(row.tuning_flops),
+        "in total": scientific(row.total_flops),
+        "tokens in total": scientific(row.total_tokens),
+        "seconds in total": _written(row.total_seconds, ",.0f"),
+    }
 
 
 def scores_table(means: pd.DataFrame) -> pd.DataFrame:
@@ -224,10 +227,6 @@ def _doubts(row: Any, before: str = "", behind: str = "") -> str:
     edge = f"optimum at the edge ({row.at_edge} times)" if row.at_edge else ""
     missing = f"runs missing ({row.incomplete} times)" if row.incomplete else ""
     return ", ".join(filter(None, (before, edge, missing, behind)))
-
-
-def _by_row(table: pd.DataFrame, write: Callable[[Any], dict[str, str]]) -> pd.DataFrame:
-    return pd.DataFrame([write(row) for row in rows(table)])
 
 
 def _cells(table: pd.DataFrame) -> Iterable[list[str]]:
