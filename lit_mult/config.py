@@ -29,19 +29,7 @@ else:  # what is there to choose from
     MultiplierKind = Literal[tuple(KINDS)]
     OptimizerName = Literal[tuple(OPTIMIZERS)]
     Diagnostic = Literal[modules_in("diagnostics/groups")]
-    Experiment = Literal[
-        "projector_norm",
-        "brownian_overlay",
-        "mlp_scale",
-        "depth_scales",
-        "row_norms",
-        "symmetries",
-        "width_scaling",
-        "clipping",
-        "ablation",
-        "multiplier_rates",
-        "signal_to_noise",
-    ]
+    Experiment = Literal[modules_in("analysis/experiments")]
 
 
 def _choices(registry: Mapping[str, Any]) -> str:

@@ -1,23 +1,43 @@
-"""What a run, and an evaluation of it, leave behind: JSON files, written whole, never rewritten. Needs no torch."""
+"""What is on disk of studies, runs and evaluations, as models: JSON files, written whole. Needs no torch.
+
+Records are never rewritten. `analysis.frame` reads run records as plain JSON instead, thousands at a time.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    AliasPath,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from lit_mult import atomic
+from lit_mult.config import ParametrizationConfig, Tier
 from lit_mult.errors import UserError
 
 SCHEMA_VERSION: Final = 1
+NEUTRAL: Final = ParametrizationConfig().preset
+"""The preset in which every multiplier is 1: nothing of it was tuned."""
+PRESET: Final = "parametrization.preset"
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
-class CellInfo(BaseModel):
-    """Where a run stands in the study that asked for it."""
-
+class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class CellInfo(_Section):
+    """Where a run stands in the study that asked for it."""
 
     study: str
     """Name of the study."""
@@ -35,12 +55,9 @@ class CellInfo(BaseModel):
     """Not of the planned grid: added because the optimum lay at an edge of it."""
 
 
-class _Written(BaseModel):
-    """A record on disk."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
+class _Record(_Section):
     schema_version: Literal[1] = SCHEMA_VERSION
+    _kind: ClassVar[str]
     _indent: ClassVar[int | None] = 1
 
     def write(self, path: Path) -> None:
@@ -64,19 +81,13 @@ class _Written(BaseModel):
         Raises:
             UserError: the file is missing, damaged, or of another schema version.
         """
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise UserError(f"{path}: cannot read the record ({error.strerror})") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "file"
-            kind = "run record" if cls is RunRecord else "evaluation record"
-            raise UserError(f"{path}: not a version-{SCHEMA_VERSION} {kind} ({where}: {first['msg']})") from None
+        return _read(cls, path, f"not a version-{SCHEMA_VERSION} {cls._kind}")
 
 
-class RunRecord(_Written):
+class RunRecord(_Record):
     """One finished run, complete enough to be repeated and to be analysed without its checkpoints."""
+
+    _kind: ClassVar[str] = "run record"
 
     status: Literal["completed", "diverged", "pruned"]
     """diverged: the loss became non-finite or rose far above its start; a data point, not a failure. pruned: ended
@@ -124,10 +135,8 @@ class RunRecord(_Written):
     """(step, validation loss), nats per token, from step 0."""
 
 
-class Score(BaseModel):
+class Score(_Section):
     """The score of one task."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     task: str
     metric: str
@@ -148,9 +157,10 @@ class Score(BaseModel):
     """Examples that were in the prompt."""
 
 
-class EvaluationRecord(_Written):
+class EvaluationRecord(_Record):
     """Downstream scores of one checkpoint."""
 
+    _kind: ClassVar[str] = "evaluation record"
     _indent: ClassVar[int | None] = None  # thousands of items, of which each would have a line
 
     suite: str
@@ -186,3 +196,122 @@ class EvaluationRecord(_Written):
     """Of the tasks of the suite, in its order."""
     results: dict[str, dict[str, Any]]
     """All that lm-eval reports, subtasks and groups included."""
+
+
+class Tuning(_Section):
+    """What it cost to find a preset's multipliers and what they brought, for a fair comparison with learned ones."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    study: str
+    """Name of the tuning study."""
+    trials: int
+    """Runs, the pruned and the diverged ones included; so for tokens, flops and seconds."""
+    completed: int
+    """Runs that came to their last step."""
+    pruned: int
+    """Runs that the study's pruner ended early."""
+    diverged: int
+    """Runs whose loss became non-finite or rose far above its start."""
+    tokens: int
+    """Tokens trained on, summed over the trials."""
+    flops: float
+    """Floating-point operations of training: 6 * parameters * tokens, summed over the trials."""
+    seconds: float
+    """Wall time in training and validation, summed over the trials."""
+    d_model: int
+    """Width at which the trials ran."""
+    base_d_model: int
+    """Width against which the trials were scaled (`parametrization.base_d_model`)."""
+    steps: int
+    """Optimizer steps of a trial."""
+    batch_size: int
+    """Sequences in one step."""
+    seq_len: int
+    """Tokens in one sequence."""
+    lr: float
+    """Base learning rate (`optim.lr`) of the best trial."""
+    best_loss: float
+    """Final validation loss of the best trial (mean over its seeds), nats per token."""
+    default_loss: float | None = None
+    """The same of the best trial whose multipliers were all 1; None when none of them completed."""
+    seeds: list[int]
+    """Seeds of the trials; on these the preset was chosen, so they do not judge it."""
+    tier: Tier
+    """What was tuned."""
+    git_commit: str | list[str] | None = None
+    """Commit, or commits, that the trials ran at; None outside git."""
+    corpus_hash: str
+    """Hash of the documents, their split and the tokenizer."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_width(cls, data: Any) -> Any:
+        """Older files have no d_model: their trials ran at the base width."""
+        return {"d_model": data["base_d_model"], **data} if isinstance(data, dict) and "base_d_model" in data else data
+
+
+_Overrides = Annotated[dict[str, Any], BeforeValidator(lambda fields: {} if fields is None else fields)]
+
+
+class _PlanPart(BaseModel):
+    """A part of a plan; its other fields are `study.spec`'s."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+
+class _Tuned(_PlanPart):
+    tuning: Tuning | None = None
+
+
+class _TunedPreset(_PlanPart):
+    optimizers: dict[str, _Tuned] = {}
+
+
+class StudyPlan(_PlanPart):
+    """What a report needs of study.json."""
+
+    name: str
+    title: str = ""
+    cells: int
+    """Number of runs planned."""
+    experiment: str | None = None
+    """Experiment that the study is, `config.Experiment`; None: a comparison of arms over learning rates."""
+    preset: str = Field(NEUTRAL, validation_alias=AliasPath("spec", "base", "parametrization", "preset"))
+    """That of arms which set none."""
+    arms: dict[str, _Overrides] = Field({}, validation_alias=AliasPath("spec", "arms"))
+    """Arm -> dotted config field -> value; the preset is always among them, whoever sets it."""
+    presets: dict[str, _TunedPreset] = Field({}, validation_alias=AliasPath("spec", "presets"))
+
+    @field_validator("arms")
+    @classmethod
+    def _name_presets(cls, arms: dict[str, dict[str, Any]], info: ValidationInfo) -> dict[str, dict[str, Any]]:
+        return {arm: {PRESET: info.data.get("preset"), **fields} for arm, fields in arms.items()}
+
+    @property
+    def tuning(self) -> dict[str, dict[str, Tuning]]:
+        """Preset -> optimizer -> how it was tuned, where that is on record."""
+        return {
+            name: {optimizer: part.tuning for optimizer, part in preset.optimizers.items() if part.tuning}
+            for name, preset in self.presets.items()
+        }
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """Read a plan; None where there is none (a lone run).
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        return _read(cls, path, "damaged study file") if path.exists() else None
+
+
+def _read(model: type[_Model], path: Path, complaint: str) -> _Model:
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it ({error.strerror})") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "file"
+        raise UserError(f"{path}: {complaint} ({where}: {first['msg']})") from None

@@ -8,7 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from lit_mult.analysis.experiments.evidence import Evidence
+from lit_mult.analysis import style
+from lit_mult.analysis.evidence import Evidence
+from lit_mult.analysis.findings import Findings
 from lit_mult.diagnostics.keys import layer_of
 
 Reading = tuple[int, str, str, float]
@@ -36,3 +38,18 @@ def evidence(cells: Iterable[tuple[Mapping[str, Any], Iterable[Reading]]], folde
         frame = pd.DataFrame(readings).astype({"layer": "Int64"}).merge(made.runs[columns], on="cell")
         made.__dict__["readings"] = frame  # in place of what is read from files
     return made
+
+
+def outcomes(found: Findings) -> list[str]:
+    return list(found.tables["verdicts"]["outcome"])
+
+
+def outcomes_by_claim(found: Findings) -> dict[str, str]:
+    return dict(zip(found.tables["verdicts"]["claim"], outcomes(found), strict=True))
+
+
+def saved(found: Findings) -> None:
+    """Every figure has a caption and can be saved."""
+    assert found.captions.keys() == found.figures.keys()
+    for figure in found.figures.values():
+        assert style.save(figure)["png"].startswith(b"\x89PNG")

@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from test_analysis_frame import tuned_spec, tuning, write_run, write_study
+from test_analysis_frame import read_study, tuned_spec, tuning, write_run, write_study
 from test_analysis_sensitivity import LRS, sweep
 
 from lit_mult.analysis import cost, plots
-from lit_mult.analysis.frame import load_records, read_study
+from lit_mult.analysis.frame import load_records
 from lit_mult.analysis.sensitivity import points
 from lit_mult.analysis.tables import scientific
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from lit_mult.analysis.frame import Study, Tuning, load_curves, load_records, read_study
+from lit_mult.analysis.frame import load_curves, load_records
 from lit_mult.config import RunConfig
 from lit_mult.errors import UserError
-from lit_mult.schema import CellInfo, RunRecord
+from lit_mult.layout import StudyPaths
+from lit_mult.schema import CellInfo, RunRecord, StudyPlan, Tuning
 
 INITIAL_LOSS = 5.5
 ARM_KINDS = {"untuned": "fixed", "muP": "none", "muP-tuned": "fixed", "scalars": "scalar", "vectors": "vector"}
@@ -109,12 +110,16 @@ def tuned_spec(**tunings: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
+def read_study(folder: Path) -> StudyPlan | None:
+    return StudyPlan.read(StudyPaths(folder).plan)
+
+
 def test_a_row_holds_the_scalars_and_the_factors_of_its_record(tmp_path: Path) -> None:
     write_study(tmp_path, cells=2)
     path = write_run(tmp_path, 2.5, arm="vectors", optimizer="muon", width=128, lr=0.01, seed=3)
     write_run(tmp_path, None, arm="muP", factors={"optim.weight_decay": 0.2}, nuisance={"optim.betas": [0.9, 0.98]})
     frame = load_records(tmp_path)
-    assert read_study(tmp_path) == Study("demo", "A demonstration", 2)
+    assert read_study(tmp_path) == StudyPlan(name="demo", title="A demonstration", cells=2)
     plain, vectors = frame.to_dict("records")  # no multipliers come before vectors
     expected = {
         "label": "vectors · Muon", "setting": "Muon", "variant": "", "arm": "vectors", "optimizer": "muon",
@@ -172,7 +177,7 @@ def test_a_study_knows_its_arms_and_how_their_presets_were_tuned(tmp_path: Path)
     assert study is not None
     assert study.arms["muP-tuned"] == {"multipliers": "fixed", "parametrization.preset": "ours"}
     assert study.arms["muP"]["parametrization.preset"] == "neutral"
-    assert study.tuning == {"ours": {"adamw": Tuning("tune", 60, 64, (0, 1), 1e8, 50_000, 40.0)}}
+    assert study.tuning == {"ours": {"adamw": Tuning(**tuning(seeds=[0, 1], d_model=64))}}
     # The width of the trials may be another than the base width of their rule; a base may set the preset of all arms.
     spec = tuned_spec(adamw=tuning(d_model=128)) | {"base": {"parametrization": {"preset": "theirs"}}}
     write_study(tmp_path, cells=1, spec=spec)
@@ -242,10 +247,13 @@ def test_a_damaged_record_is_named_with_its_problem(tmp_path: Path, damage: Any,
 
 def test_a_damaged_study_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text('{"name": "x", "title": "y"}')
-    with pytest.raises(UserError, match=r"study\.json: damaged study file \(lacks 'cells'\)"):
+    with pytest.raises(UserError, match=r"study\.json: damaged study file \(cells: Field required\)"):
         read_study(tmp_path)
     write_study(tmp_path, cells=1, spec=tuned_spec(adamw={"study": "tune"}))
-    with pytest.raises(UserError, match=r"study\.json: damaged study file \(lacks 'trials'\)"):
+    with pytest.raises(
+        UserError,
+        match=r"study\.json: damaged study file \(spec\..*\.adamw\.tuning\.trials: Field",
+    ):
         read_study(tmp_path)
     write_study(tmp_path, cells=1, spec={"arms": ["muP"]})
     with pytest.raises(UserError, match=r"study\.json: damaged study file"):

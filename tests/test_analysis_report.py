@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from test_analysis_frame import tuned_spec, tuning, write_run, write_study
 
 from lit_mult.analysis import tables
 from lit_mult.analysis.report import write_report
+from lit_mult.config import Experiment
 from lit_mult.errors import UserError
 
 LRS = [2**-8, 2**-6, 2**-4]
@@ -29,6 +32,18 @@ def small_study(folder: Path, seeds: int, better: float = 0.1) -> None:
 
 def contents(paths: tuple[Path, ...]) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize("name", get_args(Experiment))
+def test_what_is_in_the_folder_of_experiments_is_one(name: str) -> None:
+    assert callable(import_module(f"lit_mult.analysis.experiments.{name}").findings)
+
+
+def test_a_study_of_no_known_experiment_names_those_that_are(tmp_path: Path) -> None:
+    write_run(tmp_path, 2.0)
+    (tmp_path / "study.json").write_text('{"name": "x", "title": "", "cells": 1, "experiment": "magic"}')
+    with pytest.raises(UserError, match="experiment magic: must be one of ablation, brownian_overlay, "):
+        write_report(tmp_path)
 
 
 def test_a_report_twice_is_the_same_bytes(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from test_analysis_frame import write_run, write_study
 
 from lit_mult.analysis import scores
-from lit_mult.analysis.crossed import crossed, items_variance, t_quantile
+from lit_mult.analysis.crossed import crossed, items_variance
 from lit_mult.analysis.downstream import paper_rows
 from lit_mult.analysis.frame import best_rates, load_records
 from lit_mult.analysis.report import write_report
+from lit_mult.analysis.seeds import t_quantile
 from lit_mult.errors import UserError
 from lit_mult.schema import EvaluationRecord, RunRecord, Score
 

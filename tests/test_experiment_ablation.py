@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from experiment_data import outcomes, saved
 from test_analysis_frame import write_run
 
-from lit_mult.analysis import style
+from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.experiments import ablation
-from lit_mult.analysis.experiments.evidence import Evidence
-from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import load_records
 from lit_mult.errors import UserError
 
@@ -49,25 +48,22 @@ def study(
     return Evidence(folder, load_records(folder))
 
 
-def outcomes(found: Findings) -> list[str]:
-    return list(found.csvs["verdicts"]["outcome"])
-
-
 def test_what_the_paper_saw_is_found(tmp_path: Path) -> None:
     found = ablation.findings(study(tmp_path))
     assert outcomes(found) == ["reproduced"] * 16
-    assert list(found.csvs["verdicts"]["value"][:8]) == pytest.approx(
+    assert list(found.tables["verdicts"]["value"][:8]) == pytest.approx(
         [-0.189, -0.149, -0.109, -0.069, 0.011, -0.06, -0.18, -0.129 + 0.2]
     )
-    assert "at step 250 - at step 100" in found.csvs["verdicts"]["statistic"][6]
-    shown = found.shown["vectors_minus_fixed"]
+    assert "at step 250 - at step 100" in found.tables["verdicts"]["statistic"][6]
+    shown = found.display_tables["vectors_minus_fixed"]
     assert shown[["optimizer", "tier", "final loss"]].to_numpy().tolist()[:4] == [
         ["AdamW", "NONE", "-0.1890"], ["AdamW", "LR", "-0.1490"], ["AdamW", "LRWD", "-0.1090"],
         ["AdamW", "FULL", "-0.0690"],
     ]  # fmt: skip
-    assert list(found.shown["best_losses"]["lr"].unique()) == ["2^-6.00"]
+    assert list(found.display_tables["best_losses"]["lr"].unique()) == ["2^-6.00"]
     assert not found.warnings
-    assert all(style.save(found.figures[name])["png"][:4] == b"\x89PNG" for name in ("tiers", "gap"))
+    assert set(found.figures) == {"tiers", "gap"}
+    saved(found)
 
 
 def test_the_opposite_contradicts(tmp_path: Path) -> None:
@@ -92,7 +88,7 @@ def test_what_lacks_is_no_crash(tmp_path: Path) -> None:
     assert set(outcomes(alone)) == {"undecided"}
     assert "1 of 2 runs diverged or were pruned" in alone.warnings[0]
     for found in (single, alone):
-        assert all("png" in style.save(figure) for figure in found.figures.values())
+        saved(found)
 
 
 def test_a_study_of_several_widths_is_refused(tmp_path: Path) -> None:

@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from experiment_data import evidence
+from experiment_data import evidence, outcomes, saved
 from test_analysis_frame import write_run
 
-from lit_mult.analysis import style
+from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.experiments import clipping
-from lit_mult.analysis.experiments.evidence import Evidence
-from lit_mult.analysis.findings import Findings
 from lit_mult.errors import UserError
 
 LOSSES = {"none": 3.0, "excluded": 2.8, "included": 2.98}
@@ -57,38 +55,35 @@ def study(
     return evidence(cells)
 
 
-def outcomes(found: Findings) -> list[str]:
-    return list(found.csvs["verdicts"]["outcome"])
-
-
 def test_a_lost_gain_is_found(tmp_path: Path) -> None:
     found = clipping.findings(study(tmp_path))
     assert outcomes(found) == ["reproduced"] * 10
-    assert list(found.csvs["verdicts"]["value"][:5]) == pytest.approx([0.181, -0.2, -0.019 + 0.1, 8, 4])
-    gain = found.shown["losses_minus_those_of_none"]
+    assert list(found.tables["verdicts"]["value"][:5]) == pytest.approx([0.181, -0.2, -0.019 + 0.1, 8, 4])
+    gain = found.display_tables["losses_minus_those_of_none"]
     assert gain[["optimizer", "arm", "final loss"]].to_numpy().tolist() == [
         ["AdamW", "excluded", "-0.2000"], ["AdamW", "included", "-0.0190"],
         ["Muon", "excluded", "-0.2000"], ["Muon", "included", "-0.0190"],
     ]  # fmt: skip
-    shown = found.shown["early_gradient_norms"].query("optimizer == 'Muon' and norm == 'ratio'")
+    shown = found.display_tables["early_gradient_norms"].query("optimizer == 'Muon' and norm == 'ratio'")
     assert dict(zip(shown["arm"], shown["geometric mean"], strict=True)) == {
         "none": "1.0000", "excluded": "4.0000", "included": "4.0000",
     }  # fmt: skip
     # Early the factors are 1/8 and 1/2, on 2 of 11 steps, and 1 on the others, where the norm is 0.8 or 0.2.
-    clipped = found.shown["clipping"].query("optimizer == 'Muon' and arm == 'included'")
+    clipped = found.display_tables["clipping"].query("optimizer == 'Muon' and arm == 'included'")
     assert list(clipped["mean"]) == [f"{2 / 11:.4f}", f"{2 / 11 * math.log(4):.4f}"]
-    assert style.save(found.figures["clipping"])["png"][:4] == b"\x89PNG"
+    assert list(found.figures) == ["clipping"]
+    saved(found)
 
 
 def test_clip_factors_that_hardly_differ_say_nothing_of_the_losses(tmp_path: Path) -> None:
     found = clipping.findings(study(tmp_path, norms=(8.0, 7.9)))
     assert outcomes(found)[:5] == ["not at this scale", "reproduced", "not at this scale", "reproduced", "contradicted"]
-    assert "which these runs do not test" in found.said[-1]
+    assert "which these runs do not test" in found.text
 
 
 def test_the_level_is_that_of_the_runs(tmp_path: Path) -> None:
     found = clipping.findings(study(tmp_path, clip=16.0))
-    assert list(found.csvs["verdicts"]["value"][3:5]) == pytest.approx([0.5, 4])
+    assert list(found.tables["verdicts"]["value"][3:5]) == pytest.approx([0.5, 4])
     assert outcomes(found)[:5] == ["not at this scale", "reproduced", "not at this scale", "contradicted", "reproduced"]
 
 
@@ -113,7 +108,7 @@ def test_arms_that_are_equal_to_the_bit_reproduce_no_difference(tmp_path: Path) 
 def test_what_lacks_is_no_crash(tmp_path: Path) -> None:
     alone = clipping.findings(study(tmp_path, {"none": 3.0}, seeds=1))
     assert set(outcomes(alone)) == {"undecided"}
-    assert "png" in style.save(alone.figures["clipping"])
+    saved(alone)
     diverged = study(tmp_path / "diverged", LOSSES | {"included": float("nan")})
     diverged.runs.loc[diverged.runs["final_loss"].isna(), "status"] = "diverged"
     found = clipping.findings(diverged)

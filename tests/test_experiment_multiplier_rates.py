@@ -6,12 +6,10 @@ import math
 from collections.abc import Callable
 
 import pytest
-from experiment_data import evidence
+from experiment_data import evidence, outcomes, saved
 
-from lit_mult.analysis import style
+from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.experiments import multiplier_rates
-from lit_mult.analysis.experiments.evidence import Evidence
-from lit_mult.analysis.findings import Findings
 from lit_mult.errors import UserError
 
 RATES, DECAYS = (2**-10, 2**-8, 2**-6, 2**-4, 2**-2), (0, 0.02, 0.08, 0.32)
@@ -50,28 +48,25 @@ def study(rate: Loss, decay: Loss, widths: tuple[int, ...] = (32, 64, 128), seed
     return evidence(cells)
 
 
-def outcomes(found: Findings) -> list[str]:
-    return list(found.csvs["verdicts"]["outcome"])
-
-
 def test_an_optimum_that_stays_and_a_decay_that_helps() -> None:
     found = multiplier_rates.findings(study(optimum_at(0), decay_gains(0.1)))
     assert outcomes(found) == ["reproduced"] * 6
-    slope, carried, decay_carried, *gains = found.csvs["verdicts"]["value"]
+    slope, carried, decay_carried, *gains = found.tables["verdicts"]["value"]
     assert slope == pytest.approx(0.01)
     assert (carried, decay_carried) == (0, 0)
     assert gains == pytest.approx([0.008 - 0.101] * 3)
-    shown = found.shown["excess_losses"].query("arm == 'decay' and d_model == '64'")
+    shown = found.display_tables["excess_losses"].query("arm == 'decay' and d_model == '64'")
     assert list(shown["excess"]) == ["0.0930", "0.0950", "0.0000", "0.1250"]
-    assert list(found.shown["optimal_rates"]["log2 optimum"]) == ["-6.0000", "-5.9900", "-5.9800"]
+    assert list(found.display_tables["optimal_rates"]["log2 optimum"]) == ["-6.0000", "-5.9900", "-5.9800"]
     assert not found.warnings
-    assert style.save(found.figures["multiplier_rates"])["png"][:4] == b"\x89PNG"
+    assert list(found.figures) == ["multiplier_rates"]
+    saved(found)
 
 
 def test_an_optimum_that_moves_and_a_decay_that_harms() -> None:
     found = multiplier_rates.findings(study(optimum_at(-1), decay_gains(-0.1)))
     assert outcomes(found) == ["contradicted"] * 2 + ["reproduced"] + ["contradicted"] * 3
-    slope, carried, *_ = found.csvs["verdicts"]["value"]
+    slope, carried, *_ = found.tables["verdicts"]["value"]
     assert slope == pytest.approx(-1 + 0.01)
     # At width 128 the vertex is at -8, -7.98 and -7.96, by seed: 2^-8 is best there, 2^-6 costs a parabola's height.
     assert carried == pytest.approx(sum(0.05 * ((2 - shift) ** 2 - shift**2) for shift in (0, 0.02, 0.04)) / 3)
@@ -89,7 +84,7 @@ def test_a_seed_does_not_choose_the_value_that_it_is_judged_by() -> None:
     found = multiplier_rates.findings(
         study(optimum_at(0), lambda width, decay, seed: 3 - 0.1 * (decay == lucky[seed]) + 0.01 * (decay > 0))
     )
-    assert list(found.csvs["verdicts"]["value"][3:]) == pytest.approx([0.01] * 3)
+    assert list(found.tables["verdicts"]["value"][3:]) == pytest.approx([0.01] * 3)
 
 
 def test_runs_that_diverged_or_lack() -> None:
@@ -100,21 +95,21 @@ def test_runs_that_diverged_or_lack() -> None:
     found = multiplier_rates.findings(made)
     assert outcomes(found)[:2] == ["reproduced"] * 2  # far from the optimum
     assert "3 of 81 runs diverged or were pruned" in found.warnings[0]
-    shown = found.shown["excess_losses"].query("arm == 'rate' and value == '0.25'")
+    shown = found.display_tables["excess_losses"].query("arm == 'rate' and value == '0.25'")
     assert list(shown["excess"]) == ["n/a"] * 3
-    assert "png" in style.save(found.figures["multiplier_rates"])
+    saved(found)
 
     lost = multiplier_rates.findings(
         study(lambda width, rate, seed: math.nan if width == 128 else steep(width, rate, seed), decay_gains(0))
     )
     assert outcomes(lost)[:2] == ["undecided"] * 2
-    assert "png" in style.save(lost.figures["multiplier_rates"])
+    saved(lost)
 
     begun = made.runs[(made.runs["arm"] == "rate") & (made.runs["d_model"] == 32)].iloc[:4]
-    assert "png" in style.save(multiplier_rates.findings(Evidence(made.folder, begun)).figures["multiplier_rates"])
+    saved(multiplier_rates.findings(Evidence(made.folder, begun)))
     single = multiplier_rates.findings(study(steep, decay_gains(0), widths=(32,), seeds=1))
     assert set(outcomes(single)) == {"undecided"}
-    assert "png" in style.save(single.figures["multiplier_rates"])
+    saved(single)
 
 
 def test_seeds_of_as_many_but_other_values_are_not_averaged() -> None:
@@ -122,7 +117,7 @@ def test_seeds_of_as_many_but_other_values_are_not_averaged() -> None:
     lacking = {(0, RATES[0]), (1, RATES[0]), (2, RATES[-1])}
     pairs = zip(made.runs["seed"], made.runs["optim.multiplier_lr"], strict=True)
     kept = made.runs[[pair not in lacking for pair in pairs]]
-    excess = multiplier_rates.findings(Evidence(made.folder, kept)).csvs["excess"].query("arm == 'rate'")
+    excess = multiplier_rates.findings(Evidence(made.folder, kept)).tables["excess"].query("arm == 'rate'")
     assert (set(excess["seed"]), set(excess["value"])) == ({0, 1}, set(RATES[1:]))
 
 

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from experiment_data import Reading, evidence
+from experiment_data import Reading, evidence, outcomes, saved
 from test_analysis_frame import write_run
 
-from lit_mult.analysis import style
+from lit_mult.analysis.evidence.parameters import entries
 from lit_mult.analysis.experiments import brownian_overlay, signal_to_noise
-from lit_mult.analysis.experiments.parameters import entries
 from lit_mult.analysis.findings import Findings
 from lit_mult.diagnostics.noise_band import noise_band
 from lit_mult.errors import UserError
@@ -46,16 +45,6 @@ def study(tmp_path: Path) -> Study:
     return findings
 
 
-def outcomes(found: Findings) -> list[str]:
-    return list(found.csvs["verdicts"]["outcome"])
-
-
-def assert_drawn(found: Findings) -> None:
-    assert set(found.captions) == set(found.figures)
-    for figure in found.figures.values():
-        assert style.save(figure)["png"].startswith(b"\x89PNG")
-
-
 def overlay_cell(matrices: float, multipliers: float, off: float = 1.02, **columns: Any) -> Cell:
     """Norms and motions over noise: the two layers' matrices lie by `off` above and below the given factor."""
     columns = {"arm": "strong", "seed": 0, **columns}
@@ -81,9 +70,9 @@ def test_matrices_at_noise_and_free_multipliers_are_the_papers_picture(study: St
     assert outcomes(found) == ["reproduced"] * 5  # strong and weak: matrices, multipliers; weak - strong
     strong, weak, free = 1.02, 1.2012, 1 / 0.3003  # a factor of 0.3 is as far from noise as 1 / 0.3
     expected = [strong, math.log(3.003 / strong), weak, math.log(free / weak), math.log(weak / strong)]
-    assert found.csvs["verdicts"]["value"].tolist() == pytest.approx(expected, rel=1e-3)
+    assert found.tables["verdicts"]["value"].tolist() == pytest.approx(expected, rel=1e-3)
     assert not found.warnings
-    assert_drawn(found)
+    saved(found)
 
 
 def test_matrices_off_noise_and_multipliers_at_it_contradict_the_paper(study: Study) -> None:
@@ -95,7 +84,7 @@ def test_matrices_off_noise_and_multipliers_at_it_contradict_the_paper(study: St
 def test_matrices_above_and_below_noise_do_not_make_up_for_each_other(study: Study) -> None:
     found = study(brownian_overlay, [overlay_cell(1.0, 3.0, off=1.5, seed=seed) for seed in SEEDS])
     assert outcomes(found)[0] == "contradicted"
-    assert found.csvs["verdicts"]["value"][0] == pytest.approx(1.5)
+    assert found.tables["verdicts"]["value"][0] == pytest.approx(1.5)
     (said,) = found.statements["Hidden matrices unlike noise (norm over noise)"]
     assert said.startswith("Outside 10 % of noise at the end (strong decay, AdamW): 6 of 6 hidden matrices, ")
     assert "layers.0.mlp.down_proj 1.50" in said
@@ -118,7 +107,7 @@ def test_overlay_refuses_a_study_of_something_else(other: dict[str, Any], study:
 
 def test_ratios_by_role_are_geometric_means_over_layers(study: Study) -> None:
     found = study(brownian_overlay, [overlay_cell(1.3, 3.0), overlay_cell(1.3, 3.0, optimizer="muon")])
-    shown = found.shown["norm_over_noise"]
+    shown = found.display_tables["norm_over_noise"]
     assert list(shown["parameters"]) == [
         *("embedding", "q_proj", "o_proj", "down_proj", "lm_head"),
         *("row multipliers", "RMSNorm weights"),
@@ -129,22 +118,22 @@ def test_ratios_by_role_are_geometric_means_over_layers(study: Study) -> None:
 def test_one_seed_and_diverged_runs_leave_claims_undecided(study: Study) -> None:
     one = study(brownian_overlay, [overlay_cell(1.0, 3.0)])
     assert outcomes(one) == ["undecided"] * 2
-    assert_drawn(one)
+    saved(one)
     cells = [overlay_cell(1.0, 3.0, seed=seed) for seed in SEEDS]
     cells[1][0].update(status="diverged", final_loss=math.nan)
     found = study(brownian_overlay, cells)
     assert outcomes(found) == ["undecided"] * 2
-    assert found.csvs["verdicts"]["seeds"].tolist() == [3, 3]
+    assert found.tables["verdicts"]["seeds"].tolist() == [3, 3]
     assert len(found.warnings) == 1
     assert found.warnings[0].startswith("1 of 3 runs diverged or were pruned")
-    assert set(found.csvs["parameters"]["seed"]) == {0, 2}
-    assert_drawn(found)
+    assert set(found.tables["parameters"]["seed"]) == {0, 2}
+    saved(found)
 
 
 def test_without_a_completed_run_there_are_trajectories_alone(study: Study) -> None:
     found = study(brownian_overlay, [overlay_cell(1.0, 3.0, final_loss=math.nan)])
     assert outcomes(found) == ["undecided"] * 2
-    assert_drawn(found)
+    saved(found)
 
 
 def test_a_diverged_run_leaves_the_contrast_of_decays_undecided(study: Study) -> None:
@@ -179,20 +168,20 @@ def snr_cells(lead: float, ratio: Callable[[float], float], batches: Iterable[in
 def test_more_signal_frees_parameters(study: Study) -> None:
     found = study(signal_to_noise, snr_cells(10.0, lambda snr: math.sqrt(1 + 20 * snr)))
     assert outcomes(found) == ["reproduced"] * 4
-    assert found.csvs["verdicts"]["value"][:3].tolist() == pytest.approx([1.0, 1.0, 10.0])
-    assert found.shown["kinds"]["parameters"].tolist() == 3 * ["query, key"] + 3 * ["row multipliers"]
-    kinds = found.csvs["kinds"]
+    assert found.tables["verdicts"]["value"][:3].tolist() == pytest.approx([1.0, 1.0, 10.0])
+    assert found.display_tables["kinds"]["parameters"].tolist() == 3 * ["query, key"] + 3 * ["row multipliers"]
+    kinds = found.tables["kinds"]
     snr = kinds[(kinds["kind"] == "query, key") & (kinds["batch"] == 8) & (kinds["measure"] == "snr")]
     assert snr["value"].item() == pytest.approx(0.004 * (1 + 2 + 4 + 8) / 4 * 1.05)
-    matrices = found.csvs["cuts"].query("side == 'matrices'")
+    matrices = found.tables["cuts"].query("side == 'matrices'")
     assert (matrices["wrong"] == 0).all()
     edge = (noise_band(64 * 64)[1] ** 2 - 1) / 20  # where sqrt(1 + 20 snr) leaves the band
     assert matrices["snr"].between(edge / 1.5, edge * 1.5).all()
-    assert found.csvs["parameters"].groupby("part")["high"].max().to_dict() == pytest.approx(
+    assert found.tables["parameters"].groupby("part")["high"].max().to_dict() == pytest.approx(
         {"weight": 1.124, "row": 1.290}, abs=1e-3
     )
     assert not found.warnings
-    assert_drawn(found)
+    saved(found)
 
 
 def test_signal_that_binds_parameters_and_noisy_multipliers_contradict_the_explanation(study: Study) -> None:
@@ -202,7 +191,7 @@ def test_signal_that_binds_parameters_and_noisy_multipliers_contradict_the_expla
 
 def test_rank_correlation_counts_below_noise_as_far_from_it(study: Study) -> None:
     found = study(signal_to_noise, snr_cells(10.0, lambda snr: 1 / math.sqrt(1 + 20 * snr)))
-    assert found.csvs["verdicts"]["value"][0] == pytest.approx(1.0)
+    assert found.tables["verdicts"]["value"][0] == pytest.approx(1.0)
 
 
 def test_an_estimate_below_0_is_kept_and_drawn_at_the_floor(study: Study) -> None:
@@ -210,9 +199,9 @@ def test_an_estimate_below_0_is_kept_and_drawn_at_the_floor(study: Study) -> Non
     columns, readings = cells[0]
     cells[0] = columns, [(step, what, name, -v if "signal" in what else v) for step, what, name, v in readings]
     found = study(signal_to_noise, cells)
-    assert (found.csvs["parameters"]["snr"] < 0).sum() == 8
+    assert (found.tables["parameters"]["snr"] < 0).sum() == 8
     assert found.warnings == ["8 of 72 signals lie less than two standard errors above 0"]
-    assert_drawn(found)
+    saved(found)
 
 
 def test_partial_and_diverged_studies(study: Study) -> None:
@@ -221,15 +210,15 @@ def test_partial_and_diverged_studies(study: Study) -> None:
 
     one_size = study(signal_to_noise, snr_cells(10.0, ratio, batches=(8,)))
     assert outcomes(one_size) == ["reproduced"] * 3  # no larger batch to compare with
-    assert_drawn(one_size)
+    saved(one_size)
     unfinished = study(signal_to_noise, snr_cells(10.0, ratio)[:5])  # of batch 8 a seed is missing
-    assert unfinished.csvs["verdicts"]["seeds"].tolist() == [2] * 4
+    assert unfinished.tables["verdicts"]["seeds"].tolist() == [2] * 4
     cells = snr_cells(10.0, ratio)
     cells[3][0]["final_loss"] = math.nan
     diverged = study(signal_to_noise, cells)
     assert outcomes(diverged) == ["undecided"] * 4
     assert diverged.warnings[0].startswith("1 of 9 runs diverged or were pruned")
-    assert_drawn(diverged)
+    saved(diverged)
     nothing = study(signal_to_noise, [snr_cell(8, 0, 10.0, ratio, final_loss=math.nan)])
     assert not nothing.figures
     assert outcomes(nothing) == ["undecided"] * 3
@@ -258,7 +247,7 @@ def test_best_cut(snr: list[float], free: list[int], expected: tuple[float, floa
 
 def test_a_vector_is_free_farther_from_noise_than_a_matrix(study: Study) -> None:
     found = study(signal_to_noise, snr_cells(10.0, lambda snr: 1.2))
-    assert found.csvs["parameters"].groupby("part")["free"].mean().to_dict() == {"row": 0.0, "weight": 1.0}
+    assert found.tables["parameters"].groupby("part")["free"].mean().to_dict() == {"row": 0.0, "weight": 1.0}
 
 
 def test_signal_to_noise_refuses_a_study_of_something_else(study: Study) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from experiment_data import Reading, evidence, outcomes_by_claim, saved
 
-from lit_mult.analysis import style
-from lit_mult.analysis.experiments import mlp_scale, projector_norm, scale_curves
+from lit_mult.analysis.evidence import scale_sweep
+from lit_mult.analysis.experiments import mlp_scale, projector_norm
 from lit_mult.analysis.findings import Findings
 from lit_mult.errors import UserError
-from tests.experiment_data import Reading, evidence
 
 SCALES = (0.125, 0.5, 2.0, 8.0, 32.0)
 MLP_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -84,14 +84,9 @@ def mlp_cells(*, with_scalars: float, compensated: float, slope: float = 1.0, ri
     return cells
 
 
-def outcomes(found: Findings) -> dict[str, str]:
-    table = found.csvs["verdicts"]
-    return dict(zip(table["claim"], table["outcome"], strict=True))
-
-
 def of(found: Findings, *parts: str) -> str:
     """The outcome of the one claim that has all of these parts."""
-    (outcome,) = [value for claim, value in outcomes(found).items() if all(part in claim for part in parts)]
+    (outcome,) = [value for claim, value in outcomes_by_claim(found).items() if all(part in claim for part in parts)]
     return outcome
 
 
@@ -102,37 +97,32 @@ def drawn(found: Findings) -> None:
         figure.draw_without_rendering()
 
 
-def saved(found: Findings) -> None:
-    for figure in found.figures.values():
-        assert style.save(figure)["png"].startswith(b"\x89PNG")
-
-
 def test_scale_is_the_factor_of_the_rate_of_one_role_or_of_several_alike() -> None:
-    assert scale_curves.scale(0.125) == 0.125
-    assert scale_curves.scale('{"gate_proj": 2, "up_proj": 2.0}') == 2.0
+    assert scale_sweep.scale(0.125) == 0.125
+    assert scale_sweep.scale('{"gate_proj": 2, "up_proj": 2.0}') == 2.0
     with pytest.raises(UserError, match="must be equal"):
-        scale_curves.scale('{"gate_proj": 2, "up_proj": 1}')
+        scale_sweep.scale('{"gate_proj": 2, "up_proj": 1}')
 
 
 def test_statistics_of_a_curve_by_hand() -> None:
     losses = pd.DataFrame([[3.5, 3.0, 3.2], [3.7, 3.1, 3.1]], index=pd.Index([0, 1], name="seed"), columns=[0.5, 1, 4])
-    assert scale_curves.rise(losses, 0.5).tolist() == pytest.approx([0.5, 0.6])  # both choose 1
-    assert scale_curves.rise(losses, 1).tolist() == pytest.approx([-0.2, 0.0])  # below 0: no other scale is better
+    assert scale_sweep.rise(losses, 0.5).tolist() == pytest.approx([0.5, 0.6])  # both choose 1
+    assert scale_sweep.rise(losses, 1).tolist() == pytest.approx([-0.2, 0.0])  # below 0: no other scale is better
     split = pd.DataFrame([[3.5, 3.0, 3.2], [3.7, 3.3, 3.1]], index=losses.index, columns=losses.columns)
-    assert scale_curves.rise(split, 0.5).tolist() == pytest.approx([0.3, 0.4])  # each over what is best for the other
-    assert scale_curves.rise(losses[:1], 0.5).isna().tolist() == [True]
-    assert scale_curves.slope(3 * losses.mul(0).add([2.0, 8.0, 128.0])).tolist() == pytest.approx([2.0, 2.0])
+    assert scale_sweep.rise(split, 0.5).tolist() == pytest.approx([0.3, 0.4])  # each over what is best for the other
+    assert scale_sweep.rise(losses[:1], 0.5).isna().tolist() == [True]
+    assert scale_sweep.log_slope(3 * losses.mul(0).add([2.0, 8.0, 128.0])).tolist() == pytest.approx([2.0, 2.0])
     ratios = losses.mul(0).add([0.5, 1.0, 4.0])
-    assert scale_curves.typical_factor(ratios).tolist() == pytest.approx([2.0, 2.0])  # (8)^(1/3): nothing cancels
-    assert scale_curves.rise(losses[[1]], 1).empty
-    assert scale_curves.slope(losses[[1]]).empty
+    assert scale_sweep.typical_factor(ratios).tolist() == pytest.approx([2.0, 2.0])  # (8)^(1/3): nothing cancels
+    assert scale_sweep.rise(losses[[1]], 1).empty
+    assert scale_sweep.log_slope(losses[[1]]).empty
 
 
 def test_a_share_of_a_rise_is_judged_as_a_difference_of_equal_seeds() -> None:
     of, whole = pd.Series({0: 9.0, 1: 0.1, 2: 0.12}), pd.Series({1: 0.4, 2: 0.8, 3: 1.0})
-    verdict = scale_curves.judge_share("flat", "difference", of, whole, 0.25)
+    verdict = scale_sweep.judge_share("flat", "difference", of, whole, 0.25)
     assert (verdict.seeds, verdict.value) == (2, pytest.approx(-0.04))
-    verdict = scale_curves.judge_share("flat", "difference", of, -whole, 0.25)
+    verdict = scale_sweep.judge_share("flat", "difference", of, -whole, 0.25)
     assert verdict.outcome == "not at this scale"  # 0.2 and 0.32 above 0, but where the other falls nothing is tested
 
 
@@ -152,7 +142,7 @@ def test_a_head_as_in_the_paper() -> None:
     assert of(found, "FPN the norm of the whole head follows") == "contradicted"  # planted: its square root
     assert of(found, "FPN the norm of the row of median norm follows") == "reproduced"
     assert of(found, "pulls the head of FPN away") == "reproduced"
-    assert len(outcomes(found)) == 19
+    assert len(outcomes_by_claim(found)) == 19
     saved(found)
 
 
@@ -173,7 +163,7 @@ def test_a_head_against_the_paper() -> None:
 
 def test_the_tables_of_the_head_by_hand() -> None:
     found = projector_norm.findings(evidence(head_cells(rises=FLAT, slopes=AS_PAPER)))
-    slopes, factors, rises = (found.csvs[name] for name in ("slopes", "noise_factors", "rises"))
+    slopes, factors, rises = (found.tables[name] for name in ("slopes", "noise_factors", "rises"))
 
     heads = slopes[slopes["measure"] == "head_rms"].groupby(["arm", "from_scale"])["slope"].agg(["mean", "size"])
     for (arm, smallest), (slope, seeds) in heads.iterrows():  # type: ignore[misc]
@@ -184,7 +174,7 @@ def test_the_tables_of_the_head_by_hand() -> None:
     low = rises[(rises["arm"] == "FPN") & (rises["at"] == 0.125)].set_index("seed")["rise"]
     for seed in SEEDS:
         assert low[seed] == pytest.approx(0.5 + 1e-3 * (jitter(seed, 0.125) - jitter(seed, 2.0)))
-    means = found.shown["means"].set_index(["arm", "measure"])
+    means = found.display_tables["means"].set_index(["arm", "measure"])
     assert means.loc[("SPN", "head rms"), "S = 8"] == "1.6000"
     assert found.warnings == []
 
@@ -205,15 +195,15 @@ def test_which_losses_exceed_their_best_at_the_extremes_is_said() -> None:
 def test_mlp_matrices_as_in_the_paper() -> None:
     found = mlp_scale.findings(evidence(mlp_cells(with_scalars=0.02, compensated=3)))
 
-    assert set(outcomes(found).values()) == {"reproduced"}
-    assert len(outcomes(found)) == 2 * 9
-    slopes = found.csvs["slopes"].groupby(["optimizer", "arm", "measure"])["slope"].mean()
+    assert set(outcomes_by_claim(found).values()) == {"reproduced"}
+    assert len(outcomes_by_claim(found)) == 2 * 9
+    slopes = found.tables["slopes"].groupby(["optimizer", "arm", "measure"])["slope"].mean()
     assert slopes["muon", "none", "output_rms"] == pytest.approx(3)
     assert slopes["muon", "scalars", "output_rms"] == pytest.approx(0, abs=1e-9)
     assert slopes["adamw", "scalars", "scalars_product"] == pytest.approx(-3, abs=0.01)
     assert slopes["adamw", "scalars", "gate_scalar"] == pytest.approx(-1.5, abs=0.01)
     assert ("adamw", "none", "gate_scalar") not in slopes
-    points = found.csvs["points"].query("arm == 'scalars' and scale == 1 and seed == 0")
+    points = found.tables["points"].query("arm == 'scalars' and scale == 1 and seed == 0")
     assert points["gate_scalar"].tolist() == pytest.approx([1 + 0.01 * jitter(0, 1.0)] * 2)  # |-0.5| and |-2|
     assert points["mlp_rms"].tolist() == pytest.approx([0.1] * 2)
     saved(found)
@@ -227,8 +217,8 @@ def test_norms_of_single_matrices_do_not_cancel() -> None:
                 readings[i] = (step, quantity, name, value * (1.5 if name.startswith("layers.0") else 1 / 1.5))
     found = mlp_scale.findings(evidence(cells))
 
-    assert found.csvs["points"]["mlp_over_noise"].tolist() == pytest.approx([1.0] * 60)
-    assert found.csvs["points"]["mlp_noise_factor"].tolist() == pytest.approx([1.5] * 60)
+    assert found.tables["points"]["mlp_over_noise"].tolist() == pytest.approx([1.0] * 60)
+    assert found.tables["points"]["mlp_noise_factor"].tolist() == pytest.approx([1.5] * 60)
     assert of(found, "without scalars is that of noise", "Muon") == "contradicted"
     assert of(found, "without scalars follows their scale", "Muon") == "reproduced"
 
@@ -254,7 +244,7 @@ def test_mlp_matrices_against_the_paper() -> None:
         assert of(found, "without scalars follows their scale", optimizer) == "contradicted"
         # Planted: over the scales S^-0.2 is as often above 1 as below; 2^(0.2 * 6 / 5) is typical.
         assert of(found, "with scalars is that of noise", optimizer) == "contradicted"
-    assert set(found.csvs["noise_factors"]["factor"].round(12)) == {round(2**0.24, 12)}
+    assert set(found.tables["noise_factors"]["factor"].round(12)) == {round(2**0.24, 12)}
 
     found = mlp_scale.findings(evidence(mlp_cells(with_scalars=0.0, compensated=3, slope=0, rise=-0.3)))
     assert of(found, "Without scalars the loss rises", "Muon") == "contradicted"
@@ -274,7 +264,7 @@ def test_a_run_that_diverged_leaves_its_claims_undecided_and_is_warned_of() -> N
     assert of(found, "Without scalars the loss rises", "Muon") == "reproduced"
     assert len(found.warnings) == 1
     assert found.warnings[0].startswith("1 of 60 runs diverged or were pruned")
-    shown = found.shown["rises"].set_index(["optimizer", "arm", "at"])
+    shown = found.display_tables["rises"].set_index(["optimizer", "arm", "at"])
     assert shown.loc[("AdamW", "none", "4"), ["rise", "95 % interval"]].tolist() == ["n/a"] * 2
     assert (
         "may or may not exceed its best by more than the interval at S = 4"
@@ -284,7 +274,7 @@ def test_a_run_that_diverged_leaves_its_claims_undecided_and_is_warned_of() -> N
 
 
 def scale_of(columns: Mapping[str, Any]) -> float:
-    return scale_curves.scale(columns.get(projector_norm.FACTOR) or columns[mlp_scale.FACTOR])
+    return scale_sweep.scale(columns.get(projector_norm.FACTOR) or columns[mlp_scale.FACTOR])
 
 
 PARTS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
@@ -304,12 +294,12 @@ def test_a_study_under_way_is_reported_and_of_single_seeds_nothing_is_decided(pa
         (mlp_cells(with_scalars=0.02, compensated=3), mlp_scale.findings),
     ):
         found = findings(evidence([cell for cell in cells if PARTS[part](cell[0])]))
-        assert outcomes(found)
-        assert not found.csvs["verdicts"]["value"].isna().any() or part == "one seed"
+        assert outcomes_by_claim(found)
+        assert not found.tables["verdicts"]["value"].isna().any() or part == "one seed"
         if part in ("one seed", "one run"):
-            assert set(outcomes(found).values()) == {"undecided"}
+            assert set(outcomes_by_claim(found).values()) == {"undecided"}
         if part in ("one scale", "one run"):
-            assert all("is that of noise" in claim for claim in outcomes(found))
+            assert all("is that of noise" in claim for claim in outcomes_by_claim(found))
             assert "Loss at the extremes" not in found.statements
         drawn(found)
 
@@ -322,7 +312,7 @@ def test_all_runs_diverged() -> None:
         for columns, _ in cells:
             columns["final_loss"] = math.nan
         found = findings(evidence(cells))
-        assert set(outcomes(found).values()) == {"undecided"}
+        assert set(outcomes_by_claim(found).values()) == {"undecided"}
         drawn(found)
 
 
@@ -337,7 +327,7 @@ def test_a_seed_without_a_run_at_every_scale_is_left_out_and_named() -> None:
     assert found.warnings == [
         "not a run at every scale, so left out of rises, slopes and noise factors: SPN, AdamW, seed 2"
     ]
-    rises = found.csvs["rises"]
+    rises = found.tables["rises"]
     assert rises[rises["arm"] == "SPN"]["seed"].unique().tolist() == [0, 1]
-    verdicts = found.csvs["verdicts"]
+    verdicts = found.tables["verdicts"]
     assert verdicts[verdicts["claim"].str.contains("(SPN) the loss", regex=False)]["seeds"].tolist() == [2, 2]

@@ -11,23 +11,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from experiment_data import Reading, evidence
+from experiment_data import Reading, evidence, outcomes_by_claim
 
 from lit_mult.analysis import style
 from lit_mult.analysis.experiments import depth_scales, row_norms, width_scaling
 from lit_mult.analysis.findings import Findings
-from lit_mult.analysis.scaling import slope
+from lit_mult.analysis.seeds import slope
 from lit_mult.errors import UserError
 from lit_mult.registry.roles import MATRIX_ROLES
 
 Cell = tuple[dict[str, Any], list[Reading]]
 WIDTHS = (32, 64, 128, 256)
 DIVERGED = {"status": "diverged", "final_loss": math.nan}
-
-
-def outcomes(found: Findings) -> dict[str, str]:
-    table = found.csvs["verdicts"]
-    return dict(zip(table["claim"], table["outcome"], strict=True))
 
 
 def check_figure(found: Findings, name: str) -> None:
@@ -57,15 +52,15 @@ def depth_cells(growth: float, pattern: float, seeds: int = 3) -> list[Cell]:
 
 def test_outputs_that_grow_with_depth_and_patterned_scalars_are_found() -> None:
     found = depth_scales.findings(evidence(depth_cells(growth=0.1, pattern=0.5)))
-    assert outcomes(found) == {
+    assert outcomes_by_claim(found) == {
         "Block outputs grow with depth relative to the baseline, as in fig. 2 (attention output, AdamW)": "reproduced",
         "Block outputs grow with depth relative to the baseline, as in fig. 2 (MLP output, AdamW)": "reproduced",
         "Scalars out of a block have a pattern over depth, as in fig. 2 (AdamW)": "reproduced",
         "Scalars inside a block have a pattern over depth, as in fig. 2 (AdamW)": "reproduced",
     }
-    slope = found.csvs["slopes"].set_index("what")
+    slope = found.tables["slopes"].set_index("what")
     assert slope.at["MLP output, scalars / none", "slope"] == pytest.approx(0.1, abs=0.005)
-    means = found.csvs["means"].set_index(["arm", "what", "layer"])["value"]
+    means = found.tables["means"].set_index(["arm", "what", "layer"])["value"]
     assert means["none", "MLP output", 2] == pytest.approx(
         math.exp(0.4 + 1)
     )  # seeds 0, 1, 2: e^1 on the geometric mean
@@ -75,7 +70,7 @@ def test_outputs_that_grow_with_depth_and_patterned_scalars_are_found() -> None:
 
 def test_outputs_that_shrink_with_depth_contradict_and_scalars_without_a_pattern_show_none() -> None:
     found = depth_scales.findings(evidence(depth_cells(growth=-0.1, pattern=0.0)))
-    growing, patterned = list(outcomes(found).values())[:2], list(outcomes(found).values())[2:]
+    growing, patterned = list(outcomes_by_claim(found).values())[:2], list(outcomes_by_claim(found).values())[2:]
     assert growing == ["contradicted"] * 2
     assert "reproduced" not in patterned
 
@@ -84,10 +79,10 @@ def test_depth_with_an_optimizer_a_seed_or_an_arm_missing() -> None:
     cells = depth_cells(growth=0.1, pattern=0.5)[:-1]  # seed 2 has no scalars yet
     cells += [depth_cell("none", 0, 0, 0, optimizer="muon")]
     found = depth_scales.findings(evidence(cells))
-    assert set(outcomes(found).values()) == {"reproduced"}
-    assert set(found.csvs["verdicts"]["seeds"]) == {2}
+    assert set(outcomes_by_claim(found).values()) == {"reproduced"}
+    assert set(found.tables["verdicts"]["seeds"]) == {2}
     baseline_alone = depth_scales.findings(evidence(cells[:1]))
-    assert baseline_alone.csvs["verdicts"].empty
+    assert baseline_alone.tables["verdicts"].empty
     check_figure(baseline_alone, "depth_scales")
 
 
@@ -95,7 +90,7 @@ def test_a_diverged_run_leaves_its_claims_undecided_with_a_warning() -> None:
     cells = depth_cells(growth=0.1, pattern=0.5)
     cells[-1][0].update(DIVERGED)
     found = depth_scales.findings(evidence(cells))
-    assert set(outcomes(found).values()) == {"undecided"}
+    assert set(outcomes_by_claim(found).values()) == {"undecided"}
     assert found.warnings == [
         "1 of 6 runs diverged or were pruned, which leaves claims that need them undecided: cell5 (diverged)"
     ]
@@ -130,11 +125,11 @@ def test_the_breadth_of_row_norms_is_judged_against_that_without_vectors(
     vectors: float, broader: str, much: str
 ) -> None:
     found = row_norms.findings(evidence(row_cells(vectors)))
-    assert list(outcomes(found).values()) == [broader, much] * 2
-    breadth = found.csvs["breadth"].set_index("role")
+    assert list(outcomes_by_claim(found).values()) == [broader, much] * 2
+    breadth = found.tables["breadth"].set_index("role")
     assert breadth.loc["gate_proj", "ratio"] == pytest.approx(1.01 * vectors / 0.1)
     assert breadth.loc["gate_proj", "none"] == pytest.approx(0.15)
-    shown = found.shown["breadth"].set_index("role").loc["gate_proj"]
+    shown = found.display_tables["breadth"].set_index("role").loc["gate_proj"]
     assert (shown["optimizer"], shown["none"], shown["seeds"]) == ("AdamW", "0.1500", "3")
     assert set(breadth.index) == {"q_proj", "k_proj", "v_proj", "gate_proj", "lm_head"}
     check_figure(found, "row_norms")
@@ -142,13 +137,13 @@ def test_the_breadth_of_row_norms_is_judged_against_that_without_vectors(
 
 def test_row_norms_of_one_arm_or_with_a_diverged_run() -> None:
     alone = row_norms.findings(evidence(row_cells(0.3)[:3]))
-    assert alone.csvs["verdicts"].empty
-    assert alone.shown["breadth"].empty
+    assert alone.tables["verdicts"].empty
+    assert alone.display_tables["breadth"].empty
     check_figure(alone, "row_norms")
     cells = row_cells(0.3)
     cells[4][0].update(DIVERGED)
     found = row_norms.findings(evidence(cells))
-    assert set(outcomes(found).values()) == {"undecided"}
+    assert set(outcomes_by_claim(found).values()) == {"undecided"}
     assert len(found.warnings) == 1
     check_figure(found, "row_norms")
 
@@ -186,16 +181,16 @@ def width_cells(
 
 def test_powers_of_the_width_are_found() -> None:
     found = width_scaling.findings(evidence(width_cells()))
-    assert list(outcomes(found).values()) == ["reproduced"] * 6
-    exponents = found.csvs["exponents"].set_index("what")
+    assert list(outcomes_by_claim(found).values()) == ["reproduced"] * 6
+    exponents = found.tables["exponents"].set_index("what")
     for what, exponent in {"scalar of the head": -0.9, "query · key": -1.6, "up · down": 0.0, "logits": 0.05}.items():
         assert exponents.at[what, "slope"] == pytest.approx(exponent, abs=0.02)
         assert exponents.at[what, "slope_larger_widths"] == pytest.approx(exponent, abs=0.02)
     assert exponents.at["scalar of the head", "slope_halfway"] == pytest.approx(-0.45)
-    shown = found.shown["exponents"].set_index("scale").loc["scalar of the head"]
+    shown = found.display_tables["exponents"].set_index("scale").loc["scalar of the head"]
     assert (shown["judged"], shown["half way"]) == ("-1 to -0.5", "-0.45 [-0.45, -0.45]")
     assert "at the end, from width 64" in shown
-    means = found.csvs["means"].set_index(["what", "d_model"])["value"]
+    means = found.tables["means"].set_index(["what", "d_model"])["value"]
     assert means["query · key", 32] == pytest.approx(9 * 32**-1.6, rel=0.01)
     assert means["up · down", 32] == pytest.approx(9, rel=0.01)
     assert means["gate", 32] == pytest.approx(3, rel=0.01)
@@ -204,20 +199,20 @@ def test_powers_of_the_width_are_found() -> None:
 
 def test_other_powers_of_the_width_contradict_the_claims() -> None:
     found = width_scaling.findings(evidence(width_cells(head=-0.2, query=-1.4, matrices=-0.5, logits=0.5)))
-    assert list(outcomes(found).values()) == ["contradicted"] * 6
+    assert list(outcomes_by_claim(found).values()) == ["contradicted"] * 6
 
 
 def test_widths_and_seeds_that_are_missing() -> None:
     cells = list(width_cells())
     found = width_scaling.findings(evidence(cells[:-1]))
     assert found.warnings == ["seeds without the widths of the others, left out: 2"]
-    assert set(found.csvs["verdicts"]["seeds"]) == {2}
+    assert set(found.tables["verdicts"]["seeds"]) == {2}
     one_width = width_scaling.findings(evidence([cells[0], cells[len(WIDTHS)]]))  # of two seeds
-    assert one_width.csvs["verdicts"].empty
+    assert one_width.tables["verdicts"].empty
     check_figure(one_width, "width_scaling")
     cells[0][0].update(DIVERGED)
     diverged = width_scaling.findings(evidence(cells))
-    assert set(outcomes(diverged).values()) == {"undecided"}
+    assert set(outcomes_by_claim(diverged).values()) == {"undecided"}
     assert len(diverged.warnings) == 1
 
 
@@ -227,12 +222,12 @@ def test_seeds_of_as_many_but_other_widths_are_not_averaged() -> None:
     ]
     found = width_scaling.findings(evidence(cells))
     assert found.warnings == ["seeds without the widths of the others, left out: 2"]
-    assert set(found.csvs["means"]["d_model"]) == {64, 128, 256}
+    assert set(found.tables["means"]["d_model"]) == {64, 128, 256}
 
 
 def test_a_placement_without_a_scalar_on_the_key_counts_the_query_once() -> None:
     cells = [(run, [reading for reading in readings if "k_proj" not in reading[2]]) for run, readings in width_cells()]
-    exponents = width_scaling.findings(evidence(cells)).csvs["exponents"].set_index("what")["slope"]
+    exponents = width_scaling.findings(evidence(cells)).tables["exponents"].set_index("what")["slope"]
     assert exponents["query · key"] == pytest.approx(-0.8, abs=0.02)
 
 

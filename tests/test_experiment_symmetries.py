@@ -7,12 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 import pytest
-from experiment_data import Reading, evidence
+from experiment_data import Reading, evidence, outcomes, saved
 
-from lit_mult.analysis import style
+from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.experiments import symmetries
-from lit_mult.analysis.experiments.evidence import Evidence
-from lit_mult.analysis.findings import Findings
 from lit_mult.errors import UserError
 
 ROUNDING = {"32-true": 1e-6, "bf16-mixed": 1e-3}
@@ -50,25 +48,22 @@ def with_group(made: Evidence) -> Evidence:
     return made
 
 
-def outcomes(found: Findings) -> list[str]:
-    return list(found.csvs["verdicts"]["outcome"])
-
-
 def test_planted_drift_is_found() -> None:
     found = symmetries.findings(study())
     assert outcomes(found) == ["reproduced"] * 12
-    first, goes_on, small, grows, larger = found.csvs["verdicts"]["value"][:5]
+    first, goes_on, small, grows, larger = found.tables["verdicts"]["value"][:5]
     assert first == pytest.approx(0.61 - 0.02)
     assert goes_on == pytest.approx(0.61 / 2)
     assert small == pytest.approx(0.02)
     assert grows == pytest.approx(1.01)
     assert larger == pytest.approx(1.01 - 0.1)
-    assert found.csvs["verdicts"]["value"].iloc[-1] == pytest.approx(np.log(1e3))  # bf16 over fp32
-    shown = found.shown["size_at_the_end"]
+    assert found.tables["verdicts"]["value"].iloc[-1] == pytest.approx(np.log(1e3))  # bf16 over fp32
+    shown = found.display_tables["size_at_the_end"]
     row = shown[(shown["quantity"] == "log_query/key") & (shown["arm"] == "decay")].iloc[0]
     assert (row["seeds"], row["end"]) == ("3", "2.0e-2")
     assert found.statements["Divergence"][0] == "32-true, decay: 0 of 3 runs diverged"
-    assert style.save(found.figures["drift"])["png"][:4] == b"\x89PNG"
+    assert list(found.figures) == ["drift"]
+    saved(found)
 
 
 def test_the_opposite_contradicts() -> None:
@@ -108,14 +103,14 @@ def test_a_run_that_diverged_leaves_its_claims_undecided() -> None:
         "bf16-mixed, no-decay: 1 of 2 runs diverged",
     ]
     assert "1 of 4 runs diverged or were pruned" in found.warnings[0]
-    assert "png" in style.save(found.figures["drift"])
+    saved(found)
 
 
 def test_one_run_is_enough_for_a_page() -> None:
     cells = [({"arm": "decay", "trainer.precision": "32-true"}, list(readings(0.02, 0.1, 1e-6)))]
     found = symmetries.findings(with_group(evidence(cells)))
     assert set(outcomes(found)) == {"undecided"}
-    assert "png" in style.save(found.figures["drift"])
+    saved(found)
 
 
 def test_a_study_of_two_optimizers_is_refused_instead_of_averaged() -> None:

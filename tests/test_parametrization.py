@@ -26,19 +26,12 @@ from lit_mult.config import ParametrizationConfig, RunConfig, Tier
 from lit_mult.errors import ConfigError, UserError
 from lit_mult.method import presets
 from lit_mult.method.plan import RunPlan, plan_run
-from lit_mult.method.presets import (
-    Preset,
-    RoleMultipliers,
-    Tuning,
-    apply_preset,
-    inlined,
-    load_preset,
-    run_multipliers,
-)
+from lit_mult.method.presets import Preset, RoleMultipliers, apply_preset, inlined, load_preset, run_multipliers
 from lit_mult.method.rules import Scaling, scaling, width_factor
 from lit_mult.method.search_space import neutral, search_space
 from lit_mult.registry.contracts import Axis
 from lit_mult.registry.roles import MATRIX_ROLES, Role
+from lit_mult.schema import Tuning
 
 VOCAB = 64
 MODEL = {"n_layers": 1, "head_dim": 32, "mlp_ratio": 2.0}

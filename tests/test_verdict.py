@@ -10,15 +10,8 @@ from experiment_data import evidence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_mult.analysis.verdict import (
-    ABOVE_0,
-    best_elsewhere,
-    judge,
-    mean_interval,
-    means_over_seeds,
-    paired,
-    verdicts_table,
-)
+from lit_mult.analysis.seeds import best_elsewhere, mean_interval, means_over_seeds, paired
+from lit_mult.analysis.verdict import ABOVE_0, judge, verdicts_table
 from lit_mult.errors import UserError
 
 

@@ -16,6 +16,11 @@ _QUANTILES = (0.025, 0.975)
 _NO_INTERVAL = (float("nan"), float("nan"))
 
 
+def few_seeds(seeds: int) -> str:
+    """What to add to a sentence that rests on an interval."""
+    return " (weak evidence: few seeds)" if seeds < ENOUGH_SEEDS else ""
+
+
 def bootstrap_interval(
     values: ArrayLike, clusters: ArrayLike | None = None, *, draws: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:

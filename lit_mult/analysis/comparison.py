@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import pandas as pd
 
 from lit_mult.analysis import cost, plots, sensitivity, tables
-from lit_mult.analysis.bootstrap import ENOUGH_SEEDS
+from lit_mult.analysis.bootstrap import ENOUGH_SEEDS, few_seeds
 from lit_mult.analysis.findings import Findings
-from lit_mult.analysis.frame import Study, rows
+from lit_mult.analysis.frame import rows
+from lit_mult.schema import StudyPlan
 
 _CAPTIONS = {
     "loss_vs_lr": "Final validation loss against learning rate. Bands are 95 % bootstrap intervals of the mean over "
@@ -22,7 +23,7 @@ _CAPTIONS = {
     "preset. A thin line leads from the search alone to search and tuning; d is the width. An arm whose tuning is not "
     "on record is left out.",
 }
-_READING = """\
+_HOW_TO_READ = """\
 - *Sensitivity* is the mean over the learning rates of min(loss, initial loss) - best loss; a diverged run counts as
   the initial loss. It depends on the range of learning rates, so it is compared only over equal ranges.
 - Differences pair runs at equal seed and settings; below 0, the first named is better.
@@ -30,7 +31,7 @@ _READING = """\
   are too narrow: over three, the interval of a difference spans the three values, so with no true difference it leaves
   out 0 in one comparison of four.
 """
-_READING_COST = """\
+_HOW_TO_READ_COST = """\
 - Cost counts, for one seed, every run of the search over nuisance factors, whatever became of it, and the whole study
   that tuned the preset an arm uses. FLOPs are 6 x parameters x training tokens (arXiv:2001.08361); seconds depend on
   the machine.
@@ -41,20 +42,24 @@ _MEASURES = {
 }
 
 
-def comparison(study: Study | None, runs: pd.DataFrame) -> Findings:
+def comparison(study: StudyPlan | None, runs: pd.DataFrame) -> Findings:
     """All that losses and learning rates show."""
     points = sensitivity.points(runs)
     summary, drift = sensitivity.summary(points), sensitivity.optimum_drift(points)
     differences = sensitivity.paired_differences(points)
-    found = Findings(reading=_READING, unit="Losses and differences in nats per token")
-    found.csvs = {"points": points, "summary": summary, "differences": differences, "drift": drift}
-    found.shown = {
-        "summary": tables.summary_table(summary),
-        "differences": tables.differences_table(differences),
-        "drift": tables.drift_table(drift),
-    }
-    found.said = [tables.to_text(found.shown["summary"])]
-    found.figures = {"loss_vs_lr": plots.loss_vs_lr(runs, points)}
+    found = Findings(
+        tables={"points": points, "summary": summary, "differences": differences, "drift": drift},
+        display_tables={
+            "summary": (shown := tables.summary_table(summary)),
+            "differences": tables.differences_table(differences),
+            "drift": tables.drift_table(drift),
+        },
+        figures={"loss_vs_lr": plots.loss_vs_lr(runs, points)},
+        warnings=list(_warnings(runs, points)),
+        how_to_read=_HOW_TO_READ,
+        unit="Losses and differences in nats per token",
+        text=tables.to_text(shown),
+    )
     if points["sensitivity"].notna().any() or points["d_model"].nunique() > 1:
         found.figures["sensitivity"] = plots.sensitivity(points)
     if not plots.optimizer_pairs(points, differences).empty:
@@ -64,15 +69,14 @@ def comparison(study: Study | None, runs: pd.DataFrame) -> Findings:
     nothing = ["one arm and one optimizer: nothing to compare"]
     found.statements["What the records show"] = list(verdicts(differences)) or nothing
     if (runs["study"] != "").any():  # a lone run was no search
-        found.csvs["bill"] = bill = cost.bill(runs, points, study)
-        found.shown["bill"] = tables.bill_table(bill)
+        found.tables["bill"] = bill = cost.bill(runs, points, study)
+        found.display_tables["bill"] = tables.bill_table(bill)
         if statements := list(cost.statements(bill, points, study)):
             found.statements["Cost"] = statements
-        found.reading += _READING_COST
+        found.how_to_read += _HOW_TO_READ_COST
         if ((bill["total_flops"] > bill["search_flops"]) & bill["best_loss"].notna()).any():  # a tuning to show
             found.figures["loss_vs_compute"] = plots.loss_vs_compute(bill)
     found.captions = {name: _CAPTIONS[name] for name in found.figures}
-    found.warnings = list(_warnings(runs, points))
     return found
 
 
@@ -89,8 +93,7 @@ def verdicts(differences: pd.DataFrame) -> Iterator[str]:
         elif row.low <= 0 <= row.high:
             verdict = "no difference shown"
         else:
-            verdict = f"**{row.of if row.high < 0 else row.against} is {better}**"
-            verdict += " (weak evidence: few seeds)" if row.seeds < ENOUGH_SEEDS else ""
+            verdict = f"**{row.of if row.high < 0 else row.against} is {better}**" + few_seeds(row.seeds)
         width = "all widths" if row.d_model == sensitivity.ALL_WIDTHS else f"d = {row.d_model}"
         where = ", ".join(filter(None, (row.within, width, f"{row.seeds} seeds")))
         span = tables.interval(row.low, row.high, row.seeds)
@@ -102,11 +105,11 @@ def verdicts(differences: pd.DataFrame) -> Iterator[str]:
 def _warnings(runs: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
     if diverged := int((runs["status"] == "diverged").sum()):
         yield f"{diverged} of {len(runs)} runs diverged; they count as their initial loss in the sensitivity"
-    for place in _places(points[points["at_edge"]]):
-        yield f"optimum at the edge of the learning rates, so it may lie outside: {place}"
+    for name in _names(points[points["at_edge"]]):
+        yield f"optimum at the edge of the learning rates, so it may lie outside: {name}"
     for (complete, note), group in points[points["note"] != ""].groupby(["complete", "note"]):
-        for place in _places(group):
-            yield f"{'doubtful or no sensitivity' if complete else 'incomplete, no sensitivity'} ({note}): {place}"
+        for name in _names(group):
+            yield f"{'doubtful or no sensitivity' if complete else 'incomplete, no sensitivity'} ({note}): {name}"
     if (seeds := points["seed"].nunique()) == 1:
         yield f"{tables.NO_INTERVAL} can be given"
     elif seeds < ENOUGH_SEEDS:
@@ -115,7 +118,7 @@ def _warnings(runs: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
         yield "not every arm has every seed; differences use the seeds that both sides have"
 
 
-def _places(points: pd.DataFrame) -> Iterator[str]:
+def _names(points: pd.DataFrame) -> Iterator[str]:
     for _, group in points.groupby(["label", "d_model"], sort=False):
         first = next(rows(group))
         yield f"{first.label}, d = {first.d_model}, seed {', '.join(map(str, group['seed']))}"

@@ -14,15 +14,16 @@ from typing import Any
 
 import pandas as pd
 
-from lit_mult.analysis.bootstrap import ENOUGH_SEEDS, bootstrap_interval
-from lit_mult.analysis.frame import NEUTRAL, PRESET, Study, Tuning, optimizer_name, rows
+from lit_mult.analysis.bootstrap import bootstrap_interval, few_seeds
+from lit_mult.analysis.frame import optimizer_name, rows
 from lit_mult.analysis.sensitivity import doubtful, summary
 from lit_mult.analysis.tables import interval, number, scientific, signed
+from lit_mult.schema import NEUTRAL, PRESET, StudyPlan, Tuning
 
 UNITS = ("flops", "tokens", "seconds")
 
 
-def bill(runs: pd.DataFrame, points: pd.DataFrame, study: Study | None) -> pd.DataFrame:
+def bill(runs: pd.DataFrame, points: pd.DataFrame, study: StudyPlan | None) -> pd.DataFrame:
     """One row for each line and width of `load_records` and `points`: the best loss and what was spent to find it.
 
     Best loss in nats per token, mean over seeds with its interval. In each of the `UNITS` (flops, tokens, seconds),
@@ -33,24 +34,21 @@ def bill(runs: pd.DataFrame, points: pd.DataFrame, study: Study | None) -> pd.Da
     """
     spent = runs.assign(flops=6.0 * runs["parameters_total"] * runs["tokens"], seconds=runs["wall_seconds"])
     spent["preset"] = _presets(runs, study)
-    bills = []
+    units, bills = list(UNITS), []
     for (label, width), group in spent.groupby(["label", "d_model"], sort=False):
         finished = group[group["final_loss"].notna()]
-        best = finished.loc[finished.groupby("seed")["final_loss"].idxmin()]
-        search = group.groupby("seed")[list(UNITS)].sum().mean()
-        presets = list(rows(group[["preset", "optimizer"]].drop_duplicates()))
-        tuned = {unit: sum(_spent_on(row.preset, row.optimizer, unit, study) for row in presets) for unit in UNITS}
-        bills.append(
-            {"label": label, "d_model": width}
-            | {f"run_{unit}": float(best[unit].mean()) for unit in UNITS}
-            | {f"search_{unit}": float(search[unit]) for unit in UNITS}
-            | {f"tuning_{unit}": float(tuned[unit]) for unit in UNITS}
-            | {f"total_{unit}": float(search[unit] + tuned[unit]) for unit in UNITS}
-        )
+        run = finished.loc[finished.groupby("seed")["final_loss"].idxmin(), units].mean()
+        search = group.groupby("seed")[units].sum().mean()
+        used = group[["preset", "optimizer"]].drop_duplicates()
+        tuning = pd.DataFrame([_tuning(row.preset, row.optimizer, study) for row in rows(used)], columns=units)
+        parts = {"run": run, "search": search, "tuning": tuning.sum(skipna=False)}
+        parts["total"] = parts["search"] + parts["tuning"]
+        costs = {f"{part}_{unit}": float(cost[unit]) for part, cost in parts.items() for unit in units}
+        bills.append({"label": label, "d_model": width} | costs)
     return summary(points).loc[:, :"best_loss_high"].merge(pd.DataFrame(bills), on=["label", "d_model"])
 
 
-def statements(bill: pd.DataFrame, points: pd.DataFrame, study: Study | None) -> Iterator[str]:
+def statements(bill: pd.DataFrame, points: pd.DataFrame, study: StudyPlan | None) -> Iterator[str]:
     """Sentences on the cost of the arms and on what tuning gained; none where no arm uses a preset but the neutral."""
     if (bill["tuning_flops"] == 0).all():
         return
@@ -64,7 +62,7 @@ def statements(bill: pd.DataFrame, points: pd.DataFrame, study: Study | None) ->
         yield from gains(points, study)
 
 
-def gains(points: pd.DataFrame, study: Study) -> Iterator[str]:
+def gains(points: pd.DataFrame, study: StudyPlan) -> Iterator[str]:
     """A sentence for each tuned preset and optimizer: whether it beats the same arm without, at the tuning's width.
 
     Compared are the arm that uses the preset and each that differs from it in nothing but an untuned preset, in best
@@ -81,9 +79,8 @@ def gains(points: pd.DataFrame, study: Study) -> Iterator[str]:
 
 def _gain(points: pd.DataFrame, arm: str, plain: str, preset: str, tuning: Tuning) -> Iterator[str]:
     points = points.assign(doubt=doubtful(points))
-    pairs = points[points["arm"] == arm].merge(
-        points[points["arm"] == plain], on=["setting", "d_model", "seed"], suffixes=("", "_against")
-    )
+    tuned, untuned = (points[points["arm"] == name] for name in (arm, plain))
+    pairs = tuned.merge(untuned, on=["setting", "d_model", "seed"], suffixes=("", "_against"))
     pairs = pairs.assign(difference=pairs["best_loss"] - pairs["best_loss_against"])
     pairs["doubt"] |= pairs["doubt_against"]
     for setting, at_setting in pairs.groupby("setting"):
@@ -92,23 +89,23 @@ def _gain(points: pd.DataFrame, arm: str, plain: str, preset: str, tuning: Tunin
         held_out = at_width[~at_width["seed"].isin(tuning.seeds) & at_width["difference"].notna()]
         if at_width.empty:
             yield f"{where}: no runs at this width, the one of the tuning, so nothing is compared."
-        elif held_out.empty:
+            continue
+        if held_out.empty:
             yield f"{where}: no held-out seed (the tuning used {_seeds(tuning.seeds)}), so nothing is compared."
-        else:
-            difference, seeds = float(held_out["difference"].mean()), sorted(held_out["seed"])
-            low, high = bootstrap_interval(held_out["difference"], held_out["seed"])
-            verdict = f"the tuned preset does not beat the {preset} preset by more than the seed noise"
-            if high < 0:
-                beats = f"beats the {preset} preset by {-difference:.4f}, more than the seed noise"
-                verdict = f"**the tuned preset {beats}**"
-                verdict += " (weak evidence: few seeds)" if len(seeds) < ENOUGH_SEEDS else ""
-            if doubts := int(held_out["doubt"].sum()):
-                verdict += f"; doubtful, as {doubts} of {len(held_out)} pairs are"
-            span = f"{signed(difference)}, {interval(low, high, len(seeds))}"
-            yield f"{where}: {span} (held-out {_seeds(seeds)}; the tuning used {_seeds(tuning.seeds)}): {verdict}."
+            continue
+        difference, seeds = float(held_out["difference"].mean()), sorted(held_out["seed"])
+        low, high = bootstrap_interval(held_out["difference"], held_out["seed"])
+        verdict = f"the tuned preset does not beat the {preset} preset by more than the seed noise"
+        if high < 0:
+            beats = f"beats the {preset} preset by {-difference:.4f}, more than the seed noise"
+            verdict = f"**the tuned preset {beats}**" + few_seeds(len(seeds))
+        if doubts := int(held_out["doubt"].sum()):
+            verdict += f"; doubtful, as {doubts} of {len(held_out)} pairs are"
+        span = f"{signed(difference)}, {interval(low, high, len(seeds))}"
+        yield f"{where}: {span} (held-out {_seeds(seeds)}; the tuning used {_seeds(tuning.seeds)}): {verdict}."
 
 
-def _tunings(points: pd.DataFrame, study: Study) -> Iterator[str]:
+def _tunings(points: pd.DataFrame, study: StudyPlan) -> Iterator[str]:
     """Where each tuned preset comes from; those for optimizers that no run has are left out."""
     for preset, by_optimizer in study.tuning.items():
         for optimizer, tuning in by_optimizer.items():
@@ -120,7 +117,7 @@ def _tunings(points: pd.DataFrame, study: Study) -> Iterator[str]:
                 )
 
 
-def _presets(runs: pd.DataFrame, study: Study | None) -> pd.Series:
+def _presets(runs: pd.DataFrame, study: StudyPlan | None) -> pd.Series:
     """Name of the preset that each run uses."""
     # A study writes the numbers of its presets into its runs, whose configs then name the neutral one: its plan knows.
     of_arm = {arm: fields[PRESET] for arm, fields in study.arms.items()} if study else {}
@@ -129,11 +126,12 @@ def _presets(runs: pd.DataFrame, study: Study | None) -> pd.Series:
     return named.where(runs["tier"] != "NONE", NEUTRAL)
 
 
-def _spent_on(preset: str, optimizer: str, unit: str, study: Study | None) -> float:
+def _tuning(preset: str, optimizer: str, study: StudyPlan | None) -> tuple[float, ...]:
+    """What tuning a preset for an optimizer took, in `UNITS`; NaN where that is not on record."""
     if preset == NEUTRAL:
-        return 0.0
+        return (0.0,) * len(UNITS)
     tuning = study.tuning.get(preset, {}).get(optimizer) if study else None
-    return float(getattr(tuning, unit)) if tuning else math.nan
+    return tuple(float(getattr(tuning, unit, math.nan)) for unit in UNITS)
 
 
 def _price(row: Any) -> str:

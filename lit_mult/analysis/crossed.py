@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
 from lit_mult.analysis.bootstrap import Floats
+from lit_mult.analysis.seeds import t_quantile
 
 _LEVEL, _POWER = 0.975, 0.8
 
@@ -86,12 +86,3 @@ def items_variance(table: Floats) -> float:
     residual = table - of_items - table.mean(axis=1, keepdims=True) + table.mean()
     noise = (residual**2).sum() / ((seeds - 1) * (items - 1))
     return float(max(0.0, of_items.var(ddof=1) - noise / seeds) / items)
-
-
-@cache
-def t_quantile(level: float, freedom: float) -> float:
-    """Quantile of Student's t: with t = sqrt(freedom) tan(x) its density is that of cos(x)^(freedom - 1)."""
-    x = np.linspace(-math.pi / 2, math.pi / 2, 200_001)
-    density = np.cos(x) ** (freedom - 1) if freedom > 1 else np.ones_like(x)
-    total = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return float(math.sqrt(freedom) * np.tan(np.interp(level, total / total[-1], x)))

@@ -13,7 +13,7 @@ from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import rows
 
 PAPER_SUITE = "paper"
-_READING = """\
+_HOW_TO_READ = """\
 - Scores are per cent ± their standard error, differences are points with 95 % intervals; both allow for other seeds
   and for other items of the kind at once (variance components, Student's t). Runs are paired by seed and item, every
   arm is shown at its best learning rate, judged by the loss. Power is the smallest difference that would show four
@@ -31,16 +31,15 @@ def downstream(folder: Path, runs: pd.DataFrame) -> Findings:
     table = scores.load_scores(folder, runs)
     if table.empty:
         return found
-    found.reading, found.unit = _READING, "scores per cent, differences in points"
+    found.how_to_read, found.unit = _HOW_TO_READ, "scores per cent, differences in points"
     for suite, part in table[table["best"]].groupby("suite", sort=False):
         _suite(found, str(suite), part)
-    if others := table.loc[~table["best"], "place"].nunique():
+    if others := table.loc[~table["best"], "run"].nunique():
         found.warnings.append(
             f"scores of {others} runs are left out: they are not at the best learning rate of their arm"
         )
-    found.said = [
-        f"{name.replace('_', ' ')} (per cent)\n{tables.to_text(shown)}" for name, shown in found.shown.items()
-    ]
+    shown = found.display_tables.items()
+    found.text = "\n".join(f"{name.replace('_', ' ')} (per cent)\n{tables.to_text(table)}" for name, table in shown)
     return found
 
 
@@ -50,14 +49,15 @@ def _suite(found: Findings, suite: str, table: pd.DataFrame) -> None:
     last = means[means["last"]]
     power = scores.power(compared)
     made = {slug: means, f"{slug}_differences": compared, f"{slug}_power": power}
-    found.csvs |= {name: table for name, table in made.items() if len(table)}
-    found.shown[slug] = tables.scores_table(last)
+    found.tables |= {name: table for name, table in made.items() if len(table)}
+    shown = tables.scores_table(last)
     if suite.split(",")[0] == PAPER_SUITE:
-        found.shown[slug] = pd.concat([found.shown[slug], paper_rows(list(last["task"].unique()))]).fillna("")
+        shown = pd.concat([shown, paper_rows(list(last["task"].unique()))]).fillna("")
+    found.display_tables[slug] = shown
     if len(compared):
-        found.shown[f"{slug}_differences"] = tables.score_differences_table(compared)
+        found.display_tables[f"{slug}_differences"] = tables.score_differences_table(compared)
     if len(power):
-        found.shown[f"{slug}_power"] = tables.power_table(power)
+        found.display_tables[f"{slug}_power"] = tables.power_table(power)
     widths = sorted(last["d_model"].unique())
     for width in widths:
         here = last[(last["d_model"] == width) & last["share"]]

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from lit_mult.analysis.bootstrap import slope_interval
 from lit_mult.analysis.frame import rows
-from lit_mult.analysis.style import against_width, panel_grid, styled
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lit_mult.analysis.style import Figure, against_width, panel_grid, styled
 
 TOLERANCE = 0.25
 """Half of the smallest error that a rule can make: a power of 1/2 (Muon without its factor)."""
@@ -56,7 +52,7 @@ def larger_half(widths: pd.Series) -> list[int]:
 def coordinate_check(values: pd.DataFrame, verdicts: pd.DataFrame) -> Figure:
     """Each coordinate against width, relative to the smallest: a panel a kind, failing coordinates in red and named."""
     kinds = list(dict.fromkeys(values["kind"]))
-    figure, axes = panel_grid(1, len(kinds), 2.6)
+    figure, axes = panel_grid(1, len(kinds), 2.6, xlabel="width $d$", ylabel="RMS over that at the smallest width")
     failed = {(row.kind, row.coordinate) for row in rows(verdicts) if row.verdict == "FAIL"}
     for kind, ax in zip(kinds, axes[0], strict=True):
         against_width(ax, values["width"])
@@ -66,8 +62,7 @@ def coordinate_check(values: pd.DataFrame, verdicts: pd.DataFrame) -> Figure:
             label = str(coordinate) if fails else None
             ax.plot(means.index, means / means.iloc[0], color="#D55E00" if fails else "0.6", label=label, marker=".")
         ax.set_yscale("log", base=2)
-        ax.set(title=kind, xlabel="width $d$")
+        ax.set_title(kind)
         if ax.get_legend_handles_labels()[0]:
             ax.legend()
-    axes[0, 0].set_ylabel("RMS over that at the smallest width")
     return figure

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lit_mult.analysis.style import Figure
 
 
 @dataclass
 class Findings:
-    """Tables for programs and for people, figures, and sentences."""
+    """Tables for programs and for readers, figures, and sentences."""
 
-    csvs: dict[str, pd.DataFrame] = field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     """Name -> table with every digit."""
-    shown: dict[str, pd.DataFrame] = field(default_factory=dict)
+    display_tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     """Name -> table of strings."""
     figures: dict[str, Figure] = field(default_factory=dict)
     captions: dict[str, str] = field(default_factory=dict)
@@ -26,9 +24,9 @@ class Findings:
     """Heading -> sentences, each a point of a list."""
     warnings: list[str] = field(default_factory=list)
     """What stands against the results."""
-    reading: str = ""
-    """How to read tables and figures: points of a Markdown list."""
+    how_to_read: str = ""
+    """Points of a Markdown list."""
     unit: str = ""
     """What the numbers of the tables are."""
-    said: list[str] = field(default_factory=list)
-    """Plain text for a terminal."""
+    text: str = ""
+    """What a terminal shows."""

@@ -5,82 +5,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from lit_mult.config import ParametrizationConfig
 from lit_mult.errors import UserError
-from lit_mult.layout import StudyPaths, find_records
+from lit_mult.layout import find_records
 from lit_mult.registry.kinds import KINDS
 from lit_mult.registry.optimizers import OPTIMIZERS
 from lit_mult.schema import SCHEMA_VERSION
 
-NEUTRAL = ParametrizationConfig().preset
-"""The preset in which every multiplier is 1: nothing of it was tuned."""
-PRESET = "parametrization.preset"
 _WIDTH, _LR, _SEED, _OPTIMIZER = "model.d_model", "optim.lr", "seed", "optimizer"
 _COPIED: tuple[str, ...] = ("config_hash", "git_commit", "device", "corpus_hash", "steps", "tokens", "wall_seconds")
 _COPIED += ("tokens_per_second", "initial_loss", "best_loss")
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """How a preset was found for one optimizer, and what that cost."""
-
-    study: str
-    """Name of the study whose best trial the preset is."""
-    trials: int
-    """Trials of that study: completed, pruned and diverged."""
-    d_model: int
-    """Width the preset was tuned at."""
-    seeds: tuple[int, ...]
-    """Seeds the trials ran with; on these the preset was chosen, so they do not judge it."""
-    flops: float
-    """Training FLOPs of all trials together."""
-    tokens: int
-    """Training tokens of all trials together."""
-    seconds: float
-    """Seconds of all trials together, on the machine that ran them."""
-
-
-@dataclass(frozen=True)
-class Study:
-    """What the analysis needs of a study's plan."""
-
-    name: str
-    title: str
-    cells: int
-    """Number of runs planned."""
-    experiment: str | None = None
-    """Experiment that the study is, `config.Experiment`; None: a comparison of arms over learning rates."""
-    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Arm -> dotted config field -> value; the preset is always among them, whoever sets it."""
-    tuning: dict[str, dict[str, Tuning]] = field(default_factory=dict)
-    """Preset -> optimizer -> how it was tuned; a preset or an optimizer that is not here has nothing on record."""
-
-
-def read_study(folder: Path | str) -> Study | None:
-    """The plan beside the records, or None where there is none (a lone run).
-
-    Raises:
-        UserError: study.json is damaged.
-    """
-    path = StudyPaths(Path(folder)).plan
-    if not path.exists():
-        return None
-    data = _read_json(path)
-    try:
-        spec = data.get("spec") or {}
-        preset = ((spec.get("base") or {}).get("parametrization") or {}).get("preset", NEUTRAL)
-        arms = {str(arm): {PRESET: preset, **(fields or {})} for arm, fields in (spec.get("arms") or {}).items()}
-        tuning = {str(name): _tuning(preset) for name, preset in (spec.get("presets") or {}).items()}
-        title = str(data["title"] or data["name"])
-        return Study(str(data["name"]), title, int(data["cells"]), data.get("experiment"), arms, tuning)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: damaged study file ({_problem(error)}); write it anew from the sweep") from None
 
 
 def load_records(folder: Path | str) -> pd.DataFrame:
@@ -101,15 +40,17 @@ def load_records(folder: Path | str) -> pd.DataFrame:
     paths = find_records(folder)
     if not paths:
         raise UserError(f"{folder}: no run records here; give the folder of a finished run, or of a study with records")
-    records, seen = [], dict[tuple[str, str], Path]()
+    table, seen = [], dict[tuple[str, str], Path]()
     for path in paths:
-        row = _row(path, folder)
+        record = _read_record(path)
+        with _damage_named(path):
+            row = _flat(record, path.relative_to(folder).parent.as_posix()) | {"path": str(path)}
         cell = (row["study"], row["cell"])
         if cell in seen:
             raise UserError(f"{seen[cell]} and {path}: two records of cell {cell[1]}; move one of them away")
         seen[cell] = path
-        records.append(row)
-    return _ordered(pd.DataFrame(records))
+        table.append(row)
+    return _ordered(pd.DataFrame(table))
 
 
 def load_curves(runs: pd.DataFrame) -> pd.DataFrame:
@@ -124,12 +65,8 @@ def load_curves(runs: pd.DataFrame) -> pd.DataFrame:
     for path in runs["path"]:
         record = _read_record(Path(path))
         for split in ("train", "val"):
-            try:
+            with _damage_named(path):
                 part = pd.DataFrame(record[f"{split}_curve"], columns=["step", "loss"])
-            except (KeyError, ValueError) as error:
-                raise UserError(
-                    f"{path}: damaged run record ({_problem(error)}); delete it and run its cell again"
-                ) from None
             parts.append(part.assign(path=path, split=split))
     named = runs[["path", "label", "d_model", "lr", "seed"]]
     return named.merge(pd.concat(parts), on="path") if parts else named.assign(split="", step=0, loss=math.nan)
@@ -163,22 +100,16 @@ def optimizer_name(optimizer: str) -> str:
 def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
     lrs = frame[~frame["added"]].groupby(["arm", "setting"])["lr"].nunique().groupby("arm").max()
     frame["reference"] = frame["arm"].map(lrs == 1) & bool((lrs > 1).any())
-    kinds = {kind: place for place, kind in enumerate(KINDS)}
-    # An arm has one place, even if the kind of its multipliers varies within it.
-    frame["_place"] = frame["multipliers"].map(kinds).groupby(frame["arm"]).transform("min") - 9 * frame["reference"]
-    frame = frame.sort_values(["_place", "arm", "setting", "d_model", "seed", "lr", "cell"], ignore_index=True)
-    return frame.drop(columns="_place")
+    kinds = {kind: rank for rank, kind in enumerate(KINDS)}
+    # An arm has one rank, even if the kind of its multipliers varies within it.
+    rank = frame["multipliers"].map(kinds).groupby(frame["arm"]).transform("min")
+    order = frame.assign(rank=rank - 9 * frame["reference"])
+    order = order.sort_values(["rank", "arm", "setting", "d_model", "seed", "lr", "cell"])
+    return frame.loc[order.index].reset_index(drop=True)
 
 
-def _row(path: Path, folder: Path) -> dict[str, Any]:
-    record = _read_record(path)
-    try:
-        return _flat(record, path.relative_to(folder).parent.as_posix()) | {"path": str(path)}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: damaged run record ({_problem(error)}); delete it, run its cell again") from None
-
-
-def _flat(record: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _flat(record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The row of a record; `name` is the cell of a run outside a study."""
     config, status = record["config"], record["status"]
     if status not in ("completed", "diverged", "pruned"):
         raise ValueError(f"status {status!r}")
@@ -191,7 +122,7 @@ def _flat(record: Mapping[str, Any], place: str) -> dict[str, Any]:
     }
     cell = record["cell"] or {
         "study": "",
-        "cell": place,
+        "cell": name,
         "arm": config["multipliers"],
         "sampler": "grid",
         "factors": {name: known[name] for name in (_OPTIMIZER, _WIDTH)},
@@ -227,30 +158,11 @@ def _flat(record: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 
 def _named(factors: Mapping[str, Any], but: tuple[str, ...]) -> str:
-    names = sorted(name for name in factors if name not in but)
-    short = [name.rsplit(".", 1)[-1] for name in names]
+    names = {name: name.split(".") for name in sorted(factors) if name not in but}
+    last = [parts[-1] for parts in names.values()]
     # Where two fields share a last part (lr.q_proj and forward.q_proj), the part before it tells them apart.
-    shown = [
-        ".".join(name.split(".")[-2:]) if short.count(last) > 1 else last
-        for name, last in zip(names, short, strict=True)
-    ]
-    return ", ".join(f"{name}={_scalar(factors[full])}" for name, full in zip(shown, names, strict=True))
-
-
-def _tuning(preset: Mapping[str, Any]) -> dict[str, Tuning]:
-    found = {}
-    for optimizer, part in (preset.get("optimizers") or {}).items():
-        if tuning := part.get("tuning"):
-            found[str(optimizer)] = Tuning(
-                study=str(tuning["study"]),
-                trials=int(tuning["trials"]),
-                d_model=int(tuning.get("d_model") or tuning["base_d_model"]),
-                seeds=tuple(int(seed) for seed in tuning["seeds"]),
-                flops=float(tuning["flops"]),
-                tokens=int(tuning["tokens"]),
-                seconds=float(tuning["seconds"]),
-            )
-    return found
+    short = {name: ".".join(parts[-2:]) if last.count(parts[-1]) > 1 else parts[-1] for name, parts in names.items()}
+    return ", ".join(f"{short[name]}={_scalar(factors[name])}" for name in names)
 
 
 def _scalar(value: Any) -> Any:
@@ -259,24 +171,23 @@ def _scalar(value: Any) -> Any:
 
 def _read_record(path: Path) -> dict[str, Any]:
     # Not through pydantic: thousands of records are read at a time, and each was validated when it was written.
-    record = _read_json(path)
-    version = record.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise UserError(f"{path}: not a version-{SCHEMA_VERSION} run record (schema_version: {version})")
-    return record
-
-
-def _read_json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_bytes())
+        record = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot read it ({error.strerror})") from None
     except ValueError as error:
         raise UserError(f"{path}: damaged, not JSON ({error})") from None
-    if not isinstance(data, dict):
+    if not isinstance(record, dict):
         raise UserError(f"{path}: damaged, not a JSON object")
-    return data
+    if (version := record.get("schema_version")) != SCHEMA_VERSION:
+        raise UserError(f"{path}: not a version-{SCHEMA_VERSION} run record (schema_version: {version})")
+    return record
 
 
-def _problem(error: Exception) -> str:
-    return f"lacks {error}" if isinstance(error, KeyError) else str(error)
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        problem = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{path}: damaged run record ({problem}); delete it and run its cell again") from None

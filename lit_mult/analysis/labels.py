@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lit_mult.analysis.bootstrap import Floats
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from lit_mult.analysis.style import Axes
 
 _PANEL = np.array([180.0, 145.0])  # a panel of `style.panel_grid` in typographic points, near enough
 _GAP = np.array([3.0, 2.0])  # between a label and its points, or another label

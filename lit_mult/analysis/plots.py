@@ -7,36 +7,21 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis.bootstrap import Floats
-from lit_mult.analysis.frame import optimizer_name, rows
+from lit_mult.analysis import style as s
+from lit_mult.analysis.bootstrap import Floats, bootstrap_interval
+from lit_mult.analysis.frame import rows
 from lit_mult.analysis.labels import label_points
-from lit_mult.analysis.sensitivity import ALL_WIDTHS, bootstrap_interval, lines, loss_curves, summary
-from lit_mult.analysis.style import (
-    CROSS,
-    LOSS,
-    MAX_COLUMNS,
-    OPTIMIZER_LOOKS,
-    STAR,
-    TRIANGLE,
-    Styles,
-    add_legend,
-    against_compute,
-    against_width,
-    arm_styles,
-    beside,
-    panel_grid,
-    styled,
-)
+from lit_mult.analysis.sensitivity import ALL_WIDTHS, lines, loss_curves, summary
+from lit_mult.analysis.style import Axes, Figure, Mark, Styles, add_legend, arm_styles, panel_grid, styled
 from lit_mult.analysis.tables import NO_INTERVAL
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+MAX_COLUMNS = 4
+"""Panels side by side."""
 
 
 @styled
@@ -52,7 +37,8 @@ def loss_vs_lr(runs: pd.DataFrame, points: pd.DataFrame) -> Figure:
         for widths in [sorted(points.loc[points["setting"] == setting, "d_model"].unique())]
         for start in range(0, len(widths), MAX_COLUMNS)
     ]
-    figure, axes = panel_grid(len(panels), max(len(widths) for _, widths in panels), 1.75, sharey="row")
+    most = max(len(widths) for _, widths in panels)
+    figure, axes = panel_grid(len(panels), most, 1.75, sharey="row", ylabel=s.LOSS)
     above = False
     for (setting, widths), row in zip(panels, axes, strict=True):
         in_row = _at(curves, setting=setting).query("d_model in @widths")
@@ -68,15 +54,14 @@ def loss_vs_lr(runs: pd.DataFrame, points: pd.DataFrame) -> Figure:
                 ax.set_xlim(curve["lr"].min() / 2, curve["lr"].max() * 2)
         for ax in row[len(widths) :]:
             ax.set_axis_off()
-        row[0].set_ylabel(LOSS)
     swept = points[~points["reference"]]
-    marks: list[tuple[str, bool, dict[str, Any]]] = [
-        ("optimum", bool((~swept["at_edge"] & swept["optimum_lr"].notna()).any()), STAR | {"mfc": "0.6"}),
-        ("optimum at the edge", bool(swept["at_edge"].any()), STAR | {"mfc": "white"}),
-        ("diverged", bool(curves["diverged"].any()), CROSS | {"color": "0.3"}),
-        ("above the axis", above, TRIANGLE | {"color": "0.3"}),
+    marks: list[tuple[Mark, Any]] = [
+        (("optimum", s.STAR | {"mfc": "0.6"}), (~swept["at_edge"] & swept["optimum_lr"].notna()).any()),
+        (("optimum at the edge", s.STAR | {"mfc": "white"}), swept["at_edge"].any()),
+        (s.DIVERGED, curves["diverged"].any()),
+        (("above the axis", s.TRIANGLE | {"color": "0.3"}), above),
     ]
-    add_legend(figure, points, styles, [(label, mark) for label, there, mark in marks if there])
+    add_legend(figure, points, styles, [mark for mark, present in marks if present])
     return figure
 
 
@@ -87,23 +72,22 @@ def sensitivity(points: pd.DataFrame) -> Figure:
     swept, others = (means.loc[means["reference"] == reference, "best_loss"] for reference in (False, True))
     # Untuned references far above would press the swept arms into one line.
     far = bool(others.max() - swept.max() > 4 * max(swept.max() - swept.min(), 0.05))
-    figure, axes = panel_grid(2, len(settings), 1.9, sharey="row", sharex="col")
+    figure, axes = panel_grid(2, len(settings), 1.9, sharey="row", sharex="col", xlabel="width $d$")
     for setting, (top, bottom) in zip(settings, axes.T, strict=True):
         here = _at(means, setting=setting)
         for ax, measure in ((top, "sensitivity"), (bottom, "best_loss")):
-            against_width(ax, here["d_model"])
+            s.against_width(ax, here["d_model"])
             for arm, line in here.groupby("arm", sort=False):
                 _line(ax, line, measure, str(arm), styles)
         if here["sensitivity"].isna().all():
-            _say(top, 0.5, "no complete sweep\nof learning rates")
-        top.set_title("\n".join(textwrap.wrap(setting, 36)))
-        bottom.set_xlabel("width $d$")
+            _write(top, 0.5, "no complete sweep\nof learning rates")
+        top.set_title(textwrap.fill(setting, 36))
         if far:
             _references_above(bottom, here[here["reference"]], styles)
     if far:
         axes[1, 0].set_ylim(*_limits(swept))
     axes[0, 0].set_ylabel("lr sensitivity\n(nats per token)")
-    axes[1, 0].set_ylabel(f"best {LOSS}")
+    axes[1, 0].set_ylabel(f"best {s.LOSS}")
     add_legend(figure, points, styles)
     return figure
 
@@ -117,23 +101,21 @@ def adam_vs_muon(points: pd.DataFrame, differences: pd.DataFrame) -> Figure:
     points = points[~points["reference"]]
     means, styles, pairs = summary(points), arm_styles(points), optimizer_pairs(points, differences)
     variants = list(means["variant"].unique())
-    figure, axes = panel_grid(len(variants), 2, 2.1, sharex="row")
+    figure, axes = panel_grid(len(variants), 2, 2.1, sharex="row", ylabel=f"best {s.LOSS}")
     for variant, (left, right) in zip(variants, axes, strict=True):
         here = _at(means, variant=variant)
         for ax in (left, right):
-            against_width(ax, here["d_model"])
+            s.against_width(ax, here["d_model"])
             ax.set(xlabel="width $d$", title=variant)
         for arm in here["arm"].unique():
             for optimizer in _COMPARED:
                 line = _at(here, arm=arm, optimizer=optimizer)
-                _line(left, line, "best_loss", arm, styles, OPTIMIZER_LOOKS[optimizer])
+                _line(left, line, "best_loss", arm, styles, s.OPTIMIZER_LOOKS[optimizer])
             name = f"{arm} · {variant}" if variant else arm
             _line(right, _at(pairs, within=name), "difference", arm, styles)
         right.axhline(0, color="0.3", lw=0.8)
-        left.set_ylabel(f"best {LOSS}")
         right.set_ylabel("Muon - AdamW\n(nats per token)")
-    looks = [(optimizer_name(name), {"color": "0.3", "marker": "o", **OPTIMIZER_LOOKS[name]}) for name in _COMPARED]
-    add_legend(figure, points, styles, looks)
+    s.add_legend(figure, points, styles, s.optimizer_marks(_COMPARED))
     return figure
 
 
@@ -148,21 +130,17 @@ def optimizer_pairs(points: pd.DataFrame, differences: pd.DataFrame) -> pd.DataF
 def optimum_drift(points: pd.DataFrame, drift: pd.DataFrame) -> Figure:
     """Optimal learning rate against width with its least-squares line; hollow where an optimum is at the edge."""
     points = points[~points["reference"] & points["optimum_lr"].notna()]
-    styles, settings = arm_styles(points), _settings(points)
-    figure, axes = panel_grid(-(-len(settings) // 2), min(len(settings), 2), 2.7, sharey=True)
+    styles = arm_styles(points)
     points = points.assign(log2_lr=np.log2(points["optimum_lr"]))
-    for ax in axes.flat[len(settings) :]:
-        ax.set_axis_off()
-    for setting, ax in zip(settings, axes.flat, strict=False):
-        here = _at(points, setting=setting)
-        against_width(ax, here["d_model"])
+    figure, panels = _panels(points, "width $d$", "optimal learning rate")
+    for setting, ax, here in panels:
+        s.against_width(ax, here["d_model"])
         ax.yaxis.set_major_formatter(lambda y, _: f"$2^{{{y:g}}}$")  # a log axis has one tick an octave: too few
-        ax.set(title="\n".join(textwrap.wrap(setting, 36)), xlabel="width $d$")
         for arm, line in here.groupby("arm", sort=False):
             style = styles[str(arm)]
             slopes = _at(drift, setting=setting, arm=arm)
             for width, group in line.groupby("d_model"):
-                x = beside(float(str(width)), str(arm), styles)
+                x = s.beside(float(str(width)), str(arm), styles)
                 face = "white" if group["at_edge"].any() else style["color"]
                 ax.plot(x, group["log2_lr"].mean(), **style | {"ls": "none", "mfc": face, "ms": 5})
                 if len(group) > 1:
@@ -172,8 +150,6 @@ def optimum_drift(points: pd.DataFrame, drift: pd.DataFrame) -> Figure:
                 ax.plot(ends, row.intercept + row.slope * np.log2(ends), **style | {"marker": ""})
             ax.plot([], [], **style, label=_slope_label(str(arm), slopes))
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22))
-    for ax in axes[:, 0]:
-        ax.set_ylabel("optimal learning rate")
     return figure
 
 
@@ -187,18 +163,14 @@ def loss_vs_compute(bill: pd.DataFrame) -> Figure:
     bill = bill[
         (~bill["reference"] | (bill["tuning_flops"] > 0)) & bill[["total_flops", "best_loss"]].notna().all(axis=1)
     ]
-    styles, settings = arm_styles(bill), _settings(bill)
-    figure, axes = panel_grid(-(-len(settings) // 2), min(len(settings), 2), 2.7, sharey=True)
-    for ax in axes.flat[len(settings) :]:
-        ax.set_axis_off()
+    styles = arm_styles(bill)
+    figure, panels = _panels(bill, "training FLOPs of a seed", f"best {s.LOSS}")
     ends = bill[["best_loss", "best_loss_low", "best_loss_high"]]
     low, high = ends.min(axis=1).min(), ends.max(axis=1).max()
     margin = 0.15 * max(high - low, 0.01)
-    for setting, ax in zip(settings, axes.flat, strict=False):
-        here = _at(bill, setting=setting)
-        ax.set(title="\n".join(textwrap.wrap(setting, 36)), xlabel="training FLOPs of a seed")
+    for _, ax, here in panels:
         ax.set_ylim(low - margin, high + margin)
-        against_compute(ax, here["search_flops"].min(), here["total_flops"].max())
+        s.against_compute(ax, here["search_flops"].min(), here["total_flops"].max())
         for arm, line in here.groupby("arm", sort=False):
             style, x, y = styles[str(arm)], line["total_flops"].to_numpy(float), line["best_loss"].to_numpy(float)
             ax.hlines(y, line["search_flops"], x, color=style["color"], lw=0.7)
@@ -206,10 +178,21 @@ def loss_vs_compute(bill: pd.DataFrame) -> Figure:
             ax.plot(x, y, **style)
             _bars(ax, x, y, line, "best_loss", style)
         _name_widths(ax, here)
-    for ax in axes[:, 0]:
-        ax.set_ylabel(f"best {LOSS}")
     add_legend(figure, bill, styles)
     return figure
+
+
+def _panels(table: pd.DataFrame, xlabel: str, ylabel: str) -> tuple[Figure, list[tuple[str, Axes, pd.DataFrame]]]:
+    """A panel a setting, two in a row, with the rows of the table that it is for."""
+    settings = _settings(table)
+    figure, axes = panel_grid(-(-len(settings) // 2), min(len(settings), 2), 2.7, sharey=True, ylabel=ylabel)
+    for ax in axes.flat[len(settings) :]:
+        ax.set_axis_off()
+    panels = []
+    for setting, ax in zip(settings, axes.flat, strict=False):
+        ax.set(title=textwrap.fill(setting, 36), xlabel=xlabel)
+        panels.append((setting, ax, _at(table, setting=setting)))
+    return figure, panels
 
 
 def _name_widths(ax: Axes, bill: pd.DataFrame) -> None:
@@ -238,7 +221,7 @@ def _slope_label(arm: str, slopes: pd.DataFrame) -> str:
 
 def _loss_panel(ax: Axes, curves: pd.DataFrame, points: pd.DataFrame, styles: Styles) -> None:
     _, high = ax.get_ylim()
-    for place, (arm, curve) in enumerate(curves.groupby("arm", sort=False)):
+    for number, (arm, curve) in enumerate(curves.groupby("arm", sort=False)):
         style = styles[str(arm)]
         if curve["reference"].any():
             ax.axhline(curve["loss"].mean(), **style | {"marker": ""})
@@ -248,17 +231,15 @@ def _loss_panel(ax: Axes, curves: pd.DataFrame, points: pd.DataFrame, styles: St
             ax.plot(by_lr.index, by_lr, **style | {"ls": "none", "ms": 3, "alpha": 0.7})
         else:
             _curve(ax, by_lr, style)
-        y = 0.96 - 0.06 * place  # arms below one another, or their marks would cover each other
-        for marked, mark in ((curve["diverged"] > 0, CROSS), (curve["loss"] > high, TRIANGLE)):
-            lrs = curve.loc[marked, "lr"].unique()
-            if len(lrs):
-                at_top = {"transform": ax.get_xaxis_transform(), "color": style["color"], "zorder": 4}
-                ax.plot(lrs, np.full(len(lrs), y), **mark | at_top)
+        y = 0.96 - 0.06 * number  # arms below one another, or their marks would cover each other
+        for marked, mark in ((curve["diverged"] > 0, s.CROSS), (curve["loss"] > high, s.TRIANGLE)):
+            if marked.any():
+                s.mark_at_top(ax, curve.loc[marked, "lr"].unique(), y, style["color"], mark)
     _references_above(ax, points[points["reference"] & (points["best_loss"] > high)], styles)
     for arm, swept in points[~points["reference"]].groupby("arm", sort=False):
         face = "white" if swept["at_edge"].any() else styles[str(arm)]["color"]
         lr, loss = 2 ** np.log2(swept["optimum_lr"]).mean(), swept["optimum_loss"].mean()
-        ax.plot(lr, loss, **STAR | {"mfc": face, "zorder": 5})
+        ax.plot(lr, loss, **s.STAR | {"mfc": face, "zorder": 5})
 
 
 def _curve(ax: Axes, by_lr: pd.DataFrame, style: Mapping[str, Any]) -> None:
@@ -271,11 +252,11 @@ def _curve(ax: Axes, by_lr: pd.DataFrame, style: Mapping[str, Any]) -> None:
 
 
 def _references_above(ax: Axes, points: pd.DataFrame, styles: Styles) -> None:
-    for place, (arm, loss) in enumerate(points.groupby("arm", sort=False)["best_loss"].mean().items()):
-        _say(ax, 0.88 - 0.1 * place, f"{arm}: {loss:.2f} ↑", styles[str(arm)]["color"])
+    for number, (arm, loss) in enumerate(points.groupby("arm", sort=False)["best_loss"].mean().items()):
+        _write(ax, 0.88 - 0.1 * number, f"{arm}: {loss:.2f} ↑", styles[str(arm)]["color"])
 
 
-def _say(ax: Axes, y: float, text: str, colour: str = "black") -> None:
+def _write(ax: Axes, y: float, text: str, colour: str = "black") -> None:
     ax.text(0.5, y, text, ha="center", va="center", color=colour, transform=ax.transAxes)
 
 
@@ -294,7 +275,7 @@ def _line(
     ax: Axes, line: pd.DataFrame, measure: str, arm: str, styles: Styles, look: Mapping[str, Any] | None = None
 ) -> None:
     line, style = line[line[measure].notna()], styles[arm] | dict(look or {})
-    x, y = beside(line["d_model"].to_numpy(float), arm, styles), line[measure].to_numpy(float)
+    x, y = s.beside(line["d_model"].to_numpy(float), arm, styles), line[measure].to_numpy(float)
     ax.plot(x, y, **style)
     _bars(ax, x, y, line, measure, style)
 

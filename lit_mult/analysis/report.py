@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,15 +11,17 @@ from typing import get_args
 
 import pandas as pd
 
+from lit_mult import atomic
 from lit_mult.analysis import style, tables
 from lit_mult.analysis.comparison import comparison
 from lit_mult.analysis.downstream import downstream
-from lit_mult.analysis.experiments.evidence import Evidence
+from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
-from lit_mult.analysis.frame import Study, load_records, read_study
+from lit_mult.analysis.frame import load_records
 from lit_mult.config import Experiment, flatten
 from lit_mult.errors import UserError
-from lit_mult.schema import RunRecord
+from lit_mult.layout import StudyPaths
+from lit_mult.schema import RunRecord, StudyPlan
 
 _BY_ROLE = re.compile(r"(parametrization\.(?:forward|lr|weight_decay))(?:\.(\w+))?")
 
@@ -46,7 +47,7 @@ def write_report(folder: Path | str) -> Report:
         UserError: there are no records, one is damaged, or the folder cannot be written.
     """
     folder = Path(folder)
-    study, runs = read_study(folder), load_records(folder)
+    study, runs = StudyPlan.read(StudyPaths(folder).plan), load_records(folder)
     if study and study.experiment:
         main = _experiment(study.experiment, Evidence(folder, runs))
     else:
@@ -54,17 +55,24 @@ def write_report(folder: Path | str) -> Report:
     parts = (main, downstream(folder, runs))
     warnings = (*_warnings(study, runs), *(line for part in parts for line in part.warnings))
 
-    files = {f"tables/{name}.csv": tables.to_csv(table).encode() for part in parts for name, table in part.csvs.items()}
+    files = dict[str, bytes]()
     for part in parts:
-        files |= {f"tables/{name}.md": tables.to_markdown(table).encode() for name, table in part.shown.items()}
+        files |= {f"tables/{name}.csv": tables.to_csv(table).encode() for name, table in part.tables.items()}
+        files |= {
+            f"tables/{name}.md": tables.to_markdown(table).encode() for name, table in part.display_tables.items()
+        }
         for name, figure in part.figures.items():
             files |= {f"figures/{name}.{ending}": content for ending, content in style.save(figure).items()}
-    title = study.title if study else folder.resolve().name
+    title = (study.title or study.name) if study else folder.resolve().name
     files["report.md"] = _page(title, parts, warnings, list(_provenance(study, folder, runs))).encode()
-    for name, content in files.items():
-        _replace(folder / name, content)
-    said = "\n".join(text for part in parts for text in part.said)
-    return Report(tuple(folder / name for name in files), said, warnings)
+    for path, content in ((folder / name, content) for name, content in files.items()):
+        try:
+            with atomic.new_file(path, overwrite=True) as scratch:
+                scratch.write_bytes(content)
+        except OSError as error:
+            raise UserError(f"{path}: cannot write it ({error.strerror})") from None
+    text = "\n".join(part.text for part in parts if part.text)
+    return Report(tuple(folder / name for name in files), text, warnings)
 
 
 def _experiment(name: str, evidence: Evidence) -> Findings:
@@ -74,7 +82,7 @@ def _experiment(name: str, evidence: Evidence) -> Findings:
     return found
 
 
-def _warnings(study: Study | None, runs: pd.DataFrame) -> Iterator[str]:
+def _warnings(study: StudyPlan | None, runs: pd.DataFrame) -> Iterator[str]:
     if study and (planned := int((~runs["added"]).sum())) < study.cells:
         yield f"{planned} of {study.cells} planned runs have a record"
     if runs["study"].nunique() > 1:
@@ -94,14 +102,14 @@ def _page(title: str, parts: Sequence[Findings], warnings: Sequence[str], proven
     lists = {heading: lines for part in parts for heading, lines in part.statements.items()}
     lists["Warnings"] = list(warnings) or ["none"]
     captions = {name: text for part in parts for name, text in part.captions.items()}
-    shown = {name: table for part in parts for name, table in part.shown.items() if len(table)}
+    shown = {name: table for part in parts for name, table in part.display_tables.items() if len(table)}
     units = "; ".join(part.unit for part in parts if part.unit)
     return "\n".join(
         [f"# {title}\n", *(_list(heading, lines) for heading, lines in lists.items()), "## Figures\n"]
         + [f"![{name}](figures/{name}.png)\n\n{caption}\n" for name, caption in captions.items()]
         + [f"## Tables\n\n{units}; `tables/*.csv` have every digit.\n"]
         + [f"### {name.capitalize().replace('_', ' ')}\n\n{tables.to_markdown(table)}" for name, table in shown.items()]
-        + ["## How to read it\n", "".join(part.reading for part in parts), _list("Provenance", provenance)]
+        + ["## How to read it\n", "".join(part.how_to_read for part in parts), _list("Provenance", provenance)]
     )
 
 
@@ -109,7 +117,7 @@ def _list(heading: str, lines: list[str]) -> str:
     return f"## {heading}\n\n" + "".join(f"- {line}\n" for line in lines)
 
 
-def _provenance(study: Study | None, folder: Path, runs: pd.DataFrame) -> Iterator[str]:
+def _provenance(study: StudyPlan | None, folder: Path, runs: pd.DataFrame) -> Iterator[str]:
     place = folder.resolve()
     yield f"Study: {study.name if study else place.name}"
     added, pruned = int(runs["added"].sum()), int((runs["status"] == "pruned").sum())
@@ -150,16 +158,3 @@ def _arms_differ_in(runs: pd.DataFrame) -> str:
 
 def _listed(values: pd.Series) -> str:
     return ", ".join(sorted(map(str, values.unique())))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            scratch.write_bytes(content)
-            scratch.replace(path)
-        finally:
-            scratch.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write it ({error.strerror})") from None

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis.frame import optimizer_name, rows
+from lit_mult.analysis import style as s
+from lit_mult.analysis.frame import rows
 from lit_mult.analysis.scores import AVERAGES
-from lit_mult.analysis.style import (
-    OPTIMIZER_LOOKS,
-    Styles,
-    add_legend,
-    arm_styles,
-    comparison_colours,
-    draw_band,
-    draw_means,
-    panel_grid,
-    styled,
-)
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from lit_mult.analysis.style import OPTIMIZER_LOOKS, Axes, Figure, Mark, Styles, draw_means, panel_grid, styled
 
 _TINT = {"knowledge": "#0072B2", "reasoning": "#D55E00"}
 
@@ -35,31 +22,28 @@ def downstream(means: pd.DataFrame, differences: pd.DataFrame) -> Figure:
     `means` and `differences` are those of one suite and one width; of `means`, the last checkpoints.
     """
     tasks = list(means["task"].unique())
-    place = {task: number + 0.7 * (task in AVERAGES) for number, task in enumerate(tasks)}
+    position = {task: number + 0.7 * (task in AVERAGES) for number, task in enumerate(tasks)}
     compared = differences.drop_duplicates(["of", "against", "within"])
-    figure, axes = panel_grid(2 if len(compared) else 1, 1, 2.5)
-    figure.set_size_inches(7.0, 5.9 if len(compared) else 3.2)
-    styles, lines = arm_styles(means), list(means["label"].unique())
+    figure, axes = panel_grid(2 if len(compared) else 1, 1, 2.7, width=7.0)
+    styles, lines = s.arm_styles(means), list(means["label"].unique())
     top = axes[0, 0]
     for number, (_, line) in enumerate(means.groupby("label", sort=False)):
         first = next(rows(line))
-        x = np.array([place[task] for task in line["task"]]) + _beside(number, len(lines))
+        x = np.array([position[task] for task in line["task"]]) + _beside(number, len(lines))
         look = _look(styles, first.arm, first.optimizer)
         draw_means(top, x, line, "value", look | {"ls": "none"})
     for row in rows(means.drop_duplicates("task")):
         if not np.isnan(row.chance):
-            top.hlines(row.chance, place[row.task] - 0.4, place[row.task] + 0.4, color="0.4", lw=0.9, ls=":")
+            top.hlines(row.chance, position[row.task] - 0.4, position[row.task] + 0.4, color="0.4", lw=0.9, ls=":")
     top.set(ylabel="score", ylim=(0, 1.03))
     if len(compared):
-        _difference_panel(axes[1, 0], differences, compared, place)
+        _difference_panel(axes[1, 0], differences, compared, position)
     for ax in axes[:, 0]:
-        _name_tasks(ax, means, place)
-    marks: list[tuple[str, dict[str, Any]]] = [("chance", {"color": "0.4", "ls": ":"})]
-    optimizers = [name for name in OPTIMIZER_LOOKS if name in set(means["optimizer"])]
-    if len(optimizers) > 1:
-        marks += [(optimizer_name(name), {"color": "0.3", "marker": "o", **_face(name, "0.3")}) for name in optimizers]
+        _name_tasks(ax, means, position)
+    marks: list[Mark] = [("chance", {"color": "0.4", "ls": ":"})]
+    marks += [(name, mark | {"ls": "none"}) for name, mark in _optimizer_marks(means)]
     points_only = {arm: style | {"ls": "none"} for arm, style in styles.items()}
-    add_legend(figure, means, points_only, marks, loc="outside upper center")
+    s.add_legend(figure, means, points_only, marks, loc="outside upper center")
     if len(compared):
         figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
@@ -72,30 +56,29 @@ def scores_along_training(means: pd.DataFrame) -> Figure:
     `means` are those of one suite and one width, of several checkpoints. A suite of one task shows that.
     """
     shown = [name for name in AVERAGES if name in set(means["task"])] or list(means["task"].unique())[:3]
-    figure, axes = panel_grid(1, len(shown), 2.3)
-    styles = arm_styles(means)
+    figure, axes = panel_grid(1, len(shown), 2.3, xlabel="training tokens", ylabel="score")
+    styles = s.arm_styles(means)
     for name, ax in zip(shown, axes[0], strict=True):
         for _, line in means[means["task"] == name].groupby("label", sort=False):
             first = next(rows(line))
             look, line = _look(styles, first.arm, first.optimizer), line.sort_values("tokens")
-            draw_band(ax, line["tokens"], line, "value", look)
-        ax.set(title="mean over all tasks" if name == "average" else name, xlabel="training tokens")
-    axes[0, 0].set_ylabel("score")
-    optimizers = [name for name in OPTIMIZER_LOOKS if name in set(means["optimizer"])]
-    marks = [(optimizer_name(name), {"color": "0.3", "marker": "o", **OPTIMIZER_LOOKS[name]}) for name in optimizers]
-    add_legend(figure, means, styles, marks if len(optimizers) > 1 else [])
+            s.draw_band(ax, line["tokens"], line, "value", look)
+        ax.set_title("mean over all tasks" if name == "average" else name)
+    s.add_legend(figure, means, styles, _optimizer_marks(means))
     return figure
 
 
-def _difference_panel(ax: Axes, differences: pd.DataFrame, compared: pd.DataFrame, place: dict[str, float]) -> None:
-    colours = comparison_colours(len(compared))
+def _optimizer_marks(means: pd.DataFrame) -> list[Mark]:
+    """Entries of a legend, where there are several optimizers to tell apart."""
+    optimizers = [name for name in OPTIMIZER_LOOKS if name in set(means["optimizer"])]
+    return s.optimizer_marks(optimizers) if len(optimizers) > 1 else []
+
+
+def _difference_panel(ax: Axes, differences: pd.DataFrame, compared: pd.DataFrame, position: dict[str, float]) -> None:
+    colours = s.comparison_colours(len(compared))
     for number, row in enumerate(rows(compared)):
-        line = differences[
-            (differences["of"] == row.of)
-            & (differences["against"] == row.against)
-            & (differences["within"] == row.within)
-        ]
-        x = np.array([place[task] for task in line["task"]]) + _beside(number, len(compared))
+        line = differences.merge(pd.DataFrame([{"of": row.of, "against": row.against, "within": row.within}]))
+        x = np.array([position[task] for task in line["task"]]) + _beside(number, len(compared))
         look: dict[str, Any] = {"color": colours[number], "marker": "osDvPh"[number % 6], "ls": "none", "ms": 4}
         draw_means(ax, x, line, "difference", look)
         ax.plot([], [], **look, label=f"{row.of} - {row.against}{f' ({row.within})' if row.within else ''}")
@@ -103,24 +86,20 @@ def _difference_panel(ax: Axes, differences: pd.DataFrame, compared: pd.DataFram
     ax.set_ylabel("difference of scores")
 
 
-def _name_tasks(ax: Axes, means: pd.DataFrame, place: dict[str, float]) -> None:
+def _name_tasks(ax: Axes, means: pd.DataFrame, position: dict[str, float]) -> None:
     sides = means.drop_duplicates("task").set_index("task")["side"]
-    names = [task.removeprefix("mini_").replace("_", " ") for task in place]
-    ax.set_xticks(list(place.values()), names, rotation=25, ha="right", rotation_mode="anchor")
+    names = [task.removeprefix("mini_").replace("_", " ") for task in position]
+    ax.set_xticks(list(position.values()), names, rotation=25, ha="right", rotation_mode="anchor")
     ax.grid(visible=False, axis="x")
-    ax.set_xlim(min(place.values()) - 0.6, max(place.values()) + 0.6)
-    for task, at in place.items():
+    ax.set_xlim(min(position.values()) - 0.6, max(position.values()) + 0.6)
+    for task, at in position.items():
         if (tint := _TINT.get(str(sides[task]))) is not None:
             ax.axvspan(at - 0.5, at + 0.5, color=tint, alpha=0.06, lw=0)
 
 
 def _look(styles: Styles, arm: str, optimizer: str) -> dict[str, Any]:
     style = styles[arm]
-    return style | {"ls": OPTIMIZER_LOOKS[optimizer]["ls"]} | _face(optimizer, style["color"])
-
-
-def _face(optimizer: str, colour: str) -> dict[str, Any]:
-    return {"mfc": OPTIMIZER_LOOKS[optimizer].get("mfc", colour)}
+    return style | {"mfc": style["color"]} | OPTIMIZER_LOOKS[optimizer]
 
 
 def _beside(number: int, of: int) -> float:

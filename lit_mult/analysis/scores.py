@@ -62,17 +62,17 @@ def load_scores(folder: Path | str, runs: pd.DataFrame) -> pd.DataFrame:
         if run is None:
             raise UserError(f"{path}: is of a run that has no record here; move it away")
         of_run = {name: getattr(run, name) for name in [*_LINE, "seed", "lr"]}
-        of_run |= {"place": run.Index, "best": run.Index in best, "suite": record.label}
+        of_run |= {"run": run.Index, "best": run.Index in best, "suite": record.label}
         of_run |= {name: getattr(record, name) for name in ("step", "tokens", "last", "truncated")}
         rows = [of_run | score.model_dump() | {"items": np.array(score.items)} for score in record.scores]
         key = (record.label, run.Index, record.step)
         newest[key] = max(newest.get(key, ("", [])), (record.started_at, rows), key=lambda one: one[0])
-    columns = ["place", "best", "suite", *_LINE, "seed", "lr", "step", "tokens", "last", "truncated", "task", "side"]
+    columns = ["run", "best", "suite", *_LINE, "seed", "lr", "step", "tokens", "last", "truncated", "task", "side"]
     columns += ["metric", "value", "stderr", "chance", "items", "items_hash", "higher_is_better"]
     table = pd.DataFrame([row for _, rows in newest.values() for row in rows], columns=columns)
     between = table["value"].astype(float).between(0, 1) & table["higher_is_better"].astype(bool)
     table["share"] = between.groupby([table["suite"], table["task"]]).transform("all")
-    return table.sort_values(["suite", "place", "step"], kind="stable", ignore_index=True)
+    return table.sort_values(["suite", "run", "step"], kind="stable", ignore_index=True)
 
 
 def means(scores: pd.DataFrame) -> pd.DataFrame:
@@ -115,9 +115,9 @@ def differences(scores: pd.DataFrame) -> pd.DataFrame:
     for between, table, against, of in pairs:
         on = ["suite", "within", "d_model", "seed", "task", "items_hash", "share"]
         paired = table[table["item"] == of].merge(table[table["item"] == against], on=on, suffixes=("", "_against"))
-        for key, group in paired.groupby(["suite", "within", "d_model"], sort=False):
+        for (suite, within, width), group in paired.groupby(["suite", "within", "d_model"], sort=False):
             named = {"between": between, "of": of, "against": against}
-            named |= dict(zip(("suite", "within", "d_model"), key, strict=True))
+            named |= {"suite": suite, "within": within, "d_model": width}
             rows += [named | row for row in _differences(group)]
     return pd.DataFrame(rows, columns=_DIFFERENCES)
 
@@ -158,14 +158,8 @@ def _differences(group: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 def _estimate(name: str, found: Crossed) -> dict[str, Any]:
     low, high = found.interval
-    return {
-        name: found.value,
-        "low": low,
-        "high": high,
-        "stderr": found.stderr,
-        "seeds": found.seeds,
-        "items": found.items,
-    }
+    of_both = {"stderr": found.stderr, "seeds": found.seeds, "items": found.items}
+    return {name: found.value, "low": low, "high": high, **of_both}
 
 
 def _with_averages(

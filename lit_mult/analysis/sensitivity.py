@@ -6,7 +6,7 @@ learning rate. Losses are in nats per token throughout, intervals are 95 % perce
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -15,16 +15,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from lit_mult.analysis.bootstrap import Floats, slope_interval
-from lit_mult.analysis.bootstrap import bootstrap_interval as bootstrap_interval
+from lit_mult.analysis.bootstrap import Floats, bootstrap_interval, slope_interval
 from lit_mult.analysis.frame import optimizer_name
 
 _LINE = ["arm", "setting", "label", "optimizer", "variant", "reference"]
 _GROUP = [*_LINE, "d_model", "seed"]
 _CURVE = ["lr", "loss", "initial_loss", "added", "sampled", "runs", "diverged", "pruned"]
 _STEP_TOLERANCE = 0.02  # steps of log lr may differ by this share: lrs are often written with two or three digits
-_DIFFERENCE_COLUMNS = ["between", "of", "against", "within", "d_model", "measure", "seeds", "pairs"]
-_DIFFERENCE_COLUMNS += ["difference", "low", "high", "doubtful"]
+_DIFFERENCES = ["between", "of", "against", "within", "d_model", "measure", "seeds", "pairs", "difference", "low"]
+_DIFFERENCES += ["high", "doubtful"]
+_DRIFT = ["seeds", "widths", "slope", "slope_low", "slope_high", "intercept", "at_edge", "incomplete", "trusted"]
 ALL_WIDTHS = "all"
 
 
@@ -156,16 +156,11 @@ def optimum_drift(points: pd.DataFrame) -> pd.DataFrame:
         if group["d_model"].nunique() < 2:
             continue
         x, y = np.log2(group["d_model"].to_numpy(float)), np.log2(group["optimum_lr"].to_numpy(float))
-        edge, incomplete = int(group["at_edge"].sum()), int((~group["complete"]).sum())
         slope, low, high = slope_interval(x, y, group["seed"])
-        rows.append(
-            dict(zip(_LINE, key, strict=True))
-            | {"seeds": group["seed"].nunique(), "widths": group["d_model"].nunique()}
-            | {"slope": slope, "slope_low": low, "slope_high": high, "intercept": float(y.mean() - slope * x.mean())}
-            | {"at_edge": edge, "incomplete": incomplete, "trusted": not (edge or incomplete)}
-        )
-    counted = ["seeds", "widths", "slope", "slope_low", "slope_high", "intercept", "at_edge", "incomplete", "trusted"]
-    return pd.DataFrame(rows, columns=[*_LINE, *counted])
+        counts = (group["seed"].nunique(), group["d_model"].nunique())
+        doubts = (int(group["at_edge"].sum()), int((~group["complete"]).sum()))
+        rows.append((*key, *counts, slope, low, high, float(y.mean() - slope * x.mean()), *doubts, not any(doubts)))
+    return pd.DataFrame(rows, columns=[*_LINE, *_DRIFT])
 
 
 def paired_differences(points: pd.DataFrame) -> pd.DataFrame:
@@ -178,9 +173,9 @@ def paired_differences(points: pd.DataFrame) -> pd.DataFrame:
     """
     by_arm = points.assign(item=points["arm"], within=points["setting"])
     by_optimizer = points.assign(item=points["optimizer"].map(optimizer_name), within=lines(points))
-    rows = [{"between": "arm", **row} for row in _paired(by_arm, points["arm"].unique())]
-    rows += [{"between": "optimizer", **row} for row in _paired(by_optimizer, sorted(by_optimizer["item"].unique()))]
-    return pd.DataFrame(rows, columns=_DIFFERENCE_COLUMNS)
+    rows = [("arm", *row) for row in _paired(by_arm, points["arm"].unique())]
+    rows += [("optimizer", *row) for row in _paired(by_optimizer, sorted(by_optimizer["item"].unique()))]
+    return pd.DataFrame(rows, columns=_DIFFERENCES)
 
 
 def lines(points: pd.DataFrame) -> pd.Series:
@@ -193,10 +188,9 @@ def doubtful(points: pd.DataFrame) -> pd.Series:
     return ~points["complete"] | points["at_edge"] | ~(points["best_loss"] < points["initial_loss"])
 
 
-def _paired(points: pd.DataFrame, items: Iterable[str]) -> list[dict[str, Any]]:
+def _paired(points: pd.DataFrame, items: Iterable[str]) -> Iterator[tuple[Any, ...]]:
     points = points.assign(doubt=doubtful(points))
     by_item = dict(iter(points.groupby("item")))
-    rows = []
     for against, of in combinations(items, 2):
         both = by_item[of].merge(by_item[against], on=["within", "d_model", "seed"], suffixes=("", "_against"))
         doubt = both["doubt"] | both["doubt_against"]
@@ -206,13 +200,10 @@ def _paired(points: pd.DataFrame, items: Iterable[str]) -> list[dict[str, Any]]:
             for within, group in pairs[pairs["difference"].notna()].groupby("within", sort=False):
                 widths: list[tuple[Any, pd.DataFrame]] = list(group.groupby("d_model"))
                 for width, part in [*widths, (ALL_WIDTHS, group)] if len(widths) > 1 else widths:
-                    low, high = bootstrap_interval(part["difference"], part["seed"])
-                    rows.append(
-                        {"of": of, "against": against, "within": within, "d_model": width, "measure": measure}
-                        | {"seeds": part["seed"].nunique(), "pairs": len(part), "doubtful": int(part["doubtful"].sum())}
-                        | {"difference": float(part["difference"].mean()), "low": low, "high": high}
-                    )
-    return rows
+                    difference, seeds = part["difference"], part["seed"]
+                    interval = bootstrap_interval(difference, seeds)
+                    statistics = (seeds.nunique(), len(part), difference.mean(), *interval, int(part["doubtful"].sum()))
+                    yield of, against, within, width, measure, *statistics
 
 
 def _point(curve: pd.DataFrame, expected: int) -> dict[str, Any]:

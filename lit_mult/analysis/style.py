@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 import numpy as np
 import pandas as pd
 
+from lit_mult.analysis.frame import optimizer_name
 from lit_mult.registry.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure as Figure
+else:
+    Axes = Figure = Any  # for annotations, here and elsewhere: matplotlib is loaded when a figure is drawn
 
 P = ParamSpec("P")
 Styles = dict[str, dict[str, Any]]
+Mark = tuple[str, dict[str, Any]]
+"""(label, style) of an entry of a legend."""
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", (0, (5, 1.5)), "-.", (0, (1, 1)), (0, (3, 1, 1, 1, 1, 1)))
@@ -49,6 +54,8 @@ _STYLE: Any = {
 }
 STAR: dict[str, Any] = {"marker": "*", "ms": 7, "mec": "black", "mew": 0.6}
 CROSS: dict[str, Any] = {"marker": "x", "ms": 4.5, "ls": "none"}
+DIVERGED: Mark = ("diverged", CROSS | {"color": "0.3"})
+"""Entry of a legend."""
 TRIANGLE: dict[str, Any] = {"marker": "^", "ms": 3, "ls": "none"}
 _OPTIMIZER_LOOKS: tuple[dict[str, Any], ...] = (
     {"ls": "--", "mfc": "white"},
@@ -57,7 +64,6 @@ _OPTIMIZER_LOOKS: tuple[dict[str, Any], ...] = (
     {"ls": ":"},
 )
 OPTIMIZER_LOOKS = dict(zip(OPTIMIZERS, cycle(_OPTIMIZER_LOOKS), strict=False))
-MAX_COLUMNS = 4
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
@@ -102,6 +108,12 @@ def draw_band(ax: Axes, x: Any, line: pd.DataFrame, measure: str, look: Mapping[
     ax.fill_between(x, line["low"], line["high"], color=look["color"], alpha=0.12, lw=0)
 
 
+def mark_at_top(ax: Axes, x: Any, y: float, colour: str, mark: Mapping[str, Any] = CROSS) -> None:
+    """Draw marks, such as those of diverged runs, at `x` and at the height `y` of the panel, from 0 to 1."""
+    at_top = {"transform": ax.get_xaxis_transform(), "color": colour, "zorder": 4}
+    ax.plot(x, np.full(len(x), y), **{**mark, **at_top})
+
+
 def beside(width: Any, arm: str, styles: Styles) -> Any:
     """Where an arm stands at a width (a number or an array): beside the other arms, lest bars overlap."""
     return width * 2 ** (0.05 * (list(styles).index(arm) - (len(styles) - 1) / 2))
@@ -144,7 +156,7 @@ def log_y(ax: Axes) -> None:
     """Make the y axis of a finished panel logarithmic, with a few ticks written out: 0.2 instead of 2 x 10^-1."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    if not math.isfinite(ax.dataLim.minposy):  # nothing drawn yet of a study that is under way
+    if not math.isfinite(ax.dataLim.minposy):  # nothing is drawn: the study has no finished runs yet
         return
     ax.set_yscale("log")
     low, high = ax.get_ylim()
@@ -171,6 +183,11 @@ def line_styles(names: Iterable[str]) -> Styles:
     return {str(name): {look: values[i % len(values)] for look, values in looks} for i, name in enumerate(names)}
 
 
+def optimizer_marks(optimizers: Iterable[str]) -> list[Mark]:
+    """Entries of a legend: how lines of the optimizers look."""
+    return [(optimizer_name(name), {"color": "0.3", "marker": "o", **OPTIMIZER_LOOKS[name]}) for name in optimizers]
+
+
 def comparison_colours(n: int) -> list[str]:
     """Colours for n comparisons, other than those of the first arms."""
     return [_COLOURS[(number + 2) % len(_COLOURS)] for number in range(n)]
@@ -180,7 +197,7 @@ def add_legend(
     figure: Figure,
     points: pd.DataFrame,
     styles: Styles,
-    marks: Iterable[tuple[str, dict[str, Any]]] = (),
+    marks: Iterable[Mark] = (),
     loc: Literal["outside lower center", "outside upper center"] = "outside lower center",
 ) -> None:
     """Put below the panels (or elsewhere) what the arms, and other marks (label, style), look like."""
@@ -191,20 +208,30 @@ def add_legend(
 
 def mark_legend(
     figure: Figure,
-    marks: Iterable[tuple[str, dict[str, Any]]],
+    marks: Iterable[Mark],
     loc: Literal["outside lower center", "outside upper center"] = "outside lower center",
 ) -> None:
     """Put below the panels (or elsewhere) what marks (label, style) look like; without dashes, a mark is no line."""
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], **{"ls": "none"} | mark, label=label) for label, mark in marks]
+    handles = [Line2D([], [], **{"ls": "none", **mark}, label=label) for label, mark in marks]
     most = 4 if figure.get_figwidth() > 5 else 2  # columns that a figure of one panel has no room for are cut off
     figure.legend(handles=handles, loc=loc, ncols=min(len(handles), most))
 
 
-def panel_grid(down: int, across: int, height: float, **shared: Any) -> tuple[Figure, Any]:
-    """A figure of at most 7 inches' width and its axes, an array of `down` by `across`; `height` of a row in inches."""
+def panel_grid(
+    down: int, across: int, height: float, *, width: float = 0, xlabel: str = "", ylabel: str = "", **shared: Any
+) -> tuple[Figure, Any]:
+    """A figure of `down` by `across` axes, with labels at its bottom and left.
+
+    `height` is that of a row in inches, `width` that of the figure: at most 7 inches, as the panels need, by default.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(min(7.0, 1.0 + 2.4 * across), 0.5 + height * down))
-    return figure, figure.subplots(down, across, squeeze=False, **shared)
+    figure = Figure(figsize=(width or min(7.0, 1.0 + 2.4 * across), 0.5 + height * down))
+    axes = figure.subplots(down, across, squeeze=False, **shared)
+    for ax in axes[-1]:
+        ax.set_xlabel(xlabel)
+    for ax in axes[:, 0]:
+        ax.set_ylabel(ylabel)
+    return figure, axes

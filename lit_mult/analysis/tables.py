@@ -1,9 +1,11 @@
-"""Tables for people (Markdown and terminal text, rounded) and for programs (CSV, every digit)."""
+"""Tables for readers (Markdown and terminal text, rounded) and for programs (CSV, every digit)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from typing import Any
 
 import pandas as pd
 
@@ -33,85 +35,73 @@ def to_text(table: pd.DataFrame) -> str:
     )
 
 
-def summary_table(summary: pd.DataFrame) -> pd.DataFrame:
-    """`sensitivity.summary` for people: losses in nats per token, four decimals."""
-    cells = [
-        {
-            "line": row.label,
-            "width": str(row.d_model),
-            "seeds": str(row.seeds),
-            "best loss": number(row.best_loss),
-            "95 % interval": interval(row.best_loss_low, row.best_loss_high, row.seeds),
-            "lr sensitivity": number(row.sensitivity),
-            "95 % interval ": interval(row.sensitivity_low, row.sensitivity_high, row.sensitivity_seeds),
-            "optimal lr": power_of_two(row.optimum_lr),
-            "diverged": f"{row.diverged} of {row.runs}",
-            "doubts": doubts(
-                reference=row.reference, at_edge=row.at_edge, incomplete=row.incomplete, pruned=row.pruned
-            ),
-        }
-        for row in rows(summary)
-    ]
-    return pd.DataFrame(cells)
+def _by_row(write: Callable[[Any], dict[str, str]]) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """From a function that writes a row to one that writes a table."""
+
+    @wraps(write)
+    def table(frame: pd.DataFrame) -> pd.DataFrame:
+        return pd.DataFrame([write(row) for row in rows(frame)])
+
+    return table
 
 
-def differences_table(differences: pd.DataFrame) -> pd.DataFrame:
-    """`sensitivity.paired_differences` for people: nats per token, below 0 where the first named is better."""
-    cells = [
-        {
-            "difference": f"{row.of} - {row.against}",
-            "within": row.within or _NOTHING,
-            "width": str(row.d_model),
-            "measure": str(row.measure).replace("_", " "),
-            "seeds": str(row.seeds),
-            "mean": signed(row.difference),
-            "95 % interval": interval(row.low, row.high, row.seeds),
-            "doubtful pairs": f"{row.doubtful} of {row.pairs}" if row.doubtful else "",
-        }
-        for row in rows(differences)
-    ]
-    return pd.DataFrame(cells)
+@_by_row
+def summary_table(row: Any) -> dict[str, str]:
+    """`sensitivity.summary` for readers: losses in nats per token, four decimals."""
+    return {
+        **_best_loss(row),
+        "lr sensitivity": number(row.sensitivity),
+        "95 % interval ": interval(row.sensitivity_low, row.sensitivity_high, row.sensitivity_seeds),
+        "optimal lr": power_of_two(row.optimum_lr),
+        "diverged": f"{row.diverged} of {row.runs}",
+        "doubts": _doubts(row, "one lr only" * row.reference, f"{row.pruned} runs pruned" * bool(row.pruned)),
+    }
 
 
-def drift_table(drift: pd.DataFrame) -> pd.DataFrame:
-    """`sensitivity.optimum_drift` for people."""
-    cells = [
-        {
-            "line": row.label,
-            "widths": str(row.widths),
-            "seeds": str(row.seeds),
-            "slope": signed(row.slope),
-            "95 % interval": interval(row.slope_low, row.slope_high, row.seeds),
-            "doubts": doubts(reference=False, at_edge=row.at_edge, incomplete=row.incomplete),
-        }
-        for row in rows(drift)
-    ]
-    return pd.DataFrame(cells)
+@_by_row
+def differences_table(row: Any) -> dict[str, str]:
+    """`sensitivity.paired_differences` for readers: nats per token, below 0 where the first named is better."""
+    return {
+        "difference": f"{row.of} - {row.against}",
+        "within": row.within or _NOTHING,
+        "width": str(row.d_model),
+        "measure": str(row.measure).replace("_", " "),
+        "seeds": str(row.seeds),
+        "mean": signed(row.difference),
+        "95 % interval": interval(row.low, row.high, row.seeds),
+        "doubtful pairs": f"{row.doubtful} of {row.pairs}" if row.doubtful else "",
+    }
 
 
-def bill_table(bill: pd.DataFrame) -> pd.DataFrame:
-    """`cost.bill` for people: means over seeds; FLOPs and tokens with two digits."""
-    cells = [
-        {
-            "line": row.label,
-            "width": str(row.d_model),
-            "seeds": str(row.seeds),
-            "best loss": number(row.best_loss),
-            "95 % interval": interval(row.best_loss_low, row.best_loss_high, row.seeds),
-            "FLOPs of the best run": scientific(row.run_flops),
-            "of the search": scientific(row.search_flops),
-            "of the tuning": scientific(row.tuning_flops),
-            "in total": scientific(row.total_flops),
-            "tokens in total": scientific(row.total_tokens),
-            "seconds in total": _NOTHING if math.isnan(row.total_seconds) else f"{row.total_seconds:,.0f}",
-        }
-        for row in rows(bill)
-    ]
-    return pd.DataFrame(cells)
+@_by_row
+def drift_table(row: Any) -> dict[str, str]:
+    """`sensitivity.optimum_drift` for readers."""
+    return {
+        "line": row.label,
+        "widths": str(row.widths),
+        "seeds": str(row.seeds),
+        "slope": signed(row.slope),
+        "95 % interval": interval(row.slope_low, row.slope_high, row.seeds),
+        "doubts": _doubts(row),
+    }
+
+
+@_by_row
+def bill_table(row: Any) -> dict[str, str]:
+    """`cost.bill` for readers: means over seeds; FLOPs and tokens with two digits."""
+    return {
+        **_best_loss(row),
+        "FLOPs of the best run": scientific(row.run_flops),
+        "of the search": scientific(row.search_flops),
+        "of the tuning": scientific(row.tuning_flops),
+        "in total": scientific(row.total_flops),
+        "tokens in total": scientific(row.total_tokens),
+        "seconds in total": _written(row.total_seconds, ",.0f"),
+    }
 
 
 def scores_table(means: pd.DataFrame) -> pd.DataFrame:
-    """`scores.means` of one suite for people: a row a line, a column a task.
+    """`scores.means` of one suite for readers: a row a line, a column a task.
 
     Shares of right answers are per cent with their standard error, other scores stand as lm-eval has them.
     """
@@ -127,57 +117,60 @@ def scores_table(means: pd.DataFrame) -> pd.DataFrame:
 
 
 def score_differences_table(differences: pd.DataFrame) -> pd.DataFrame:
-    """`scores.differences` of one suite for people: a row a task, a column a comparison, points with their interval.
+    """`scores.differences` of one suite for readers: a row a task, a column a comparison, points with their interval.
 
     Of scores that are no shares of right answers the differences are in their own unit.
     """
-    widths = differences["d_model"].nunique() > 1
-    cells = dict[str, dict[str, str]]()
+    widths, cells = differences["d_model"].nunique() > 1, []
     for row in rows(differences):
         within = ", ".join(filter(None, (row.within, f"d = {row.d_model}" if widths else "")))
         name = f"{row.of} - {row.against}{f' ({within})' if within else ''}"
         unit, digits = (100, 1) if row.share else (1, 4)
         span = "" if math.isnan(row.low) else f" [{unit * row.low:+.{digits}f}, {unit * row.high:+.{digits}f}]"
-        cells.setdefault(row.task, {"task": row.task})[name] = f"{unit * row.difference:+.{digits}f}{span}"
-    return pd.DataFrame(list(cells.values())).fillna("")
+        cells.append(({"task": row.task}, name, f"{unit * row.difference:+.{digits}f}{span}"))
+    return wide_table(cells)
 
 
 def power_table(power: pd.DataFrame) -> pd.DataFrame:
-    """`scores.power` of one suite for people: points."""
-    cells = [
-        {"task": row.task}
-        | {f"{name.removeprefix('seeds_')} seeds": f"{100 * getattr(row, name):.1f}" for name in power.columns[3:]}
-        for row in rows(power)
-    ]
-    return pd.DataFrame(cells)
+    """`scores.power` of one suite for readers: points."""
+    points = power.drop(columns=["suite", "comparisons"]).set_index("task").map(_per_cent).reset_index()
+    return points.rename(columns=lambda name: f"{name.removeprefix('seeds_')} seeds" if "_" in name else name)
 
 
 def means_table(
-    means: pd.DataFrame, columns: Sequence[str], show: Callable[[float], str] | None = None
+    means: pd.DataFrame, columns: Sequence[str], write: Callable[[float], str] | None = None
 ) -> pd.DataFrame:
-    """`verdict.means_over_seeds` for people: the given columns, of which the last is the mean, and its interval.
+    """`seeds.means_over_seeds` for readers: the given columns, of which the last is the mean, and its interval.
 
-    `show` writes the mean and the ends of its interval; with four decimals, unless it is given.
+    `write` formats the mean and the ends of its interval; with four decimals, unless it is given.
     """
-    show = show or number
+    write = write or number
     *keys, value = columns
     cells = [
         {key.rpartition(".")[2]: str(row[key]) for key in keys}
-        | {"seeds": str(row["seeds"]), value.replace("_", " "): show(row[value])}
-        | {"95 % interval": NO_INTERVAL if row["seeds"] < 2 else f"[{show(row['low'])}, {show(row['high'])}]"}
+        | {"seeds": str(row["seeds"]), value.replace("_", " "): write(row[value])}
+        | {"95 % interval": NO_INTERVAL if row["seeds"] < 2 else f"[{write(row['low'])}, {write(row['high'])}]"}
         for row in means.to_dict("records")
     ]
     return pd.DataFrame(cells)
 
 
+def wide_table(cells: Iterable[tuple[dict[str, str], str, str]]) -> pd.DataFrame:
+    """A table of (columns that name a row, further column, text); rows and columns in the order of their first cell."""
+    table = dict[tuple[str, ...], dict[str, str]]()
+    for row, column, text in cells:
+        table.setdefault(tuple(row.values()), dict(row))[column] = text
+    return pd.DataFrame(list(table.values())).fillna("")
+
+
 def number(value: float) -> str:
-    """Four decimals, or a dash for NaN."""
-    return _NOTHING if math.isnan(value) else f"{value:.4f}"
+    """Four decimals; n/a for NaN, here and below."""
+    return _written(value, ".4f")
 
 
 def signed(value: float) -> str:
-    """Four decimals with a sign, or a dash for NaN."""
-    return _NOTHING if math.isnan(value) else f"{value:+.4f}"
+    """Four decimals with a sign."""
+    return _written(value, "+.4f")
 
 
 def interval(low: float, high: float, seeds: int) -> str:
@@ -189,19 +182,7 @@ def interval(low: float, high: float, seeds: int) -> str:
 
 def spanned(value: float, low: float, high: float) -> str:
     """Three digits, with the interval where there is one."""
-    if math.isnan(value):
-        return _NOTHING
-    return f"{value:.3g}" + ("" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]")
-
-
-def _per_cent(share: float) -> str:
-    return _NOTHING if math.isnan(share) else f"{100 * share:.1f}"
-
-
-def _score(value: float, stderr: float, share: bool) -> str:
-    if not share:
-        return number(value)
-    return _per_cent(value) + ("" if math.isnan(stderr) else f" ± {100 * stderr:.1f}")
+    return _written(value, ".3g") + ("" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]")
 
 
 def scientific(value: float) -> str:
@@ -217,13 +198,35 @@ def power_of_two(lr: float) -> str:
     return _NOTHING if math.isnan(lr) else f"2^{math.log2(lr):.2f}"
 
 
-def doubts(*, reference: bool, at_edge: int, incomplete: int, pruned: int = 0) -> str:
+def _written(value: float, style: str) -> str:
+    return _NOTHING if math.isnan(value) else format(value, style)
+
+
+def _per_cent(share: float) -> str:
+    return _written(100 * share, ".1f")
+
+
+def _score(value: float, stderr: float, share: bool) -> str:
+    if not share:
+        return number(value)
+    return _per_cent(value) + ("" if math.isnan(stderr) else f" ± {100 * stderr:.1f}")
+
+
+def _best_loss(row: Any) -> dict[str, str]:
+    return {
+        "line": row.label,
+        "width": str(row.d_model),
+        "seeds": str(row.seeds),
+        "best loss": number(row.best_loss),
+        "95 % interval": interval(row.best_loss_low, row.best_loss_high, row.seeds),
+    }
+
+
+def _doubts(row: Any, before: str = "", behind: str = "") -> str:
     """What stands against a row, in words; empty when nothing does."""
-    parts = ["one lr only"] if reference else []
-    parts += [f"optimum at the edge ({at_edge} times)"] if at_edge else []
-    parts += [f"runs missing ({incomplete} times)"] if incomplete else []
-    parts += [f"{pruned} runs pruned"] if pruned else []
-    return ", ".join(parts)
+    edge = f"optimum at the edge ({row.at_edge} times)" if row.at_edge else ""
+    missing = f"runs missing ({row.incomplete} times)" if row.incomplete else ""
+    return ", ".join(filter(None, (before, edge, missing, behind)))
 
 
 def _cells(table: pd.DataFrame) -> Iterable[list[str]]:

@@ -24,16 +24,15 @@ def write_events(folder: Path | str) -> Path:
     """
     folder = Path(folder)
     records = {path.stem if path.parent.name == "records" else path.parent.name: path for path in find_records(folder)}
-    evaluations = [EvaluationRecord.read(path) for path in find_evaluations(folder)]
+    evaluations = sorted((EvaluationRecord.read(path) for path in find_evaluations(folder)), key=lambda one: one.step)
     out = folder / FOLDER
     for name, path in records.items():
         shutil.rmtree(out / name, ignore_errors=True)
         record = RunRecord.read(path)
-        _write(
-            out / name,
-            record,
-            [one for one in evaluations if (one.config_hash, one.cell) == (record.config_hash, record.cell)],
-        )
+        _write(out / name, record)
+        for evaluation in evaluations:
+            if (evaluation.config_hash, evaluation.cell) == (record.config_hash, record.cell):
+                add_scores(out / name, evaluation)
     return out
 
 
@@ -51,7 +50,7 @@ def add_scores(out: Path, evaluation: EvaluationRecord) -> None:
     writer.close()
 
 
-def _write(out: Path, record: RunRecord, evaluations: list[EvaluationRecord]) -> None:
+def _write(out: Path, record: RunRecord) -> None:
     # TensorBoard is half a second of import, for this one purpose.
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -74,8 +73,6 @@ def _write(out: Path, record: RunRecord, evaluations: list[EvaluationRecord]) ->
         if value is not None:
             add(record.steps, Summary(value=[Summary.Value(tag=tag, simple_value=value)]))
     writer.close()
-    for evaluation in sorted(evaluations, key=lambda one: one.step):
-        add_scores(out, evaluation)
 
 
 def _hyperparameters(record: RunRecord) -> dict[str, bool | float | str]:

@@ -11,7 +11,7 @@ a run that it needs diverged.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -19,8 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from lit_mult.analysis.crossed import t_quantile
-from lit_mult.errors import UserError
+from lit_mult.analysis.seeds import mean_interval
 
 Outcome = Literal["reproduced", "not at this scale", "contradicted", "undecided"]
 ABOVE_0 = (0.0, math.inf)
@@ -76,73 +75,10 @@ def judge(
     A value that is not finite (a diverged run) leaves the claim undecided.
     """
     values = np.asarray(by_seed, dtype=float)
-    mean, low, high = mean_interval(values)
-    return Verdict(claim, statistic, mean, low, high, *within, len(values), tested)
+    return Verdict(claim, statistic, *mean_interval(values), *within, len(values), tested)
 
 
-def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
-    """Mean of independent values and its 95 % interval by Student's t: NaN for fewer than two or non-finite values."""
-    x = np.asarray(values, dtype=float)
-    if len(x) < 2 or not np.isfinite(x).all():
-        return float(x.mean()) if len(x) else math.nan, math.nan, math.nan
-    reach = t_quantile(0.975, len(x) - 1) * float(x.std(ddof=1)) / math.sqrt(len(x))
-    mean = float(x.mean())
-    return mean, mean - reach, mean + reach
-
-
-def means_over_seeds(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
-    """A row for each combination of the columns `by`: mean of `value` over its rows (one a seed), low, high, seeds."""
-    made = []
-    for key, group in table.groupby(list(by), sort=False):
-        mean, low, high = mean_interval(group[value])
-        made.append((*key, mean, low, high, len(group)))
-    return pd.DataFrame(made, columns=[*by, value, "low", "high", "seeds"])
-
-
-def means_along_steps(table: pd.DataFrame, line: Sequence[str], value: str) -> pd.DataFrame:
-    """`means_over_seeds` at each step, of lines that the columns `line` name, as far as all seeds of a line came."""
-    means = means_over_seeds(table, [*line, "step"], value)
-    return means[means["seeds"] == means.groupby(list(line))["seeds"].transform("max")]
-
-
-def paired(
-    table: pd.DataFrame, of: str, against: str, by: Sequence[str], value: str, *, between: str = "arm"
-) -> pd.DataFrame:
-    """`value` in the rows of `of` minus that in the rows of `against`, of column `between`, at equal `by`.
-
-    A row for each combination of the columns `by`, the seed among them, that both have; the NaN of a run that diverged
-    stays.
-
-    Raises:
-        UserError: rows are not one for each combination, as the study varies something else, too.
-    """
-    first, second = (table[table[between] == name] for name in (of, against))
-    if first.duplicated(list(by)).any() or second.duplicated(list(by)).any():
-        raise UserError(f"{of} and {against}: several runs at equal {', '.join(by)}, so that nothing pairs them")
-    both = first.merge(second, on=list(by), suffixes=("", "_against"))
-    return both[list(by)].assign(**{value: both[value] - both[f"{value}_against"]})
-
-
-def best_elsewhere(losses: pd.DataFrame, among: pd.DataFrame | None = None) -> pd.Series:
-    """Loss of each seed at the value that is best on the other seeds: chosen where it is not judged, so without luck.
-
-    Args:
-        losses: a row a seed and a column a value, such as a learning rate.
-        among: the losses to choose by, where they are not the same; a value with a diverged run is not chosen.
-
-    Returns:
-        Seed -> loss; NaN where there is no other seed or no value to choose.
-    """
-    chosen_by = losses if among is None else among
-    found = {}
-    for seed in losses.index:
-        means = chosen_by.drop(index=seed, errors="ignore").mean(skipna=False).dropna()
-        best = means.idxmin() if len(means) else None
-        found[seed] = losses.at[seed, best] if best in losses.columns else math.nan
-    return pd.Series(found, dtype=float)
-
-
-def verdicts_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+def verdicts_table(verdicts: Iterable[Verdict]) -> pd.DataFrame:
     """A row a verdict, every digit."""
     return pd.DataFrame([asdict(verdict) | {"outcome": verdict.outcome} for verdict in verdicts])
 

@@ -28,6 +28,7 @@ from lit_mult.config import OptimizerName, RunConfig, Tier, config_error
 from lit_mult.errors import ConfigError, UserError
 from lit_mult.registry.kinds import KINDS
 from lit_mult.registry.roles import MATRIX_ROLES, Role
+from lit_mult.schema import Tuning
 
 Part = Literal["lr", "weight_decay", "forward"]
 
@@ -45,51 +46,6 @@ _SHIPPED = resources.files(__package__) / "presets"
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class Tuning(_Section):
-    """What it cost to find multipliers and what they brought, for a fair comparison with learned ones."""
-
-    study: str
-    """Name of the tuning study."""
-    trials: int
-    """Runs, the pruned and the diverged ones included; so for tokens, flops and seconds."""
-    completed: int
-    """Runs that came to their last step."""
-    pruned: int
-    """Runs that the study's pruner ended early."""
-    diverged: int
-    """Runs whose loss became non-finite or rose far above its start."""
-    tokens: int
-    """Tokens trained on, summed over the trials."""
-    flops: float
-    """Floating-point operations of training: 6 * parameters * tokens, summed over the trials."""
-    seconds: float
-    """Wall time in training and validation, summed over the trials."""
-    d_model: int
-    """Width at which the trials ran."""
-    base_d_model: int
-    """Width against which the trials were scaled (`parametrization.base_d_model`)."""
-    steps: int
-    """Optimizer steps of a trial."""
-    batch_size: int
-    """Sequences in one step."""
-    seq_len: int
-    """Tokens in one sequence."""
-    lr: float
-    """Base learning rate (`optim.lr`) of the best trial."""
-    best_loss: float
-    """Final validation loss of the best trial (mean over its seeds), nats per token."""
-    default_loss: float | None = None
-    """The same of the best trial whose multipliers were all 1; None when none of them completed."""
-    seeds: list[int]
-    """Seeds of the trials."""
-    tier: Tier
-    """What was tuned."""
-    git_commit: str | list[str] | None = None
-    """Commit, or commits, that the trials ran at; None outside git."""
-    corpus_hash: str
-    """Hash of the documents, their split and the tokenizer."""
 
 
 class _Multipliers(_Section):

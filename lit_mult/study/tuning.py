@@ -12,8 +12,8 @@ from typing import Any
 from lit_mult.config import OptimizerName, RunConfig, differences
 from lit_mult.errors import UserError
 from lit_mult.layout import find_records
-from lit_mult.method.presets import Preset, RoleMultipliers, Tuning, run_multipliers
-from lit_mult.schema import CellInfo, RunRecord
+from lit_mult.method.presets import Preset, RoleMultipliers, run_multipliers
+from lit_mult.schema import CellInfo, RunRecord, Tuning
 
 _FIELDS = ("parametrization.forward", "parametrization.lr", "parametrization.weight_decay")
 

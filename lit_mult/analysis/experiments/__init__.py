@@ -1,5 +1,5 @@
 """The paper's experiments, and open questions of its authors: from records and diagnostics to figure and verdict.
 
-Each experiment of `config.Experiment` is the module of its name, whose function `findings` takes the
-`Evidence` of a study.
+A module is an experiment (`config.Experiment` lists what is here): its function `findings` takes the `Evidence` of a
+study that names it and returns `Findings`.
 """

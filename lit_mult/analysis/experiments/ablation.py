@@ -7,43 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
+from lit_mult.analysis import style
+from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import best_rates, load_curves, optimizer_name, rows
-from lit_mult.analysis.style import (
-    LOSS,
-    add_legend,
-    arm_styles,
-    draw_band,
-    draw_means,
-    line_styles,
-    panel_grid,
-    styled,
-)
+from lit_mult.analysis.seeds import difference, means_along_steps, means_over_seeds, paired
 from lit_mult.analysis.tables import means_table, power_of_two, signed
-from lit_mult.analysis.verdict import (
-    ABOVE_0,
-    BELOW_0,
-    NEGLIGIBLE,
-    Verdict,
-    judge,
-    means_along_steps,
-    means_over_seeds,
-    paired,
-)
+from lit_mult.analysis.verdict import ABOVE_0, BELOW_0, NEGLIGIBLE, Verdict, judge
 from lit_mult.schema import RunRecord
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _TIER = "parametrization.tier"
 _TIERS = ("NONE", "LR", "LRWD", "FULL")
 _POINT = ["optimizer", _TIER, "seed"]
-_READING = """\
+_HOW_TO_READ = """\
 - *Tier*: how much of the tuned preset is used: nothing, learning rates, decays too, forward multipliers too. The *gap*
   is the loss of `vectors` minus that of `fixed`, at equal seed; below 0, the multipliers help.
 - The best rate is chosen on the seeds that it is judged by, which flatters both arms alike.
@@ -61,25 +40,25 @@ def findings(evidence: Evidence) -> Findings:
     """What do learnable vectors add to tuned multipliers, and can they stand in for them?"""
     evidence.expect(["fixed", "vectors"], ["optimizer", _TIER, "optim.lr"])
     runs = evidence.runs.assign(optimizer=evidence.runs["optimizer"].map(optimizer_name))
-    runs = runs.assign(place=runs[_TIER].map(_TIERS.index)).sort_values(["optimizer", "place"], ignore_index=True)
+    runs = runs.assign(rank=runs[_TIER].map(_TIERS.index)).sort_values(["optimizer", "rank"], ignore_index=True)
     best = best_rates(runs)
     gaps, decay_start = _gaps(best), _decay_start(runs)
     point = ["optimizer", _TIER]
     losses = means_over_seeds(best.assign(lr=best["lr"].map(power_of_two)), [*point, "arm", "lr"], "final_loss")
     final_gaps = means_over_seeds(paired(best, "vectors", "fixed", _POINT, "final_loss"), point, "final_loss")
     found = Findings(
-        csvs={"best": best[["arm", *_POINT, "lr", "final_loss"]], "gaps": gaps},
-        shown={
+        tables={"best": best[["arm", *_POINT, "lr", "final_loss"]], "gaps": gaps},
+        display_tables={
             "best_losses": means_table(losses, [*point, "arm", "lr", "final_loss"]),
             "vectors_minus_fixed": means_table(final_gaps, [*point, "final_loss"], signed),
         },
         figures={"tiers": _tiers_figure(runs, best), "gap": _gap_figure(gaps, decay_start)},
         captions=_CAPTIONS,
-        warnings=[*evidence.warnings, *_edges(runs, best)],
-        reading=_READING,
+        warnings=list(_edges(runs, best)),
+        how_to_read=_HOW_TO_READ,
         unit="Losses in nats per token",
     )
-    return with_verdicts(found, list(_verdicts(best, gaps, decay_start)))
+    return evidence.with_verdicts(found, _verdicts(best, gaps, decay_start))
 
 
 def _gaps(best: pd.DataFrame) -> pd.DataFrame:
@@ -106,25 +85,18 @@ def _edges(runs: pd.DataFrame, best: pd.DataFrame) -> Iterator[str]:
 def _verdicts(best: pd.DataFrame, gaps: pd.DataFrame, decay_start: int) -> Iterator[Verdict]:
     for name, here in best.groupby("optimizer"):
         for tier in _TIERS:
-            yield judge(
-                f"Learnable multipliers improve their parent under {name}, tier {tier}, as in fig. 7",
-                "best final loss, vectors - fixed, nats per token",
-                paired(here[here[_TIER] == tier], "vectors", "fixed", ["seed"], "final_loss")["final_loss"],
-                BELOW_0,
-            )
+            claim = f"Learnable multipliers improve their parent under {name}, tier {tier}, as in fig. 7"
+            gap = difference(here[here[_TIER] == tier], "vectors", "fixed", "final_loss")
+            yield judge(claim, "best final loss, vectors - fixed, nats per token", gap, BELOW_0)
         points = here.assign(point=here["arm"] + " " + here[_TIER])
-        yield judge(
-            f"Learnable multipliers without tuning equal the tuned baseline under {name}, as in fig. 7",
-            "best final loss, vectors at NONE - fixed at FULL, nats per token (2 % of the perplexity count as equal)",
-            paired(points, "vectors NONE", "fixed FULL", ["seed"], "final_loss", between="point")["final_loss"],
-            (-NEGLIGIBLE, NEGLIGIBLE),
-        )
-        yield judge(
-            f"Tuned learning rates still matter with learnable multipliers under {name}, as in fig. 7",
-            "best final loss, vectors at LR - vectors at NONE, nats per token",
-            paired(points, "vectors LR", "vectors NONE", ["seed"], "final_loss", between="point")["final_loss"],
-            BELOW_0,
-        )
+        claim = f"Learnable multipliers without tuning equal the tuned baseline under {name}, as in fig. 7"
+        statistic = "best final loss, vectors at NONE - fixed at FULL, nats per token"
+        statistic += " (2 % of the perplexity count as equal)"
+        untuned = difference(points, "vectors NONE", "fixed FULL", "final_loss", between="point")
+        yield judge(claim, statistic, untuned, (-NEGLIGIBLE, NEGLIGIBLE))
+        claim = f"Tuned learning rates still matter with learnable multipliers under {name}, as in fig. 7"
+        rates = difference(points, "vectors LR", "vectors NONE", "final_loss", between="point")
+        yield judge(claim, "best final loss, vectors at LR - vectors at NONE, nats per token", rates, BELOW_0)
         along = gaps[gaps["optimizer"] == name].groupby(["seed", "step"])["loss"].mean(skipna=False).unstack()
         if along.empty:
             continue
@@ -132,53 +104,44 @@ def _verdicts(best: pd.DataFrame, gaps: pd.DataFrame, decay_start: int) -> Itera
         steps = along.columns.to_numpy()
         end = steps.max()
         third, before = steps[steps >= end / 3].min(), steps[steps <= decay_start].max()
+        gap_at = "mean over tiers of vectors - fixed, at step {} - at step {}, nats per token"
         if third < before:
-            yield judge(
-                f"The gap grows while the learning rate is constant under {name}, as in fig. 7",
-                f"mean over tiers of vectors - fixed, at step {before} - at step {third}, nats per token",
-                along[before] - along[third],
-                BELOW_0,
-            )
-        yield judge(
-            f"The gap shrinks in the decay of the learning rate under {name}, as in fig. 7",
-            f"mean over tiers of vectors - fixed, at step {end} - at step {before}, nats per token",
-            along[end] - along[before],
-            ABOVE_0,
-        )
+            claim = f"The gap grows while the learning rate is constant under {name}, as in fig. 7"
+            yield judge(claim, gap_at.format(before, third), along[before] - along[third], BELOW_0)
+        claim = f"The gap shrinks in the decay of the learning rate under {name}, as in fig. 7"
+        yield judge(claim, gap_at.format(end, before), along[end] - along[before], ABOVE_0)
 
 
-@styled
-def _tiers_figure(runs: pd.DataFrame, best: pd.DataFrame) -> Figure:
+@style.styled
+def _tiers_figure(runs: pd.DataFrame, best: pd.DataFrame) -> style.Figure:
     """A panel an optimizer, a line an arm: best final loss against the tier."""
-    styles, optimizers = arm_styles(runs), sorted(runs["optimizer"].unique())
-    figure, axes = panel_grid(1, len(optimizers), 2.4, sharey=True)
+    styles, optimizers = style.arm_styles(runs), sorted(runs["optimizer"].unique())
+    xlabel, ylabel = "tuned multipliers in use", f"best {style.LOSS}"
+    figure, axes = style.panel_grid(1, len(optimizers), 2.4, sharey=True, xlabel=xlabel, ylabel=ylabel)
     for optimizer, ax in zip(optimizers, axes[0], strict=True):
-        means = means_over_seeds(best[best["optimizer"] == optimizer], ["arm", "place"], "final_loss")
-        for shift, (arm, style) in zip((-0.04, 0.04), styles.items(), strict=False):  # lest bars overlap
+        means = means_over_seeds(best[best["optimizer"] == optimizer], ["arm", "rank"], "final_loss")
+        for shift, (arm, look) in zip((-0.04, 0.04), styles.items(), strict=False):  # lest bars overlap
             line = means[means["arm"] == arm]
-            draw_means(ax, line["place"] + shift, line, "final_loss", style)
+            style.draw_means(ax, line["rank"] + shift, line, "final_loss", look)
         ax.set_xticks(range(len(_TIERS)), _TIERS)
-        ax.set(title=optimizer, xlabel="tuned multipliers in use", xlim=(-0.4, len(_TIERS) - 0.6))
-    axes[0, 0].set_ylabel(f"best {LOSS}")
-    add_legend(figure, runs, styles)
+        ax.set(title=optimizer, xlim=(-0.4, len(_TIERS) - 0.6))
+    style.add_legend(figure, runs, styles)
     return figure
 
 
-@styled
-def _gap_figure(gaps: pd.DataFrame, decay_start: int) -> Figure:
+@style.styled
+def _gap_figure(gaps: pd.DataFrame, decay_start: int) -> style.Figure:
     """A row an optimizer, a column a tier: the gap along training, from the first validation behind step 0 on."""
     optimizers, tiers = gaps["optimizer"].unique(), gaps[_TIER].unique()
-    figure, axes = panel_grid(max(len(optimizers), 1), max(len(tiers), 1), 1.5, sharex=True, sharey=True)
-    look, mark = line_styles(["gap"])["gap"], {"color": "0.3", "ls": "--", "lw": 0.8}
+    ylabel, down, across = "loss, vectors - fixed\n(nats per token)", max(len(optimizers), 1), max(len(tiers), 1)
+    figure, axes = style.panel_grid(down, across, 1.5, sharex=True, sharey=True, xlabel="optimizer step", ylabel=ylabel)
+    look, mark = style.line_styles(["gap"])["gap"], {"color": "0.3", "ls": "--", "lw": 0.8}
     means = means_along_steps(gaps[gaps["step"] > 0], ["optimizer", _TIER], "loss")
     for optimizer, row in zip(optimizers, axes, strict=False):
         for tier, ax in zip(tiers, row, strict=True):
             line = means[(means["optimizer"] == optimizer) & (means[_TIER] == tier)]
-            draw_band(ax, line["step"], line, "loss", look)
+            style.draw_band(ax, line["step"], line, "loss", look)
             ax.axhline(0, color="0.3", lw=0.8)
             ax.axvline(decay_start, **mark)
             ax.set_title(f"{optimizer}, {tier}")
-        row[0].set_ylabel("loss, vectors - fixed\n(nats per token)")
-    for ax in axes[-1]:
-        ax.set_xlabel("optimizer step")
     return figure

@@ -11,32 +11,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis import tables
-from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
-from lit_mult.analysis.experiments.parameters import (
-    HIDDEN,
-    KINDS,
-    MATRICES,
-    MULTIPLIERS,
-    beside_noise,
-    geometric_mean,
-    kinds_drawn,
-    parameters,
-)
+from lit_mult.analysis.evidence import Evidence
+from lit_mult.analysis.evidence import parameters as p
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import optimizer_name, rows
-from lit_mult.analysis.style import log_y, mark_legend, panel_grid, styled
-from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge, means_over_seeds, paired
+from lit_mult.analysis.seeds import means_over_seeds, paired
+from lit_mult.analysis.style import Figure, log_y, mark_legend, panel_grid, styled
+from lit_mult.analysis.tables import spanned, wide_table
+from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge
 from lit_mult.diagnostics.noise_band import TOLERANCE
 from lit_mult.registry.roles import Role
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _CAPTION = (
     "Norms over training, as in fig. 1 bottom left of arXiv:2601.04890: of matrices (above), and of multipliers and "
@@ -44,7 +33,7 @@ _CAPTION = (
     "same optimizer, schedule, decay and start on gradients that are pure noise, a line for each that differs. Under "
     "Muon the embedding, the LM head and all vectors are AdamW's."
 )
-_READING = """\
+_HOW_TO_READ = """\
 - *Norm over noise* is the ratio of norms at the end, of the parameter and of its Brownian reference. *Moved over noise*
   compares the decayed sums of all updates, so leaves out the start, of which decay has kept most in multipliers and
   RMSNorm weights. 1: like noise; above, gradients agree over steps; below, the loss pulls the parameter back.
@@ -57,29 +46,31 @@ _CLAIMS = {
 }
 _FREE = (TOLERANCE, math.inf)
 """More than what counts as noise. By chance a vector of 64 entries deviates by 0.07, so that 0 would test nothing."""
-_LINES = list(dict.fromkeys([*(role.value for role in Role), *KINDS]))
+_LINES = list(dict.fromkeys([*(role.value for role in Role), *p.KINDS]))
 
 
 def findings(evidence: Evidence) -> Findings:
     """Trajectories beside noise, ratios by role, matrices unlike noise, and verdicts for each decay and optimizer."""
     evidence.expect(_CLAIMS, ["optimizer"])
-    every = parameters(evidence, "rms", "noise_rms", "moved", "noise_moved")
-    end = beside_noise(every)
+    every = p.parameters(evidence, "rms", "noise_rms", "moved", "noise_moved")
+    end = p.beside_noise(every)
     end["norm_ratio"] = end["rms"] / end["noise_rms"]
     ratios = _by_line(end)
     names = ["arm", "optimizer", "seed", "name", "role", "part", "rms", "noise_rms", "norm_ratio", "moved"]
-    found = Findings(reading=_READING, unit="Ratios to pure noise with 95 % intervals")
-    found.csvs = {"parameters": end[[*names, "noise_moved", "ratio"]], "ratios": ratios}
-    found.shown = {
-        "norm_over_noise": _shown(ratios[ratios["measure"] == "norm_ratio"]),
-        "moved_over_noise": _shown(ratios[ratios["measure"] == "ratio"]),
-    }
     decays = {str(arm): evidence.record(arm).config["optim"]["weight_decay"] for arm in evidence.runs["arm"].unique()}
-    found.figures = {"brownian_overlay": trajectories(every, decays)}
-    found.captions = {"brownian_overlay": _CAPTION}
-    found.warnings = evidence.warnings
-    found.statements = {"Hidden matrices unlike noise (norm over noise)": list(_unlike_noise(end))}
-    return with_verdicts(found, list(_verdicts(_deviations(evidence.runs, end))))
+    found = Findings(
+        tables={"parameters": end[[*names, "noise_moved", "ratio"]], "ratios": ratios},
+        display_tables={
+            "norm_over_noise": _display(ratios[ratios["measure"] == "norm_ratio"]),
+            "moved_over_noise": _display(ratios[ratios["measure"] == "ratio"]),
+        },
+        figures={"brownian_overlay": trajectories(every, decays)},
+        captions={"brownian_overlay": _CAPTION},
+        statements={"Hidden matrices unlike noise (norm over noise)": list(_unlike_noise(end))},
+        how_to_read=_HOW_TO_READ,
+        unit="Ratios to pure noise with 95 % intervals",
+    )
+    return evidence.with_verdicts(found, _verdicts(_deviations(evidence.runs, end)))
 
 
 def _deviations(runs: pd.DataFrame, end: pd.DataFrame) -> pd.DataFrame:
@@ -87,7 +78,7 @@ def _deviations(runs: pd.DataFrame, end: pd.DataFrame) -> pd.DataFrame:
     deviations = end.assign(deviation=np.abs(np.log(end["norm_ratio"])))
     means = {
         name: deviations[deviations["kind"].isin(kinds)].groupby("cell")["deviation"].mean()
-        for name, kinds in {"off_hidden": HIDDEN, "off_multipliers": MULTIPLIERS}.items()
+        for name, kinds in {"off_hidden": p.HIDDEN, "off_multipliers": p.MULTIPLIERS}.items()
     }
     return runs.join(pd.DataFrame(means), on="cell")
 
@@ -111,9 +102,9 @@ def _verdicts(runs: pd.DataFrame) -> Iterator[Verdict]:
 
 def _unlike_noise(end: pd.DataFrame) -> Iterator[str]:
     """Names and ratios of hidden matrices beyond the tolerance, geometric means over seeds."""
-    hidden = end[end["kind"].isin(HIDDEN)]
+    hidden = end[end["kind"].isin(p.HIDDEN)]
     for (arm, optimizer), group in hidden.groupby(["arm", "optimizer"], sort=False):
-        ratios = group.groupby("name")["norm_ratio"].agg(geometric_mean).sort_values()
+        ratios = group.groupby("name")["norm_ratio"].agg(p.geometric_mean).sort_values()
         beyond = ratios[np.abs(np.log(ratios)) > math.log1p(TOLERANCE)]
         named = [f"{name} {ratio:.2f}" for name, ratio in beyond.items()]
         where = f"({arm} decay, {optimizer_name(str(optimizer))})"
@@ -126,16 +117,15 @@ def _by_line(end: pd.DataFrame) -> pd.DataFrame:
     line = end["kind"].astype(str).where(end["part"] != "weight", end["role"])
     by = ["arm", "optimizer", "line", "seed"]
     means = end.assign(line=pd.Categorical(line, _LINES)).groupby(by, sort=False, observed=True)
-    long = means[["norm_ratio", "ratio"]].agg(geometric_mean).reset_index().melt(by, var_name="measure")
+    long = means[["norm_ratio", "ratio"]].agg(p.geometric_mean).reset_index().melt(by, var_name="measure")
     return means_over_seeds(long.sort_values("line", kind="stable"), ["measure", "line", "arm", "optimizer"], "value")
 
 
-def _shown(ratios: pd.DataFrame) -> pd.DataFrame:
-    cells = dict[str, dict[str, str]]()
-    for row in rows(ratios):
-        column = f"{row.arm}, {optimizer_name(row.optimizer)}"
-        cells.setdefault(row.line, {"parameters": row.line})[column] = tables.spanned(row.value, row.low, row.high)
-    return pd.DataFrame(list(cells.values())).fillna("")
+def _display(ratios: pd.DataFrame) -> pd.DataFrame:
+    return wide_table(
+        ({"parameters": row.line}, f"{row.arm}, {optimizer_name(row.optimizer)}", spanned(row.value, row.low, row.high))
+        for row in rows(ratios)
+    )
 
 
 @styled
@@ -145,20 +135,19 @@ def trajectories(every: pd.DataFrame, decays: dict[str, float]) -> Figure:
     `decays` are the weight decays of the arms.
     """
     columns = list(every.groupby(["arm", "optimizer"], sort=False))
-    figure, axes = panel_grid(2, len(columns), 2.1, sharex=True, sharey="row")
+    figure, axes = panel_grid(2, len(columns), 2.1, sharex=True, sharey="row", xlabel="step")
     for number, ((arm, optimizer), column) in enumerate(columns):
-        is_matrix = column["kind"].isin(MATRICES)
+        is_matrix = column["kind"].isin(p.MATRICES)
         for ax, part in zip(axes[:, number], (column[is_matrix], column[~is_matrix]), strict=True):
             for (kind, _, _), line in part.groupby(["kind", "name", "part"]):
                 norm = line.groupby("step")["rms"].mean()
-                ax.plot(norm.index, norm, color=KINDS[str(kind)], lw=0.8)
+                ax.plot(norm.index, norm, color=p.KINDS[str(kind)], lw=0.8)
             noise = part.pivot_table("noise_rms", "step", ["name", "part"]).T.drop_duplicates()
             ax.plot(noise.columns, noise.T, **_NOISE)
         axes[0, number].set_title(f"{arm} decay ({decays[str(arm)]:g})\n{optimizer_name(str(optimizer))}")
-        axes[1, number].set_xlabel("step")
     for ax, label in zip(axes[:, 0], ("‖W‖ of matrices", "‖·‖ of vectors"), strict=True):
         ax.set_ylabel(label)
         log_y(ax)
-    drawn = [(kind, {"color": KINDS[kind], "ls": "-"}) for kind in kinds_drawn(every["kind"])]
+    drawn = [(kind, {"color": p.KINDS[kind], "ls": "-"}) for kind in p.kinds_drawn(every["kind"])]
     mark_legend(figure, [*drawn, ("pure noise", _NOISE)])
     return figure

@@ -10,22 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
+from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import load_curves, optimizer_name
-from lit_mult.analysis.style import draw_band, in_octaves, line_styles, mark_legend, panel_grid, styled
+from lit_mult.analysis.seeds import difference, means_along_steps, means_over_seeds, paired
+from lit_mult.analysis.style import Figure, draw_band, in_octaves, line_styles, mark_legend, panel_grid, styled
 from lit_mult.analysis.tables import means_table
-from lit_mult.analysis.verdict import ABOVE_0, BELOW_0, Verdict, judge, means_along_steps, means_over_seeds, paired
+from lit_mult.analysis.verdict import ABOVE_0, BELOW_0, Verdict, judge
 from lit_mult.errors import UserError
 from lit_mult.schema import RunRecord
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _WITH, _WITHOUT = "gradient_norm_with_multipliers", "gradient_norm_without_multipliers"
 _FAR_ABOVE = (2.0, np.inf)
@@ -35,6 +33,7 @@ _MOST = (np.sqrt(2), np.inf)
 _DIFFER = 0.1
 """Mean |ln| of the ratio of two clip factors, which then differ by a tenth: this project's least difference to act."""
 _EARLY = 0.1  # share of the steps, the warmup
+_OVER_FIRST = "geometric mean over the first tenth of the steps"
 _ARMS = ("included", "excluded", "none")
 _PAIR = ["optimizer", "seed"]
 _MEASURES = ["with", "without", "ratio"]
@@ -45,7 +44,7 @@ Left: norm of the gradient before clipping, with the multipliers, and the level 
 that norm over the norm without the multipliers. Both are geometric means over seeds. Right: validation loss minus that
 of the arm without multipliers at equal seed and step, from the end of the warmup on, with 95 % intervals over seeds by
 Student's t. As in fig. 6 of the paper."""
-_READING = """\
+_HOW_TO_READ = """\
 - The *clip factor* is that by which clipping multiplies the gradients, min(1, level / norm). A step is *clipped* where
   it is below 1. Where the factors with the multipliers in the norm and without hardly differ, the losses say nothing of
   clipping: they are judged where the mean over recorded steps and seeds of |ln (ratio of the two factors)| in the arm
@@ -67,19 +66,12 @@ def findings(evidence: Evidence) -> Findings:
     )
     norms = _norms(readings)
     early, curves, clipped = _early(norms), _relative_losses(runs), _clipped(norms, level)
-    gains = _minus_none(runs, _PAIR, "final_loss")
-    early_long, clipped_long = (
-        table.melt(["arm", *_PAIR], var_name=name, value_name=value)
-        for table, name, value in ((early, "norm", "geometric mean"), (clipped, "quantity", "mean"))
-    )
+    losses, gains = runs[["arm", *_PAIR, "final_loss"]], _minus_none(runs, _PAIR, "final_loss")
+    early_long = early.melt(["arm", *_PAIR], var_name="norm", value_name="geometric mean")
+    clipped_long = clipped.melt(["arm", *_PAIR], var_name="quantity", value_name="mean")
     found = Findings(
-        csvs={
-            "losses": runs[["arm", *_PAIR, "final_loss"]],
-            "early_norms": early,
-            "clipped": clipped,
-            "relative_losses": curves,
-        },
-        shown={
+        tables={"losses": losses, "early_norms": early, "clipped": clipped, "relative_losses": curves},
+        display_tables={
             "losses": _table(runs, "final_loss"),
             "losses_minus_those_of_none": _table(gains, "final_loss"),
             "clipping": _table(clipped_long, "mean", "quantity"),
@@ -87,11 +79,10 @@ def findings(evidence: Evidence) -> Findings:
         },
         figures={"clipping": _figure(norms, curves, level)},
         captions={"clipping": _CAPTION},
-        warnings=evidence.warnings,
-        reading=_READING.format(differ=_DIFFER),
+        how_to_read=_HOW_TO_READ.format(differ=_DIFFER),
         unit="Losses in nats per token; norms are 2-norms over all parameters",
     )
-    return with_verdicts(found, list(_verdicts(runs, early, clipped, level)))
+    return evidence.with_verdicts(found, _verdicts(runs, early, clipped, level))
 
 
 def _level(evidence: Evidence) -> float:
@@ -146,43 +137,25 @@ def _verdicts(runs: pd.DataFrame, early: pd.DataFrame, clipped: pd.DataFrame, le
     for name, here in runs.groupby("optimizer"):
         differing = clipped.loc[(clipped["optimizer"] == name) & (clipped["arm"] == "included"), _RATIO]
         tested = bool(differing.mean() > _DIFFER)
-        yield judge(
-            f"Clipping does better with the multipliers out of the norm under {name}, as in fig. 6",
-            "final loss, included - excluded, nats per token",
-            paired(here, "included", "excluded", ["seed"], "final_loss")["final_loss"],
-            ABOVE_0,
-            tested=tested,
-        )
-        gain = paired(here, "excluded", "none", ["seed"], "final_loss").set_index("seed")["final_loss"]
-        yield judge(
-            f"Multipliers improve on none under {name} when they are out of the norm",
-            "final loss, excluded - none, nats per token",
-            gain,
-            BELOW_0,
-        )
+        claim = f"Clipping does better with the multipliers out of the norm under {name}, as in fig. 6"
+        harm = difference(here, "included", "excluded", "final_loss")
+        yield judge(claim, "final loss, included - excluded, nats per token", harm, ABOVE_0, tested=tested)
+        claim = f"Multipliers improve on none under {name} when they are out of the norm"
+        gain = difference(here, "excluded", "none", "final_loss")
+        yield judge(claim, "final loss, excluded - none, nats per token", gain, BELOW_0)
         # Not the ratio of the two gains: over few seeds the mean of a ratio is anything where the divisor nears 0.
-        included = paired(here, "included", "none", ["seed"], "final_loss").set_index("seed")["final_loss"]
-        yield judge(
-            f"With the multipliers in the norm their gain under {name} is gone, or less than half of it is left",
-            "final loss, (included - none) - (excluded - none) / 2, nats per token",
-            (included - gain / 2).loc[included.index.intersection(gain.index)],
-            ABOVE_0,
-            tested=tested,
-        )
+        included, gain = difference(here, "included", "none", "final_loss").align(gain, join="inner")
+        claim = f"With the multipliers in the norm their gain under {name} is gone, or less than half of it is left"
+        statistic = "final loss, (included - none) - (excluded - none) / 2, nats per token"
+        yield judge(claim, statistic, included - gain / 2, ABOVE_0, tested=tested)
         first = early[(early["optimizer"] == name) & (early["arm"] == "included")]
-        yield judge(
-            f"Early in training under {name} the norm with the multipliers in it is far above the {level:g} it is "
-            "clipped to, as in fig. 6",
-            f"norm with multipliers over {level:g}, included, geometric mean over the first tenth of the steps",
-            first["with"] / level,
-            _FAR_ABOVE,
-        )
-        yield judge(
-            f"Early in training under {name} that norm is mostly the multipliers'",
-            "norm with multipliers over norm without, included, geometric mean over the first tenth of the steps",
-            first["ratio"],
-            _MOST,
-        )
+        claim = f"Early in training under {name} the norm with the multipliers in it is far above the {level:g} it is "
+        claim += "clipped to, as in fig. 6"
+        statistic = f"norm with multipliers over {level:g}, included, {_OVER_FIRST}"
+        yield judge(claim, statistic, first["with"] / level, _FAR_ABOVE)
+        claim = f"Early in training under {name} that norm is mostly the multipliers'"
+        statistic = f"norm with multipliers over norm without, included, {_OVER_FIRST}"
+        yield judge(claim, statistic, first["ratio"], _MOST)
 
 
 def _table(frame: pd.DataFrame, value: str, *more: str) -> pd.DataFrame:
@@ -196,7 +169,7 @@ def _figure(norms: pd.DataFrame, curves: pd.DataFrame, level: float) -> Figure:
     present = set(norms["arm"])
     styles = {arm: style | {"marker": ""} for arm, style in line_styles(_ARMS).items() if arm in present}
     optimizers, last = list(norms["optimizer"].unique()), norms["step"].max()
-    figure, axes = panel_grid(len(optimizers), 3, 1.9, sharex=True)
+    figure, axes = panel_grid(len(optimizers), 3, 1.9, sharex=True, xlabel="optimizer step")
     logs = norms.assign(**{measure: np.log(norms[measure]) for measure in _MEASURES})
     for optimizer, (left, middle, right) in zip(optimizers, axes, strict=True):
         here = logs[logs["optimizer"] == optimizer]
@@ -214,7 +187,5 @@ def _figure(norms: pd.DataFrame, curves: pd.DataFrame, level: float) -> Figure:
         left.set_ylabel(f"{optimizer}\ngradient norm")
         middle.set_ylabel("norm / norm without\nmultipliers")
         right.set_ylabel("loss - loss of none\n(nats per token)")
-    for ax in axes[-1]:
-        ax.set_xlabel("optimizer step")
     mark_legend(figure, [*styles.items(), ("clipped to", _LEVEL)])
     return figure

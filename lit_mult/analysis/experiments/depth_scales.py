@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
+from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import optimizer_name
-from lit_mult.analysis.scaling import geometric_means, slopes
-from lit_mult.analysis.style import draw_means, in_octaves, line_styles, panel_grid, styled
+from lit_mult.analysis.seeds import geometric_means, means_over_seeds, paired, slopes
+from lit_mult.analysis.style import Figure, draw_means, in_octaves, line_styles, panel_grid, styled
 from lit_mult.analysis.tables import means_table, signed
-from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge, means_over_seeds, paired
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge
 
 _LOOKS: dict[str, dict[str, Any]] = {"none": {"ls": "--", "mfc": "white"}, "scalars": {"ls": "-"}}
 _OUTPUTS = {"attention_output_rms": "attention output", "mlp_output_rms": "MLP output"}
@@ -29,7 +26,7 @@ _CAPTION = """\
 RMS of block outputs (top) with and without a scalar on every matrix, and the learned scalars of the matrices out of \
 a block (middle) and inside it (bottom), against layer at the end of training, as in fig. 2 of the paper. Geometric \
 means over seeds; bars are 95 % intervals."""
-_READING = """\
+_HOW_TO_READ = """\
 - Slopes are least-squares slopes of a natural logarithm against layer: 0.1 is a factor of 1.105 a layer. Output
   ratios are those of the two arms at equal seed and layer.
 - A slope of a ratio is above 0, too, where outputs of the first blocks shrink instead of those of the last growing.
@@ -53,15 +50,14 @@ def findings(evidence: Evidence) -> Findings:
     shown = slope.assign(optimizer=slope["optimizer"].map(optimizer_name)).rename(columns={"what": "scale"})
     means = geometric_means(ends, ["optimizer", "arm", "what", "layer"])
     found = Findings(
-        csvs={"means": means, "slopes": slope},
-        shown={"slopes": means_table(shown, ["optimizer", "scale", "slope"], signed)},
+        tables={"means": means, "slopes": slope},
+        display_tables={"slopes": means_table(shown, ["optimizer", "scale", "slope"], signed)},
         figures={"depth_scales": _figure(means)},
         captions={"depth_scales": _CAPTION},
-        warnings=evidence.warnings,
-        reading=_READING,
+        how_to_read=_HOW_TO_READ,
         unit="Slopes of natural logarithms per layer",
     )
-    return with_verdicts(found, [*_growing(growth), *_patterned(scalars)])
+    return evidence.with_verdicts(found, [*_growing(growth), *_patterned(scalars)])
 
 
 def _growing(growth: pd.DataFrame) -> Iterator[Verdict]:
@@ -89,8 +85,7 @@ def _figure(means: pd.DataFrame) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     optimizers = list(means["optimizer"].unique())
-    figure, axes = panel_grid(3, len(optimizers), 1.9, sharex=True, sharey="row")
-    figure.set_size_inches(7.0, figure.get_figheight())
+    figure, axes = panel_grid(3, len(optimizers), 1.9, width=7.0, sharex=True, sharey="row", xlabel="layer")
     panels = {"RMS of block outputs": [*_OUTPUTS.values()]}
     panels |= {f"scalars {group}": roles for group, roles in _GROUPS.items()}
     for (label, lines), across in zip(panels.items(), axes, strict=True):
@@ -109,7 +104,6 @@ def _figure(means: pd.DataFrame) -> Figure:
         entries = {name: handle for handles, names in named for handle, name in zip(handles, names, strict=True)}
         across[-1].legend(entries.values(), entries.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
-    for optimizer, top, bottom in zip(optimizers, axes[0], axes[-1], strict=True):
-        top.set_title(optimizer_name(optimizer))
-        bottom.set_xlabel("layer")
+    for optimizer, ax in zip(optimizers, axes[0], strict=True):
+        ax.set_title(optimizer_name(optimizer))
     return figure

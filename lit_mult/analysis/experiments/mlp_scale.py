@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis.experiments import scale_curves, scale_sweep
-from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
-from lit_mult.analysis.experiments.scale_curves import curve
+from lit_mult.analysis.evidence import Evidence
+from lit_mult.analysis.evidence import scale_sweep as sweep
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import optimizer_name
-from lit_mult.analysis.style import CROSS, add_legend, arm_styles, log_y, panel_grid, styled
+from lit_mult.analysis.style import DIVERGED, Figure, add_legend, arm_styles, log_y, panel_grid, styled
 from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge
 from lit_mult.diagnostics.noise_band import TOLERANCE
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FACTOR = "parametrization.lr"
 _SCALARS = {"gate_proj": "gate_scalar", "up_proj": "up_scalar", "down_proj": "down_scalar"}
@@ -36,7 +32,7 @@ _SCALAR_LOOKS: dict[str, dict[str, Any]] = {
 _NOISE: dict[str, Any] = {"color": "0.88", "ls": "-", "lw": 6}
 _FULL: dict[str, Any] = {"color": "0.5", "ls": ":", "lw": 1.0, "zorder": 1}
 _PANELS = {
-    scale_curves.LOSS: "validation loss\n(nats per token)",
+    sweep.LOSS: "validation loss\n(nats per token)",
     "output_rms": "RMS of MLP outputs",
     "mlp_over_noise": "‖W‖ over noise",
     "scalars": "|scalars|",
@@ -61,14 +57,14 @@ _COMPENSATE, _PROPORTIONAL, _COINCIDE = (-3.3, -2.7), (0.9, 1.1), (-math.inf, 1 
 def findings(evidence: Evidence) -> Findings:
     """Whether the loss depends on the scale of the MLP matrices with and without scalars, under each optimizer."""
     evidence.expect(("none", "scalars"), {FACTOR, "optimizer"})
-    points = scale_curves.points(evidence, FACTOR, _measured(evidence))
-    fits = scale_curves.slopes(points, ["output_rms", "mlp_rms", *_SCALARS.values(), "scalars_product"])
-    found = scale_sweep.findings(evidence, points, fits, ["mlp_noise_factor"])
+    points = sweep.points(evidence, FACTOR, _measured(evidence))
+    fits = sweep.slopes(points, ["output_rms", "mlp_rms", *_SCALARS.values(), "scalars_product"])
+    found = sweep.findings(points, fits, ["mlp_noise_factor"])
     found.figures = {"mlp_scale": _figure(points)}
     found.captions = {"mlp_scale": _CAPTION}
     optimizers = sorted(points["optimizer"].unique())
     verdicts = [verdict for optimizer in optimizers for verdict in _verdicts(points, optimizer) if verdict.seeds]
-    return with_verdicts(found, verdicts)
+    return evidence.with_verdicts(found, verdicts)
 
 
 def _measured(evidence: Evidence) -> pd.DataFrame:
@@ -94,17 +90,15 @@ def _verdicts(points: pd.DataFrame, optimizer: str) -> Iterator[Verdict]:
     where, at = {"optimizer": optimizer}, points["scale"].max()
     under = f"under {optimizer_name(optimizer)}"
     figures = f"{under}, as in fig. 1 (bottom right), 8 and 9"
-    rise, rise_with = (
-        scale_curves.rise(curve(points, scale_curves.LOSS, arm=arm, **where), at) for arm in ("none", "scalars")
-    )
+    rise, rise_with = (sweep.rise(sweep.curve(points, sweep.LOSS, arm=arm, **where), at) for arm in ("none", "scalars"))
     claim = f"Without scalars the loss rises at the largest scale of the MLP matrices {figures}"
     yield judge(claim, f"Loss at S = {at:g} minus that at the best other S, nats per token", rise, ABOVE_0)
     claim = f"With scalars the loss is flat at that scale (rises by less than a quarter of the rise without) {figures}"
     statistic = f"Rise of the loss at S = {at:g} minus a quarter of that without scalars, nats per token"
-    yield scale_curves.judge_share(claim, statistic, rise_with, rise, _FLAT)
+    yield sweep.judge_share(claim, statistic, rise_with, rise, _FLAT)
 
     def judge_slope(claim: str, what: str, measure: str, arm: str, within: tuple[float, float]) -> Verdict:
-        slope = scale_curves.slope(curve(points, measure, arm=arm, **where))
+        slope = sweep.log_slope(sweep.curve(points, measure, arm=arm, **where))
         return judge(claim, f"Slope of log {what} against log S", slope, within)
 
     claim = f"Without scalars the outputs of MLP blocks grow with the scale of their matrices {under}: norms multiply"
@@ -116,7 +110,7 @@ def _verdicts(points: pd.DataFrame, optimizer: str) -> Iterator[Verdict]:
     for arm, what in (("none", "without scalars"), ("scalars", "with scalars")):
         claim = f"The norm of MLP matrices {what} follows their scale {under}, as in eq. 1"
         yield judge_slope(claim, "‖W‖", "mlp_rms", arm, _PROPORTIONAL)
-        factor = scale_curves.typical_factor(curve(points, "mlp_noise_factor", arm=arm, **where))
+        factor = sweep.typical_factor(sweep.curve(points, "mlp_noise_factor", arm=arm, **where))
         claim = f"The norm of MLP matrices {what} is that of noise {under}, as sec. 3 has it of matrices"
         yield judge(claim, "Typical factor between ‖W‖ and noise over matrices and S", factor, _COINCIDE)
 
@@ -125,14 +119,14 @@ def _verdicts(points: pd.DataFrame, optimizer: str) -> Iterator[Verdict]:
 def _figure(points: pd.DataFrame) -> Figure:
     table = points.assign(reference=False).sort_values("arm", kind="stable")
     optimizers, styles = sorted(table["optimizer"].unique()), arm_styles(table)
-    figure, axes = panel_grid(len(optimizers), len(_PANELS), 2.0, sharex=True, sharey="col")
+    figure, axes = panel_grid(len(optimizers), len(_PANELS), 2.0, sharex=True, sharey="col", xlabel="scale $S$ of MLPs")
     for optimizer, (loss, outputs, norms, scalars) in zip(optimizers, axes, strict=True):
         here = table[table["optimizer"] == optimizer]
-        for ax, measure in ((loss, scale_curves.LOSS), (outputs, "output_rms"), (norms, "mlp_over_noise")):
-            scale_sweep.draw(ax, here, measure, styles)
+        for ax, measure in ((loss, sweep.LOSS), (outputs, "output_rms"), (norms, "mlp_over_noise")):
+            sweep.draw(ax, here, measure, styles)
         norms.axhspan(1 - TOLERANCE, 1 + TOLERANCE, color=_NOISE["color"], lw=0, zorder=0)
         for measure, look in _SCALAR_LOOKS.items():
-            scale_sweep.draw(scalars, here, measure, styles, look)
+            sweep.draw(scalars, here, measure, styles, look)
         scales = np.sort(here["scale"].unique())
         middle = np.exp(np.log(np.cbrt(here["scalars_product"]) * here["scale"]).mean())
         scalars.plot(scales, middle / scales, **_FULL)
@@ -142,10 +136,9 @@ def _figure(points: pd.DataFrame) -> Figure:
     for ax in axes[:, 1:].flat:
         log_y(ax)
     for ax in axes[-1]:
-        scale_sweep.against_scale(ax, table["scale"])  # for all of its column
-        ax.set_xlabel("scale $S$ of MLPs")
+        sweep.against_scale(ax, table["scale"])  # for all of its column
     marks = [(name.replace("_", " "), {"color": "0.3", **look}) for name, look in _SCALAR_LOOKS.items()]
     marks += [("within 10 % of noise", _NOISE), ("proportional to 1/S", _FULL)]
-    marks += [("diverged", CROSS | {"color": "0.3"})] if table[scale_curves.LOSS].isna().any() else []
+    marks += [DIVERGED] if table[sweep.LOSS].isna().any() else []
     add_legend(figure, table, styles, marks)
     return figure

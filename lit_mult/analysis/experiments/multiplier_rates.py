@@ -11,22 +11,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
+from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.exponents import TOLERANCE
 from lit_mult.analysis.findings import Findings
-from lit_mult.analysis.scaling import of_like_seeds, slope
+from lit_mult.analysis.seeds import best_elsewhere, means_over_seeds, of_like_seeds, slope
 from lit_mult.analysis.sensitivity import interpolated_optimum
-from lit_mult.analysis.style import CROSS, add_legend, draw_means, line_styles, panel_grid, styled
+from lit_mult.analysis.style import (
+    DIVERGED,
+    Figure,
+    add_legend,
+    draw_means,
+    line_styles,
+    mark_at_top,
+    panel_grid,
+    styled,
+)
 from lit_mult.analysis.tables import means_table, signed
-from lit_mult.analysis.verdict import BELOW_0, NEGLIGIBLE, Verdict, best_elsewhere, judge, means_over_seeds
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lit_mult.analysis.verdict import BELOW_0, NEGLIGIBLE, Verdict, judge
 
 Grids = dict[tuple[str, int], pd.DataFrame]
 
@@ -40,7 +45,7 @@ _CAPTION = """\
 Final validation loss against the multipliers' learning rate (left) and weight decay (right, with 0), a line a width:
 loss minus that of the same seed at the width's best value; means over seeds with 95 % intervals by Student's t, none at
 the best itself. Crosses: runs that diverged. The question is one that the paper leaves open."""
-_READING = """\
+_HOW_TO_READ = """\
 - Best values are those of the lowest mean loss over seeds; in verdicts, over the other seeds than the one that is
   judged. An optimum at the edge of the grid leaves the slope undecided: the optimum may lie outside.
 """
@@ -54,18 +59,18 @@ def findings(evidence: Evidence) -> Findings:
     rates = means_over_seeds(optima, ["d_model"], "log2_optimum")
     losses = means_over_seeds(excess, ["arm", "d_model", "value"], "excess")
     found = Findings(
-        csvs={"excess": excess, "optima": optima},
-        shown={
+        tables={"excess": excess, "optima": optima},
+        display_tables={
             "optimal_rates": means_table(rates, ["d_model", "log2_optimum"], signed),
             "excess_losses": means_table(losses, ["arm", "d_model", "value", "excess"]),
         },
         figures={"multiplier_rates": _figure(excess)},
         captions={"multiplier_rates": _CAPTION},
-        warnings=[*evidence.warnings, *_edges(optima)],
-        reading=_READING,
+        warnings=list(_edges(optima)),
+        how_to_read=_HOW_TO_READ,
         unit="Losses in nats per token",
     )
-    return with_verdicts(found, list(_verdicts(grids, optima)))
+    return evidence.with_verdicts(found, _verdicts(grids, optima))
 
 
 def _grids(runs: pd.DataFrame) -> Grids:
@@ -116,32 +121,25 @@ def _slope(optima: pd.DataFrame) -> float:
 
 def _verdicts(grids: Grids, optima: pd.DataFrame) -> Iterator[Verdict]:
     if (every := optima["d_model"].nunique()) > 1:
-        yield judge(
-            "The optimal learning rate of the multipliers does not depend on the width",
-            "slope of log2 (interpolated optimal rate) against log2 (width)",
-            [_slope(here) for _, here in optima.groupby("seed") if len(here) == every],
-            _NO_SCALING,
-        )
+        claim = "The optimal learning rate of the multipliers does not depend on the width"
+        by_seed = [_slope(here) for _, here in optima.groupby("seed") if len(here) == every]
+        yield judge(claim, "slope of log2 (interpolated optimal rate) against log2 (width)", by_seed, _NO_SCALING)
     for arm, name in _NAMES.items():
         widths = sorted(width for other, width in grids if other == arm)
         if len(widths) < 2:
             continue
-        base, largest = grids[arm, widths[0]], grids[arm, widths[-1]]
-        yield judge(
-            f"The best {name} at width {widths[0]} does for width {widths[-1]}",
-            f"loss at width {widths[-1]} with the best value of width {widths[0]} - with its own, nats per token "
-            "(2 % of the perplexity count as nothing)",
-            best_elsewhere(largest, base) - best_elsewhere(largest),
-            _AS_GOOD,
-        )
+        small, large = widths[0], widths[-1]
+        claim = f"The best {name} at width {small} does for width {large}"
+        statistic = f"loss at width {large} with the best value of width {small} - with its own, nats per token "
+        statistic += "(2 % of the perplexity count as nothing)"
+        losses = grids[arm, large]
+        excess = best_elsewhere(losses, grids[arm, small]) - best_elsewhere(losses)
+        yield judge(claim, statistic, excess, _AS_GOOD)
     for (arm, width), grid in grids.items():
         if arm == "decay" and 0 in grid and grid.shape[1] > 1:
-            yield judge(
-                f"Decay of the multipliers lowers the loss at width {width}",
-                "loss at the best decay above 0 - at none, nats per token",
-                best_elsewhere(grid, grid.drop(columns=0)) - grid[0],
-                BELOW_0,
-            )
+            claim = f"Decay of the multipliers lowers the loss at width {width}"
+            gain = best_elsewhere(grid, grid.drop(columns=0)) - grid[0]
+            yield judge(claim, "loss at the best decay above 0 - at none, nats per token", gain, BELOW_0)
 
 
 def _edges(optima: pd.DataFrame) -> Iterator[str]:
@@ -161,9 +159,7 @@ def _figure(excess: pd.DataFrame) -> Figure:
         here = excess[excess["panel"] == panel]
         for arm, line in means_over_seeds(here, ["arm", "value"], "excess").groupby("arm"):
             draw_means(ax, line["value"], line, "excess", styles[str(arm)])
-            diverged = line.loc[line["excess"].isna(), "value"]
-            at_top = {"transform": ax.get_xaxis_transform(), "color": styles[str(arm)]["color"]}
-            ax.plot(diverged, np.full(len(diverged), 0.97), **CROSS | at_top)
+            mark_at_top(ax, line.loc[line["excess"].isna(), "value"], 0.97, styles[str(arm)]["color"])
         values = np.sort(here["value"].unique())
         if panel == "rate":
             ax.set_xscale("log", base=2)
@@ -174,7 +170,5 @@ def _figure(excess: pd.DataFrame) -> Figure:
         ax.minorticks_off()
         ax.margins(y=0.1)
         ax.set(xlabel=name, ylabel="loss - loss at the best\n(nats per token)")
-    add_legend(
-        figure, excess, styles, [("diverged", CROSS | {"color": "0.3"})] if excess["excess"].isna().any() else []
-    )
+    add_legend(figure, excess, styles, [DIVERGED] if excess["excess"].isna().any() else [])
     return figure

@@ -12,20 +12,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
-from lit_mult.analysis.experiments import scale_curves, scale_sweep
-from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
-from lit_mult.analysis.experiments.scale_curves import curve
+from lit_mult.analysis import style
+from lit_mult.analysis.evidence import Evidence
+from lit_mult.analysis.evidence import scale_sweep as sweep
 from lit_mult.analysis.findings import Findings
-from lit_mult.analysis.style import CROSS, LOSS, add_legend, arm_styles, log_y, panel_grid, styled
+from lit_mult.analysis.style import DIVERGED, Figure, add_legend, arm_styles, log_y, panel_grid, styled
 from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge
 from lit_mult.diagnostics.noise_band import TOLERANCE
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FACTOR = "parametrization.lr.lm_head"
 _NORMS = {"FPN": "frozen", "SPN": "scalar", "VPN": "vector"}
@@ -48,13 +45,13 @@ _FLAT, _STABLE, _PROPORTIONAL, _COINCIDE = 0.1, (-0.1, 0.1), (0.9, 1.1), (-math.
 def findings(evidence: Evidence) -> Findings:
     """Whether the loss depends on the scale of the head under each norm, and the head's norm is that of noise."""
     evidence.expect(_NORMS, {FACTOR})
-    points = scale_curves.points(evidence, FACTOR, _measured(evidence))
-    fits = scale_curves.slopes(points, ["logits_rms", "final_norm_output_rms", "head_rms", "median_row_rms"])
-    fits = pd.concat([fits, scale_curves.slopes(_upper(points), ["head_rms", "median_row_rms"])], ignore_index=True)
-    found = scale_sweep.findings(evidence, points, fits, ["median_row_over_noise", "head_over_noise"])
+    points = sweep.points(evidence, FACTOR, _measured(evidence))
+    fits = sweep.slopes(points, ["logits_rms", "final_norm_output_rms", "head_rms", "median_row_rms"])
+    fits = pd.concat([fits, sweep.slopes(_upper(points), ["head_rms", "median_row_rms"])], ignore_index=True)
+    found = sweep.findings(points, fits, ["median_row_over_noise", "head_over_noise"])
     found.figures = {"projector_norm": _figure(points)}
     found.captions = {"projector_norm": _CAPTION}
-    return with_verdicts(found, [verdict for verdict in _verdicts(points) if verdict.seeds])
+    return evidence.with_verdicts(found, [verdict for verdict in _verdicts(points) if verdict.seeds])
 
 
 def _measured(evidence: Evidence) -> pd.DataFrame:
@@ -80,7 +77,7 @@ def _upper(points: pd.DataFrame) -> pd.DataFrame:
 def _verdicts(points: pd.DataFrame) -> Iterator[Verdict]:
     ends = {"smallest": points["scale"].min(), "largest": points["scale"].max()}
     rises = {
-        (arm, end): scale_curves.rise(curve(points, scale_curves.LOSS, arm=arm), at)
+        (arm, end): sweep.rise(sweep.curve(points, sweep.LOSS, arm=arm), at)
         for arm in _NORMS
         for end, at in ends.items()
     }
@@ -93,18 +90,18 @@ def _verdicts(points: pd.DataFrame) -> Iterator[Verdict]:
             flat = f"the loss is flat at the {end} scale (rises by less than a tenth of FPN's)"
             claim = f"Under a {_NORMS[arm]} norm ({arm}) {flat}, as in fig. 1 top"
             statistic = f"Rise of the loss at S = {at:g} minus a tenth of FPN's there, nats per token"
-            yield scale_curves.judge_share(claim, statistic, rises[arm, end], rises["FPN", end], _FLAT)
+            yield sweep.judge_share(claim, statistic, rises[arm, end], rises["FPN", end], _FLAT)
     for arm in ("SPN", "VPN"):
         claim = f"Under {arm} the norm of the logits does not depend on the scale of the head, as in fig. 1 top"
-        logits = curve(points, "logits_rms", arm=arm)
-        yield judge(claim, "Slope of log RMS of the logits against log S", scale_curves.slope(logits), _STABLE)
+        logits = sweep.curve(points, "logits_rms", arm=arm)
+        yield judge(claim, "Slope of log RMS of the logits against log S", sweep.log_slope(logits), _STABLE)
     for arm, part, over in (("SPN", points, ""), ("VPN", points, ""), ("FPN", _upper(points), " from the middle S on")):
         for head, what in _HEADS.items():
             claim = f"Under {arm} the norm of the {what} follows its scale{over}, as in fig. 1 top"
-            norms = curve(part, f"{head}_rms", arm=arm)
-            yield judge(claim, f"Slope of log norm against log S{over}", scale_curves.slope(norms), _PROPORTIONAL)
+            norms = sweep.curve(part, f"{head}_rms", arm=arm)
+            yield judge(claim, f"Slope of log norm against log S{over}", sweep.log_slope(norms), _PROPORTIONAL)
     if (at := ends["smallest"]) < ends["largest"]:
-        pulled, free = (curve(points, "head_over_noise", arm=arm)[at] for arm in ("FPN", "VPN"))
+        pulled, free = (sweep.curve(points, "head_over_noise", arm=arm)[at] for arm in ("FPN", "VPN"))
         pulled, free = pulled.align(free, join="inner")
         claim = "At the smallest scale the loss pulls the head of FPN away from its scale, as in fig. 1 top"
         statistic = f"‖W‖ over the Brownian level at S = {at:g}, FPN's over VPN's"
@@ -112,35 +109,34 @@ def _verdicts(points: pd.DataFrame) -> Iterator[Verdict]:
     for arm in ("SPN", "VPN"):
         for head, what in _HEADS.items():
             claim = f"Under {arm} the norm of the {what} is that of noise, as sec. 3 has it of matrices"
-            factor = scale_curves.typical_factor(curve(points, f"{head}_over_noise", arm=arm))
+            factor = sweep.typical_factor(sweep.curve(points, f"{head}_over_noise", arm=arm))
             yield judge(claim, "Typical factor between norm and noise over S", factor, _COINCIDE)
 
 
 @styled
 def _figure(points: pd.DataFrame) -> Figure:
     table = points.assign(reference=False).sort_values("arm", kind="stable")
-    figure, axes = panel_grid(2, 2, 2.1, sharex=True)
+    figure, axes = panel_grid(2, 2, 2.1, sharex=True, xlabel="scale $S$ of the head")
     styles = arm_styles(table)
     labels = {
-        scale_curves.LOSS: LOSS,
+        sweep.LOSS: style.LOSS,
         "logits_rms": "RMS of the logits",
         "final_norm_output_rms": "RMS of the final\nnorm's output",
         "head_rms": "‖W‖ of the head",
     }
     for (measure, label), ax in zip(labels.items(), axes.flat, strict=True):
-        scale_sweep.draw(ax, table, measure, styles)
+        sweep.draw(ax, table, measure, styles)
         if measure == "head_rms":
-            scale_sweep.draw(ax, table, "median_row_rms", styles, _MEDIAN_ROW)
-            noise = scale_sweep.means(table[table["noise_rms"].notna()], "noise_rms")  # that of all arms
+            sweep.draw(ax, table, "median_row_rms", styles, _MEDIAN_ROW)
+            noise = sweep.means(table[table["noise_rms"].notna()], "noise_rms")  # that of all arms
             ax.plot(noise["scale"], noise["noise_rms"], **_BROWNIAN)
         ax.set_ylabel(label)
-        if measure != scale_curves.LOSS:
+        if measure != sweep.LOSS:
             log_y(ax)
     for ax in axes[1]:
-        scale_sweep.against_scale(ax, table["scale"])  # for all of its column
-        ax.set_xlabel("scale $S$ of the head")
-    marks = [("row of median norm", {"color": "0.3", "marker": "o", "mfc": "white"})]
-    marks += [("Brownian level", _BROWNIAN)]
-    marks += [("diverged", CROSS | {"color": "0.3"})] if table[scale_curves.LOSS].isna().any() else []
+        sweep.against_scale(ax, table["scale"])  # for all of its column
+    hollow = {"color": "0.3", "marker": "o", "mfc": "white"}
+    marks = [("row of median norm", hollow), ("Brownian level", _BROWNIAN)]
+    marks += [DIVERGED] if table[sweep.LOSS].isna().any() else []
     add_legend(figure, table, styles, marks)
     return figure

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from lit_mult.analysis.bootstrap import Floats
-from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
+from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import optimizer_name
-from lit_mult.analysis.scaling import averaged, geometric_means
-from lit_mult.analysis.style import line_styles, panel_grid, styled
+from lit_mult.analysis.seeds import geometric_means, mean_logs, means_over_seeds, paired
+from lit_mult.analysis.style import Figure, line_styles, panel_grid, styled
 from lit_mult.analysis.tables import means_table, number
-from lit_mult.analysis.verdict import judge, means_over_seeds, paired
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lit_mult.analysis.verdict import judge
 
 _ARMS = ("none", "vectors")
 _GROUPS = {"attention-in": ["q_proj", "k_proj", "v_proj"], "MLP gate": ["gate_proj"]}
@@ -32,7 +28,7 @@ Density of row norms of effective matrices over the mean of their matrix, at the
 paper. Each matrix's distribution is known by seven quantiles, between which its density is constant in log(norm); \
 drawn is the mean of these densities over layers, matrices and seeds, without bars, from the smallest 5 % quantile of \
 any matrix on."""
-_READING = """\
+_HOW_TO_READ = """\
 - The breadth of a distribution is the standard deviation of ln(row norm) within a matrix; breadths are geometric means
   over layers and matrices, and ratios those of the two arms at equal seed. Rows that die out, with norms near 0, count
   for much in it, in either arm.
@@ -46,32 +42,31 @@ def findings(evidence: Evidence) -> Findings:
     breadths = ends[ends["quantity"] == "row_norm_log_std"]
     breadths = breadths.assign(log=np.log(breadths["value"]))
     ratios = paired(breadths, "vectors", "none", ["optimizer", "role", "name", "seed"], "log")
-    by_role = geometric_means(averaged(breadths, ["optimizer", "role", "arm", "seed"]), ["optimizer", "role", "arm"])
+    by_role = geometric_means(mean_logs(breadths, ["optimizer", "role", "arm", "seed"]), ["optimizer", "role", "arm"])
     arms = by_role.set_index(["optimizer", "role", "arm"])["value"].unstack("arm", sort=False).reindex(columns=_ARMS)
-    ratio = averaged(ratios, ["optimizer", "role", "seed"])
+    ratio = mean_logs(ratios, ["optimizer", "role", "seed"])
     ratio = means_over_seeds(ratio.assign(ratio=np.exp(ratio["log"])), ["optimizer", "role"], "ratio")
     breadth = arms.reset_index().merge(ratio)
     verdicts = []
     for group, roles in _GROUPS.items():
         for optimizer, chosen in ratios[ratios["role"].isin(roles)].groupby("optimizer", sort=False):
-            by_seed = np.exp(averaged(chosen, ["seed"])["log"])
+            by_seed = np.exp(mean_logs(chosen, ["seed"])["log"])
             where, statistic = f"({group}, {optimizer_name(str(optimizer))})", "Breadth with vectors / without"
             for much, within in (("", _BROADER), ("much ", _MUCH_BROADER)):
                 claim = f"With vectors the distribution of row norms becomes {much}broader, as in fig. 3 {where}"
                 verdicts.append(judge(claim, statistic, by_seed, within))
     found = Findings(
-        csvs={"breadth": breadth},
-        shown={"breadth": _shown(breadth)},
+        tables={"breadth": breadth},
+        display_tables={"breadth": _display(breadth)},
         figures={"row_norms": _figure(ends)},
         captions={"row_norms": _CAPTION},
-        warnings=evidence.warnings,
-        reading=_READING,
+        how_to_read=_HOW_TO_READ,
         unit="Breadths are standard deviations of ln(row norm)",
     )
-    return with_verdicts(found, verdicts)
+    return evidence.with_verdicts(found, verdicts)
 
 
-def _shown(breadth: pd.DataFrame) -> pd.DataFrame:
+def _display(breadth: pd.DataFrame) -> pd.DataFrame:
     shown = breadth.assign(
         optimizer=breadth["optimizer"].map(optimizer_name), **{arm: breadth[arm].map(number) for arm in _ARMS}
     )
@@ -88,8 +83,8 @@ def _figure(ends: pd.DataFrame) -> Figure:
     smallest = quantiles.loc[quantiles["quantity"] == "row_norm_q5", "value"].min()
     edges = np.linspace(np.log(smallest), np.log(quantiles["value"].max()), _BINS + 1)
     optimizers = list(ends["optimizer"].unique())
-    figure, axes = panel_grid(len(optimizers), len(_GROUPS), 2.2, sharex=True, sharey="row")
-    figure.set_size_inches(7.0, figure.get_figheight())
+    labels = {"xlabel": "row norm / mean of the matrix", "ylabel": "density in ln(norm)"}
+    figure, axes = panel_grid(len(optimizers), len(_GROUPS), 2.2, width=7.0, sharex=True, sharey="row", **labels)
     styles = line_styles(_ARMS)
     for optimizer, across in zip(optimizers, axes, strict=True):
         for (group, roles), ax in zip(_GROUPS.items(), across, strict=True):
@@ -101,9 +96,6 @@ def _figure(ends: pd.DataFrame) -> Figure:
                 ax.stairs(mean, np.exp(edges), color=colour, fill=True, alpha=0.15)
             ax.set_title(f"{group}, {optimizer_name(optimizer)}")
             ax.set_xscale("log", base=2)
-        across[0].set_ylabel("density in ln(norm)")
-    for ax in axes[-1]:
-        ax.set_xlabel("row norm / mean of the matrix")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure

@@ -15,30 +15,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis import tables
-from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
-from lit_mult.analysis.experiments.parameters import (
-    MATRICES,
-    MULTIPLIERS,
-    beside_noise,
-    entries,
-    geometric_mean,
-    parameters,
-)
-from lit_mult.analysis.experiments.snr_plots import caption, motion_against_snr
+from lit_mult.analysis.evidence import Evidence
+from lit_mult.analysis.evidence import parameters as p
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import rows
-from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge, mean_interval, means_over_seeds
+from lit_mult.analysis.seeds import mean_interval, means_over_seeds
+from lit_mult.analysis.style import Axes, Figure, against_width, draw_means, log_y, mark_legend, panel_grid, styled
+from lit_mult.analysis.tables import spanned, wide_table
+from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge
 from lit_mult.diagnostics.noise_band import noise_band
 
 _ARM, _BATCH = "vectors", "train.batch_size"
+_MARKERS = ("o", "s", "^", "D", "v", "P", "h")
+_SIDES: dict[str, dict[str, Any]] = {
+    "matrices": {"color": "black", "marker": "o", "ls": "-"},
+    "vectors": {"color": "0.5", "marker": "s", "ls": "--"},
+}
+_CUT: dict[str, Any] = {"color": "black", "lw": 0.9, "ls": ":"}
 _FLOOR = 1e-3
 """SNRs below this, negative estimates among them, count as this in the figure and for the cut: both take logs."""
-_READING = f"""\
+_CAPTION = (
+    "What parameters moved over what their Brownian reference did, against the signal-to-noise ratio (SNR) of a "
+    "batch's gradient in the second half of the run: matrices (left), multipliers and RMSNorm weights (middle). A "
+    "point is one parameter at one batch size, mean over seeds. Shaded: ratios that count as noise; lighter, for "
+    "parameters of few entries alone. Dotted, where any does: the SNR that best separates trapped from free. SNRs "
+    f"below {_FLOOR:g} stand there. Right: share of parameters that are free, mean over seeds with 95 % intervals. "
+    "An open question: the paper has no such figure."
+)
+_HOW_TO_READ = f"""\
 - The SNR is B * signal / noise of a parameter's whole gradient, from the two halves of a batch of B (arXiv:1812.06162
   app. A.1); signal and noise are averaged over the second half of the run before they are divided. The estimate has no
   bias but an error, larger in vectors, so that it may be negative; errors weaken correlations and blur the cut.
@@ -55,18 +64,19 @@ def findings(evidence: Evidence) -> Findings:
     evidence.expect([_ARM], [_BATCH])
     points = _points(evidence)
     cuts, kinds, sides = _cuts(points), _by_batch(points, "kind"), _by_batch(points, "side")
-    found = Findings(reading=_READING, unit="SNRs (means), ratios (geometric means) and shares with 95 % intervals")
-    names = ["seed", "batch", "name", "role", "part", "signal", "error", "noise", "snr", "ratio", "low", "high"]
-    names += ["free"]
-    found.csvs = {"parameters": points[names], "kinds": kinds, "sides": sides, "cuts": cuts}
-    found.shown = {"kinds": _kinds_shown(kinds), "trapped_or_free": _cuts_shown(cuts)}
+    names = ["seed", "batch", "name", "role", "part", "signal", "error", "noise", "snr", "ratio", "low", "high", "free"]
+    found = Findings(
+        tables={"parameters": points[names], "kinds": kinds, "sides": sides, "cuts": cuts},
+        display_tables={"kinds": _kinds_table(kinds), "trapped_or_free": _cuts_table(cuts)},
+        how_to_read=_HOW_TO_READ,
+        unit="SNRs (means), ratios (geometric means) and shares with 95 % intervals",
+    )
     if len(points):
-        found.figures = {"signal_to_noise": motion_against_snr(points, sides, cuts, _FLOOR)}
-        found.captions = {"signal_to_noise": caption(_FLOOR)}
-    found.warnings = evidence.warnings
+        found.figures = {"signal_to_noise": motion_against_snr(points, sides, cuts)}
+        found.captions = {"signal_to_noise": _CAPTION}
     if unresolved := int((points["signal"] < 2 * points["error"]).sum()):
-        found.warnings += [f"{unresolved} of {len(points)} signals lie less than two standard errors above 0"]
-    return with_verdicts(found, list(_verdicts(evidence.runs, points)))
+        found.warnings = [f"{unresolved} of {len(points)} signals lie less than two standard errors above 0"]
+    return evidence.with_verdicts(found, _verdicts(evidence.runs, points))
 
 
 def _points(evidence: Evidence) -> pd.DataFrame:
@@ -74,19 +84,19 @@ def _points(evidence: Evidence) -> pd.DataFrame:
 
     Low and high are the ratios between which it is not free.
     """
-    every = parameters(evidence, "signal", "noise", "moved", "noise_moved")
+    every = p.parameters(evidence, "signal", "noise", "moved", "noise_moved")
     read = every.dropna(subset=["signal", "noise"])
     late = read[read["step"] >= read.groupby("cell")["step"].transform("max") / 2]
     key = ["cell", "name", "part"]
     means = late.groupby(key).agg(signal=("signal", "mean"), error=("signal", "sem"), noise=("noise", "mean"))
-    points = beside_noise(every).drop(columns=["signal", "noise"]).merge(means, on=key)
+    points = p.beside_noise(every).drop(columns=["signal", "noise"]).merge(means, on=key)
     points["batch"] = points[_BATCH]
     points["snr"] = points["batch"] * points["signal"] / points["noise"]
     record = evidence.record(_ARM)  # of any batch size: the model is one
-    bands = [noise_band(entries(record, row.name, row.role, row.part)) for row in rows(points)]
+    bands = [noise_band(p.entries(record, row.name, row.role, row.part)) for row in rows(points)]
     points[["low", "high"]] = np.array(bands).reshape(-1, 2)
     points["free"] = ~points["ratio"].between(points["low"], points["high"])
-    points["side"] = np.where(points["kind"].isin(MATRICES), "matrices", "vectors")
+    points["side"] = np.where(points["kind"].isin(p.MATRICES), "matrices", "vectors")
     return points
 
 
@@ -119,7 +129,7 @@ def _rank_correlation(points: pd.DataFrame) -> float:
 def _lead(points: pd.DataFrame) -> float:
     """Ratio of means, not mean of ratios: single SNRs may be negative, and those of vectors have larger errors."""
     matrices = points[points["part"] == "weight"]
-    pairs = points[points["kind"].isin(MULTIPLIERS)].merge(matrices, on=["cell", "name"], suffixes=("", "_matrix"))
+    pairs = points[points["kind"].isin(p.MULTIPLIERS)].merge(matrices, on=["cell", "name"], suffixes=("", "_matrix"))
     return float(pairs["snr"].mean() / pairs["snr_matrix"].mean())
 
 
@@ -149,20 +159,19 @@ def _cuts(points: pd.DataFrame) -> pd.DataFrame:
 def _by_batch(points: pd.DataFrame, group: str) -> pd.DataFrame:
     """Mean SNR, geometric mean ratio and share free of the parameters of a group at a batch size; means over seeds."""
     by = [group, "batch", "seed"]
-    means = points.groupby(by).agg(snr=("snr", "mean"), ratio=("ratio", geometric_mean), free=("free", "mean"))
+    means = points.groupby(by).agg(snr=("snr", "mean"), ratio=("ratio", p.geometric_mean), free=("free", "mean"))
     return means_over_seeds(means.reset_index().melt(by, var_name="measure"), [group, "batch", "measure"], "value")
 
 
-def _kinds_shown(kinds: pd.DataFrame) -> pd.DataFrame:
-    titles = {"snr": "SNR", "ratio": "moved over noise", "free": "share free"}
-    cells = dict[tuple[str, int], dict[str, str]]()
+def _kinds_table(kinds: pd.DataFrame) -> pd.DataFrame:
+    titles, cells = {"snr": "SNR", "ratio": "moved over noise", "free": "share free"}, []
     for row in rows(kinds):
-        cell = cells.setdefault((row.kind, row.batch), {"parameters": row.kind, "batch size": str(row.batch)})
-        cell[titles[row.measure]] = tables.spanned(row.value, row.low, row.high)
-    return pd.DataFrame(list(cells.values()))
+        keys = {"parameters": row.kind, "batch size": str(row.batch)}
+        cells.append((keys, titles[row.measure], spanned(row.value, row.low, row.high)))
+    return wide_table(cells)
 
 
-def _cuts_shown(cuts: pd.DataFrame) -> pd.DataFrame:
+def _cuts_table(cuts: pd.DataFrame) -> pd.DataFrame:
     cells = []
     for side, group in cuts.groupby("side"):
         found = np.log(group["snr"].dropna())
@@ -170,10 +179,56 @@ def _cuts_shown(cuts: pd.DataFrame) -> pd.DataFrame:
         cells.append(
             {
                 "parameters": str(side),
-                "SNR at the cut": tables.spanned(*np.exp(mean_interval(found))),
+                "SNR at the cut": spanned(*np.exp(mean_interval(found))),
                 "seeds with a cut": f"{len(found)} of {len(group)}",
-                "misplaced": tables.spanned(*wrong),
-                "misplaced without": tables.spanned(*without),
+                "misplaced": spanned(*wrong),
+                "misplaced without": spanned(*without),
             }
         )
     return pd.DataFrame(cells)
+
+
+@styled
+def motion_against_snr(points: pd.DataFrame, sides: pd.DataFrame, cuts: pd.DataFrame) -> Figure:
+    """Ratio of moved against SNR, for matrices and for vectors, and the share that is free against batch size.
+
+    Args:
+        points: a row a parameter of a run: side, kind, name, part, batch, snr, ratio, low, high (of ratios like noise).
+        sides: mean and interval of the share that is free: side, batch, measure, value, low, high.
+        cuts: SNR between trapped and free for each side and seed, NaN for none.
+    """
+    figure, axes = panel_grid(1, 3, 3.2)
+    sizes = sorted(points["batch"].unique())
+    markers = {size: _MARKERS[number % len(_MARKERS)] for number, size in enumerate(sizes)}
+    over_seeds = points.groupby(["side", "kind", "batch", "name", "part", "low", "high"])
+    drawn = over_seeds.agg(snr=("snr", "mean"), ratio=("ratio", p.geometric_mean)).reset_index()
+    drawn["snr"] = drawn["snr"].clip(lower=_FLOOR)
+    for ax, side in zip(axes[0], _SIDES, strict=False):
+        _scatter(ax, drawn[drawn["side"] == side], markers)
+        if len(found := cuts.loc[cuts["side"] == side, "snr"].dropna()):
+            ax.axvline(p.geometric_mean(found), **_CUT)
+        ax.set(xscale="log", title=side, xlabel="SNR of the batch's gradient")
+        ax.set_xlim(drawn["snr"].min() / 1.5, drawn["snr"].max() * 1.5)
+        ax.set_ylim(drawn["ratio"].min() / 1.3, drawn["ratio"].max() * 1.3)
+        log_y(ax)
+    axes[0, 0].set_ylabel("moved / noise's moved")
+    right, free = axes[0, 2], sides[sides["measure"] == "free"].sort_values("batch")
+    for side, look in _SIDES.items():
+        line = free[free["side"] == side]
+        draw_means(right, line["batch"], line, "value", look)
+    against_width(right, points["batch"])
+    right.set(ylim=(-0.05, 1.05), title="share that is free", xlabel="batch size (sequences)")
+    marks = [(kind, {"color": p.KINDS[kind], "marker": "o", "mfc": "none"}) for kind in p.kinds_drawn(points["kind"])]
+    marks += [(f"batch size {size}", {"color": "0.3", "marker": markers[size], "mfc": "none"}) for size in sizes]
+    marks += [(f"share of {side}", look) for side, look in _SIDES.items()]
+    marks += [("cut", _CUT)] if cuts["snr"].notna().any() else []
+    mark_legend(figure, marks)
+    return figure
+
+
+def _scatter(ax: Axes, drawn: pd.DataFrame, markers: dict[Any, str]) -> None:
+    for row in rows(drawn):
+        look: dict[str, Any] = {"color": p.KINDS[row.kind], "marker": markers[row.batch]}
+        ax.plot(row.snr, row.ratio, **look, ls="none", ms=3.5, mew=0.7, mfc="none")
+    ax.axhspan(drawn["low"].min(), drawn["high"].max(), color="0.93", lw=0)
+    ax.axhspan(drawn["low"].max(), drawn["high"].min(), color="0.85", lw=0)

@@ -12,19 +12,16 @@ log(|a|/|b|) stays 0. Rounding alone moves it, so it is compared between precisi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
+from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
-from lit_mult.analysis.style import add_legend, arm_styles, draw_band, in_octaves, panel_grid, styled
+from lit_mult.analysis.seeds import difference, means_along_steps, means_over_seeds
+from lit_mult.analysis.style import Figure, add_legend, arm_styles, draw_band, in_octaves, panel_grid, styled
 from lit_mult.analysis.tables import means_table, scientific
-from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge, means_along_steps, means_over_seeds, paired
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge
 
 _PRECISION = "trainer.precision"
 _FULL, _ROUNDED = "32-true", "bf16-mixed"
@@ -37,7 +34,7 @@ Drift along symmetries against the optimizer step, as in fig. 4 of the paper: lo
 faint to full colour from the first block to the last) and the RMS of the residual stream behind the last block. Lines
 are means over seeds (of the RMS, geometric), bands their 95 % intervals by Student's t; a line ends where a run
 diverged."""
-_READING = """\
+_HOW_TO_READ = """\
 - *Size* of a coordinate is the mean over blocks of |log(|a|/|b|)|, of the residual stream the log of its RMS; all
   logarithms are natural.
 """
@@ -49,21 +46,19 @@ def findings(evidence: Evidence) -> Findings:
     readings = evidence.readings[evidence.readings["group"] == "symmetry"]  # residual_rms is read by outputs, too
     sizes = _sizes(readings)
     run = [_PRECISION, "arm", "quantity"]
-    tables = {
-        f"size_at_the_{when}": means_table(means_over_seeds(sizes, run, when), [*run, when], scientific)
-        for when in ("middle", "end")
-    }
     found = Findings(
-        csvs={"sizes": sizes},
-        shown=tables,
+        tables={"sizes": sizes},
+        display_tables={
+            f"size_at_the_{when}": means_table(means_over_seeds(sizes, run, when), [*run, when], scientific)
+            for when in ("middle", "end")
+        },
         figures={"drift": _figure(readings)},
         captions={"drift": _CAPTION},
         statements={"Divergence": list(_divergence(evidence.runs))},
-        warnings=evidence.warnings,
-        reading=_READING,
+        how_to_read=_HOW_TO_READ,
         unit="Sizes are natural logarithms",
     )
-    return with_verdicts(found, list(_verdicts(sizes)))
+    return evidence.with_verdicts(found, _verdicts(sizes))
 
 
 def _sizes(readings: pd.DataFrame) -> pd.DataFrame:
@@ -88,49 +83,28 @@ def _verdicts(sizes: pd.DataFrame) -> Iterator[Verdict]:
     for precision, here in sizes.groupby(_PRECISION):
         pair, residual = (here[here["quantity"] == quantity] for quantity in (_QUERY_KEY, _RESIDUAL))
         size, end = "mean over blocks of |log(|M_q|/|M_k|)|", f"at the end, {precision}"
-        yield judge(
-            "Without decay of the multipliers log|M_q|/|M_k| drifts, as in fig. 4",
-            f"{size} {end}, no-decay - decay",
-            paired(pair, "no-decay", "decay", ["seed"], "end")["end"],
-            ABOVE_0,
-        )
-        without = pair[pair["arm"] == "no-decay"]
-        yield judge(
-            "Without decay the drift goes on",
-            f"{size}, {precision}, no-decay, at the end - at the middle of training",
-            without["end"] - without["middle"],
-            ABOVE_0,
-        )
-        yield judge(
-            "With decay log|M_q|/|M_k| stays small, as in fig. 4",
-            f"{size} {end}, decay",
-            pair.loc[pair["arm"] == "decay", "end"],
-            _SMALL,
-        )
-        free = residual[residual["arm"] == "no-decay"]
+        claim = "Without decay of the multipliers log|M_q|/|M_k| drifts, as in fig. 4"
+        yield judge(claim, f"{size} {end}, no-decay - decay", difference(pair, "no-decay", "decay", "end"), ABOVE_0)
+        free, bound = (pair[pair["arm"] == arm] for arm in ("no-decay", "decay"))
+        statistic = f"{size}, {precision}, no-decay, at the end - at the middle of training"
+        yield judge("Without decay the drift goes on", statistic, free["end"] - free["middle"], ABOVE_0)
+        claim = "With decay log|M_q|/|M_k| stays small, as in fig. 4"
+        yield judge(claim, f"{size} {end}, decay", bound["end"], _SMALL)
         # Not no-decay - decay: decay may shrink the stream where without it nothing grows.
-        yield judge(
-            "Without decay the residual stream before the last norm grows, as in fig. 4",
-            f"log RMS behind the last block, {precision}, no-decay, at the end - at the start of training",
-            free["end"] - free["start"],
-            ABOVE_0,
-        )
-        yield judge(
-            "Decay of the multipliers holds the residual stream below what it is without",
-            f"log RMS behind the last block {end}, no-decay - decay",
-            paired(residual, "no-decay", "decay", ["seed"], "end")["end"],
-            ABOVE_0,
-        )
-    without = sizes[sizes["arm"] == "no-decay"]
-    for quantity in _HELD:
-        here = without[without["quantity"] == quantity]
-        logs = paired(here.assign(end=np.log(here["end"])), _ROUNDED, _FULL, ["seed"], "end", between=_PRECISION)
-        yield judge(
-            f"Rounding moves {quantity.removeprefix('log_')} along its symmetry, in bfloat16 more than in float32",
-            f"log of the ratio of the mean over blocks of |{quantity}| at the end, {_ROUNDED} over {_FULL}, no-decay",
-            logs["end"],
-            ABOVE_0,
-        )
+        free = residual[residual["arm"] == "no-decay"]
+        claim = "Without decay the residual stream before the last norm grows, as in fig. 4"
+        statistic = f"log RMS behind the last block, {precision}, no-decay, at the end - at the start of training"
+        yield judge(claim, statistic, free["end"] - free["start"], ABOVE_0)
+        claim = "Decay of the multipliers holds the residual stream below what it is without"
+        statistic = f"log RMS behind the last block {end}, no-decay - decay"
+        yield judge(claim, statistic, difference(residual, "no-decay", "decay", "end"), ABOVE_0)
+    held = sizes[(sizes["arm"] == "no-decay") & sizes["quantity"].isin(_HELD)]
+    held = held.assign(end=np.log(held["end"]))
+    for name in _HELD:
+        rounded = difference(held[held["quantity"] == name], _ROUNDED, _FULL, "end", between=_PRECISION)
+        claim = f"Rounding moves {name.removeprefix('log_')} along its symmetry, in bfloat16 more than in float32"
+        over = f"the mean over blocks of |{name}| at the end, {_ROUNDED} over {_FULL}, no-decay"
+        yield judge(claim, f"log of the ratio of {over}", rounded, ABOVE_0)
 
 
 def _divergence(runs: pd.DataFrame) -> Iterator[str]:
@@ -146,7 +120,7 @@ def _figure(readings: pd.DataFrame) -> Figure:
     arms = readings[["arm"]].assign(reference=False)
     styles, precisions, layers = arm_styles(arms), sorted(readings[_PRECISION].unique()), pairs["layer"].nunique()
     lines = {arm: style | {"marker": "", "ls": "-"} for arm, style in styles.items()}
-    figure, axes = panel_grid(2, len(precisions), 1.9, sharex=True, sharey="row")
+    figure, axes = panel_grid(2, len(precisions), 1.9, sharex=True, sharey="row", xlabel="optimizer step")
     for precision, (top, bottom) in zip(precisions, axes.T, strict=True):
         for ax, values in ((top, pairs), (bottom, residual)):
             here = means_along_steps(values[values[_PRECISION] == precision], ["arm", "layer"], "value")
@@ -156,7 +130,6 @@ def _figure(readings: pd.DataFrame) -> Figure:
                 depth = (int(str(layer)) + 1) / layers if ax is top else 1
                 draw_band(ax, line["step"], line, "value", lines[str(arm)] | {"alpha": 0.25 + 0.75 * depth})
         top.set_title(precision)
-        bottom.set_xlabel("optimizer step")
     in_octaves(axes[1, 0])
     axes[0, 0].set_ylabel(r"$\log\,|M_q|/|M_k|$")
     axes[1, 0].set_ylabel("residual RMS\nbehind the last block")

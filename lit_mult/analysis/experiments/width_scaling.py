@@ -6,43 +6,30 @@ the paper, while norms of matrices and logits keep their size (its table 1, the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis.experiments.evidence import Evidence, with_verdicts
+from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.exponents import larger_half
 from lit_mult.analysis.findings import Findings
-from lit_mult.analysis.frame import rows
-from lit_mult.analysis.scaling import averaged, geometric_means, of_like_seeds, slopes
-from lit_mult.analysis.style import against_width, draw_means, in_octaves, line_styles, panel_grid, styled
+from lit_mult.analysis.seeds import geometric_means, mean_logs, means_over_seeds, of_like_seeds, slopes
+from lit_mult.analysis.style import Figure, against_width, draw_means, in_octaves, line_styles, panel_grid, styled
 from lit_mult.analysis.tables import spanned
-from lit_mult.analysis.verdict import judge, means_over_seeds
+from lit_mult.analysis.verdict import judge
 from lit_mult.registry.roles import HIDDEN_ROLES
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True)
-class _Claim:
-    text: str
-    low: float
-    high: float
-
 
 # "Hardly change": ±0.1 is a factor of 1.23 over 8 times the width. Logits are the outcome of all scales together, so
 # they get ±0.15 (1.37); without a scalar they would grow by a power of 1/2 at the least. "More slowly" than a power of
 # -1 or -2: no steeper than it, and more than half of it, as half of it is another law, that of independent weights.
-_CLAIMS = {
-    "‖W‖ of hidden matrices": _Claim("Norms of hidden matrices hardly change with width", -0.1, 0.1),
-    "‖W‖ of the head": _Claim("The norm of the head's matrix hardly changes with width", -0.1, 0.1),
-    "logits": _Claim("Logits keep their size", -0.15, 0.15),
-    "attention logits": _Claim("Attention logits keep their size", -0.15, 0.15),
-    "scalar of the head": _Claim("The learned scalar of the head falls more slowly than d^-1", -1.0, -0.5),
-    "query · key": _Claim("The product of query and key scalars falls more slowly than d^-2", -2.0, -1.0),
+_CLAIMS: dict[str, tuple[str, float, float]] = {
+    "‖W‖ of hidden matrices": ("Norms of hidden matrices hardly change with width", -0.1, 0.1),
+    "‖W‖ of the head": ("The norm of the head's matrix hardly changes with width", -0.1, 0.1),
+    "logits": ("Logits keep their size", -0.15, 0.15),
+    "attention logits": ("Attention logits keep their size", -0.15, 0.15),
+    "scalar of the head": ("The learned scalar of the head falls more slowly than d^-1", -1.0, -0.5),
+    "query · key": ("The product of query and key scalars falls more slowly than d^-2", -2.0, -1.0),
 }
 _SCALES: dict[str, tuple[str, list[str]]] = {
     "scalar of the head": ("scalar_value", ["lm_head"]),
@@ -61,7 +48,7 @@ _CAPTION = """\
 Learned scalars of the head and of query times key (top), RMS of logits and norms of matrices (bottom) against width, \
 at the end of training, as in fig. 5 of the paper: geometric means over layers and seeds; bars are 95 % intervals. \
 Dotted: the powers of the width that muP sets by hand, through the point of the smallest width."""
-_READING = """\
+_HOW_TO_READ = """\
 - Exponents are least-squares slopes of log(value) against log(width), a seed by itself, with 95 % intervals. Claims are
   judged on all widths at the end; where a law holds in the limit only, the larger widths are nearer to it. The ranges
   are this project's: the paper says "slightly slower" than d^-1 and d^-2, and half of these powers is another law.
@@ -85,23 +72,22 @@ def findings(evidence: Evidence) -> Findings:
         means = means_over_seeds(slopes(other, ["what", "seed"], "log_width"), ["what"], "slope")
         exponents = exponents.merge(means, on="what", how="left", suffixes=("", f"_{when}"))
     verdicts = [
-        judge(f"{claim.text}, as in fig. 5", f"Exponent of the width, {what}", of_seed, (claim.low, claim.high))
-        for what, claim in _CLAIMS.items()
+        judge(f"{claim}, as in fig. 5", f"Exponent of the width, {what}", of_seed, (low, high))
+        for what, (claim, low, high) in _CLAIMS.items()
         if len(of_seed := by_seed.loc[by_seed["what"] == what, "slope"])
     ]
     means = geometric_means(logs, ["what", "d_model"])
+    left_out = ", ".join(map(str, sorted(set(evidence.runs["seed"]) - set(logs["seed"]))))
     found = Findings(
-        csvs={"means": means, "exponents": exponents},
-        shown={"exponents": _shown(exponents, larger[0])},
+        tables={"means": means, "exponents": exponents},
+        display_tables={"exponents": _display(exponents, larger[0])},
         figures={"width_scaling": _figure(means)},
         captions={"width_scaling": _CAPTION},
-        warnings=evidence.warnings,
-        reading=_READING,
+        warnings=[f"seeds without the widths of the others, left out: {left_out}"] if left_out else [],
+        how_to_read=_HOW_TO_READ,
         unit="Exponents of the width",
     )
-    if left_out := sorted(set(evidence.runs["seed"]) - set(logs["seed"])):
-        found.warnings.append(f"seeds without the widths of the others, left out: {', '.join(map(str, left_out))}")
-    return with_verdicts(found, verdicts)
+    return evidence.with_verdicts(found, verdicts)
 
 
 def _halfway(readings: pd.DataFrame) -> pd.DataFrame:
@@ -120,29 +106,24 @@ def _logs(readings: pd.DataFrame) -> pd.DataFrame:
         chosen = alike[(alike["quantity"] == quantity) & (alike["role"].isin(roles) | (not roles))]
         run = ["d_model", "seed"]
         if quantity == "scalar_value":
-            by_role = averaged(chosen, [*run, "role"]).groupby(run)["log"]
+            by_role = mean_logs(chosen, [*run, "role"]).groupby(run)["log"]
             part = by_role.agg(lambda logs: logs.sum(skipna=False)).reset_index()
         else:
-            part = averaged(chosen, run)
+            part = mean_logs(chosen, run)
         parts.append(part.assign(what=what))
     logs = pd.concat(parts, ignore_index=True)
     return logs.assign(log_width=np.log(logs["d_model"].astype(float)))
 
 
-def _shown(exponents: pd.DataFrame, larger: int) -> pd.DataFrame:
-    cells = [
-        {
-            "scale": row.what,
-            "judged": f"{_CLAIMS[row.what].low:g} to {_CLAIMS[row.what].high:g}" if row.what in _CLAIMS else "",
-            "seeds": str(row.seeds),
-            "at the end": spanned(row.slope, row.low, row.high),
-            f"at the end, from width {larger}": spanned(
-                row.slope_larger_widths, row.low_larger_widths, row.high_larger_widths
-            ),
-            "half way": spanned(row.slope_halfway, row.low_halfway, row.high_halfway),
-        }
-        for row in rows(exponents)
-    ]
+def _display(exponents: pd.DataFrame, larger: int) -> pd.DataFrame:
+    fits = {"": "at the end", "_larger_widths": f"at the end, from width {larger}", "_halfway": "half way"}
+    cells = []
+    for row in exponents.to_dict("records"):
+        judged = "{1:g} to {2:g}".format(*_CLAIMS[row["what"]]) if row["what"] in _CLAIMS else ""
+        cell = {"scale": row["what"], "judged": judged, "seeds": str(row["seeds"])}
+        for fit, name in fits.items():
+            cell[name] = spanned(row[f"slope{fit}"], row[f"low{fit}"], row[f"high{fit}"])
+        cells.append(cell)
     return pd.DataFrame(cells)
 
 
@@ -154,8 +135,7 @@ def _figure(means: pd.DataFrame) -> Figure:
         "RMS": {"logits": None, "attention logits": None},
         "norm of the matrices": {"‖W‖ of hidden matrices": None, "‖W‖ of the head": None},
     }
-    figure, axes = panel_grid(2, 2, 2.3)
-    figure.set_size_inches(7.0, figure.get_figheight())
+    figure, axes = panel_grid(2, 2, 2.3, width=7.0)
     for (label, lines), ax in zip(panels.items(), axes.flat, strict=True):
         against_width(ax, means["d_model"])
         styles = line_styles(lines)

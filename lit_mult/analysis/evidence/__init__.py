@@ -1,9 +1,9 @@
-"""What an experiment works on, and what it gives."""
+"""What the experiments work on, and what several of them share."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import get_args
@@ -18,7 +18,7 @@ from lit_mult.errors import UserError
 from lit_mult.schema import RunRecord
 
 _COLUMNS = ["cell", "arm", "optimizer", "d_model", "lr", "seed"]
-READING = """\
+_HOW_TO_READ = """\
 - A statistic has a value for each seed; brackets and bars are 95 % intervals of the mean over seeds by Student's t. A
   claim is *reproduced* when the whole interval lies in the range it is judged by, *contradicted* when all of it lies
   outside, and else *not at this scale*; *undecided* when there is one seed or a run diverged. Where the paper gives a
@@ -36,7 +36,7 @@ class Evidence:
     """`frame.load_records`."""
 
     def expect(self, arms: Collection[str], factors: Collection[str] = ()) -> None:
-        """See that the study varies what the experiment is about and nothing else.
+        """Check that the study varies what the experiment is about and nothing else.
 
         Raises:
             UserError: an arm or a factor (optimizer, or a dotted field) that the experiment does not know, or none of
@@ -80,31 +80,34 @@ class Evidence:
         """
         return RunRecord.read(Path(self.runs.loc[self.runs["arm"] == arm, "path"].iloc[0]))
 
+    def with_verdicts(self, found: Findings, verdicts: Iterable[Verdict]) -> Findings:
+        """Findings with verdicts as sentences, as a table and for the terminal, and with the warnings of the runs."""
+        verdicts = list(verdicts)
+        outcomes = [verdict.outcome for verdict in verdicts]
+        counted = ", ".join(f"{outcomes.count(one)} {one}" for one in get_args(Outcome) if one in outcomes)
+        sentences = [verdict.sentence() for verdict in verdicts]
+        return replace(
+            found,
+            tables={"verdicts": verdicts_table(verdicts)} | found.tables,
+            statements={f"Verdict: {counted or 'nothing to judge'}": sentences} | found.statements,
+            warnings=[*self.warnings, *found.warnings],
+            how_to_read=_HOW_TO_READ + found.how_to_read,
+            text="\n".join(sentences),
+        )
+
     @property
     def warnings(self) -> list[str]:
         """Runs that diverged or were pruned, and those without diagnostics, a sentence each."""
-        said = []
+        found = []
         if count := len(self._without_end):
             named = ", ".join(f"{row.cell} ({row.status})" for row in rows(self._without_end))
             left = "diverged or were pruned, which leaves claims that need them undecided"
-            said.append(f"{count} of {len(self.runs)} runs {left}: {named}")
+            found.append(f"{count} of {len(self.runs)} runs {left}: {named}")
         if "readings" in self.__dict__:  # an experiment on losses alone has none
             unread = sorted(set(self.runs["cell"]) - set(self.readings["cell"]))
-            said += [f"no diagnostics of {', '.join(unread)}, so left out"] * bool(unread)
-        return said
+            found += [f"no diagnostics of {', '.join(unread)}, so left out"] * bool(unread)
+        return found
 
     @property
     def _without_end(self) -> pd.DataFrame:
         return self.runs[self.runs["final_loss"].isna()]
-
-
-def with_verdicts(found: Findings, verdicts: Sequence[Verdict]) -> Findings:
-    """The findings with their verdicts as sentences, as a table and for the terminal."""
-    outcomes = [verdict.outcome for verdict in verdicts]
-    counted = ", ".join(f"{outcomes.count(one)} {one}" for one in get_args(Outcome) if one in outcomes)
-    sentences = [verdict.sentence() for verdict in verdicts]
-    found.csvs = {"verdicts": verdicts_table(verdicts)} | found.csvs
-    found.statements = {f"Verdict: {counted or 'nothing to judge'}": sentences} | found.statements
-    found.reading = READING + found.reading
-    found.said += ["\n".join(sentences)]
-    return found

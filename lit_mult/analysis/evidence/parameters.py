@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis.experiments.evidence import Evidence
+from lit_mult.analysis.evidence import Evidence
 from lit_mult.config import ModelConfig
 from lit_mult.registry.roles import Role
 from lit_mult.schema import RunRecord
