@@ -18,7 +18,7 @@ from lit_mult.errors import ConfigError
         ({"model.width": 3}, "model.width = 3: unknown field"),
         ({"optim.lr": -1}, "optim.lr = -1: input should be greater than 0"),
         ({"optim.betas": (0.9, 1.0)}, "both must lie in"),
-        ({"multipliers": "matrix"}, "multipliers = 'matrix': input should be 'none', 'fixed', 'scalar' or 'vector'"),
+        ({"multipliers": "matrix"}, "multipliers = 'matrix': input should be 'none', 'fixed', 'scalar', 'vector'"),
         ({"schedule.final_ratio": 0}, "must be above 0 for wsd"),
         ({"schedule.warmup_fraction": 0.9}, "must not exceed 1"),
         ({"parametrization.base_d_model": 48}, "parametrization.base_d_model = 48: must be a multiple"),
