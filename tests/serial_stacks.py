@@ -13,7 +13,7 @@ from typing import Any
 
 from lit_mult.schema import RunRecord
 from lit_mult.stacked.run import Member
-from lit_mult.study.executors import processes, ray
+from lit_mult.study.executors import local, ray
 from lit_mult.training import run
 
 MODULE = "lit_mult.stacked.run"
@@ -77,7 +77,7 @@ def serve_and_die_once(connection: Any, slot: Any) -> None:
     _SERVE(connection, slot)
 
 
-_SERVE = processes._serve  # before a test puts the other in its place
+_SERVE = local._serve  # before a test puts the other in its place
 
 
 class SerialCells(ray._Cells):
