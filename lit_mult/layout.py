@@ -13,6 +13,7 @@ STUDY/diagnostics/CELL.parquet
 STUDY/evaluations/CELL/       one JSON file a downstream evaluation
 STUDY/cells/CELL/             run folders of unfinished cells, and of those whose checkpoints are kept
 STUDY/attempts/CELL.N.json    leases: who is or was at work on which unfinished cell
+STUDY/trials/POINT.N.json     the parameters of the cells that a search has sampled
 STUDY/sweeps/NAME.json        leases of the sweeps that are running on the folder, on this machine or another
 STUDY/optuna.journal          Optuna's trials, unless another storage was named
 STUDY/tables, figures, report.md
@@ -104,6 +105,13 @@ class StudyPaths:
     @property
     def sweeps_folder(self) -> Path:
         return self.path / "sweeps"
+
+    @property
+    def trials_folder(self) -> Path:
+        return self.path / "trials"
+
+    def trial(self, point: str, number: int) -> Path:
+        return self.trials_folder / f"{point}.{number}.json"
 
     def record(self, cell: str) -> Path:
         return self.path / _RECORDS / f"{cell}.json"

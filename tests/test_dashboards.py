@@ -1,18 +1,23 @@
-"""optuna-dashboard and TensorBoard show the cells of a study."""
+"""What shows the cells of a study: the display of a sweep, optuna-dashboard and TensorBoard."""
 
 from __future__ import annotations
 
+import io
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from lit_mult.cli import main
 from lit_mult.schema import RunRecord
+from lit_mult.study.progress import SweepProgress
+from lit_mult.study.queue import Counts
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.storage import open_storage
 from lit_mult.study.sweep import sweep
@@ -58,3 +63,45 @@ def test_optuna_dashboard_shows_every_cell(folder: Path) -> None:
     assert {study["study_name"] for study in studies} == {"tiny/muP-8", "tiny/muP-16"}
     trials = get(f"/api/studies/{studies[0]['study_id']}")["trials"]
     assert [trial["state"] for trial in trials] == ["Complete", "Complete"]
+
+
+def test_the_display_gives_every_cell_a_line_of_its_own() -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=False)
+    counts = Counts(cells=4, waiting=3, cost=40.0, cost_to_come=30.0)
+    progress = SweepProgress(counts, steps=200, console=console)
+    progress.started("a", "muP adamw 64 lr 0.0055242717 seed 0", cost=10.0)
+    progress.started("b", "vectors muon 128 lr 0.125 seed 0", cost=10.0)
+    progress.update(Counts(cells=4, waiting=1, here=2, cost=40.0, cost_to_come=10.0))
+    progress.stepped("b", step=50, loss=2.5)
+
+    console.print(progress.render())
+
+    headline, bar, first, second = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert headline.startswith("1/4 cells")
+    assert set(bar.strip()) <= {"━", "╸", "╺", "-", " "}
+    assert first.split() == ["muP", "adamw", "64", "lr", "0.0055242717", "seed", "0", "step", "0/200"]
+    assert second.split()[-4:] == ["step", "50/200", "loss", "2.500"]
+    # A quarter of one of three cells of equal cost is done: what is left takes eleven times as long as what was.
+    left = progress.seconds_left()
+    assert left is not None
+    assert left == pytest.approx(11 * (time.monotonic() - progress.start), rel=0.2)
+
+
+def test_the_display_stays_within_a_screen(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=False)
+    progress = SweepProgress(Counts(cells=64, waiting=64, cost=64.0, cost_to_come=64.0), steps=200, console=console)
+    for number in range(64):
+        progress.started(f"c{number}", "the same label", cost=1.0)
+    progress.update(Counts(cells=64, here=64, cost=64.0))
+    for number in range(5):
+        progress.stepped(f"c{number}", step=100, loss=float(number))
+    console.print(progress.render())
+
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [line.split()[:3] for line in lines[2:]] == [["the", "same", "label"]] * 12 + [["and", "52", "more"]]
+    monkeypatch.setattr("lit_mult.study.progress._PLAIN_EVERY_SECONDS", 0.0)
+    progress.ended("c0", Counts(cells=64, here=63, cost=64.0), status="completed")
+    said = capsys.readouterr().err
+    shown = [f"the same label step 100 loss {number}.000" for number in (1, 2, 3)]
+    assert said.endswith(f" · {', '.join(shown)} and 1 more\n")
+    assert said.startswith("1/64 cells")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,10 +175,51 @@ def test_trials_that_wait_to_be_sampled_are_counted_when_another_sweep_joins(
     spec, folder = StudySpec.from_dict(tuning_dict()), StudyFolder(tmp_path)
     with folder.locked():
         identity = folder.claim(spec, check_cells(spec))
-        for name in ("a", "b", "c"):
-            queue = CellQueue(spec, folder, open_storage(folder.journal), identity, name, retries=3)
-            queue.tend()
-            assert queue.counts().waiting == spec.n_cells == 6
+    for name in ("a", "b", "c"):
+        queue = CellQueue(spec, folder, open_storage(folder.journal), identity, name, retries=3)
+        queue.refresh()
+        assert queue.counts().waiting == spec.n_cells == 6
+
+
+def test_two_sweeps_sample_no_more_than_the_budget(tuning_dict: MakeStudy, tmp_path: Path) -> None:
+    spec, folder = StudySpec.from_dict(tuning_dict()), StudyFolder(tmp_path)
+    with folder.locked():
+        identity = folder.claim(spec, check_cells(spec))
+    queues = [CellQueue(spec, folder, open_storage(folder.journal), identity, name, retries=3) for name in "ab"]
+    taken = []
+    for number in range(9):
+        if ticket := queues[number % 2].next():
+            assert folder.attempts.begin(ticket.cell.id, 0)
+            taken.append(ticket.cell.id)
+
+    assert len(set(taken)) == len(taken) == 6
+    assert len(list(folder.trials_folder.glob("*.json"))) == 6
+
+
+def test_a_search_begun_by_an_earlier_version_is_resumed(tuning_dict: MakeStudy, tmp_path: Path) -> None:
+    """It has no slots: its records count, and an interrupted cell is a trial that waits with all its parameters."""
+    spec, folder = StudySpec.from_dict(tuning_dict()), StudyFolder(tmp_path)
+    sweep(spec, tmp_path, workers=0)
+    shutil.rmtree(folder.trials_folder)
+    folder.journal.unlink()
+    interrupted = RunRecord.read(find_records(tmp_path)[2])
+    assert interrupted.cell is not None
+    for path in find_records(tmp_path)[2:4]:
+        path.unlink()
+    study = optuna.create_study(storage=open_storage(folder.journal), study_name="tiny/muP-8")
+    parameters = interrupted.cell.nuisance | {"seed": interrupted.seed}
+    study.enqueue_trial(parameters, user_attrs={"enqueued": parameters})
+    study.enqueue_trial({"seed": 100}, user_attrs={"enqueued": {"seed": 100}})
+    attempt = folder.attempts.begin(interrupted.cell.cell, 0)
+    assert attempt is not None
+    attempt.close("stopped")
+
+    assert sweep(spec, tmp_path, workers=0).ran == 2
+
+    assert len(records(tmp_path)) == 6
+    assert folder.record(interrupted.cell.cell).is_file()
+    found = Counter(t.state.name for t in trials(tmp_path, "tiny/muP-8"))
+    assert (found["COMPLETE"], found.keys()) == (6, {"COMPLETE", "FAIL"})
 
 
 def test_bad_pruner_options_are_found_before_anything_is_written(tuning_dict: MakeStudy, tmp_path: Path) -> None:

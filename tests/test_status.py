@@ -58,7 +58,7 @@ def test_the_status_of_a_study_under_way(
     printed = capsys.readouterr().out
     assert printed.startswith("tiny: 10 cells: 6 waiting, 1 running, 2 completed, 1 failed\n  sweep on ")
     assert f"failed {left[0]}: RuntimeError: out of luck" in printed
-    assert f"waiting {left[1]}: interrupted, goes on from step 4" in printed
+    assert f"waiting {left[1]}: interrupted, resumes from step 4" in printed
     running.close("stopped")
     me.close("done")
     assert study_status(tmp_path, retries=3).running == []

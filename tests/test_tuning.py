@@ -268,7 +268,7 @@ def test_an_optimizer_without_a_completed_trial_is_refused(study: Study) -> None
     study.trial(2.1, {Q_LR: 2.0}, factors={"optimizer": "adamw"})
     study.trial(None, {Q_LR: 2.0}, factors={"optimizer": "muon"})
     study.trial(None, {Q_LR: 4.0}, factors={"optimizer": "muon"}, status="pruned")
-    refused(study, None, "no trial of muon has completed; let the study go on")
+    refused(study, None, "no trial of muon has completed; resume the study")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from lit_mult import atomic
 from lit_mult.cli.parsing import FAILED, add_retries, make_parser, print_report
@@ -16,6 +15,8 @@ _STORAGE_HELP = "Optuna storage shared by sweeps: sqlite:///FILE, postgresql://.
 
 def sweep(arguments: Sequence[str]) -> int:
     """Run the cells of a study that have no record yet, then write its report."""
+    from lit_mult.study.executors import names as executor_names
+
     parser = make_parser("sweep", sweep)
     parser.add_argument("study", type=str, help="study file, or the name of a shipped study")
     parser.add_argument("--out", type=str, default=None, help="results folder (default: results/NAME)")
@@ -25,7 +26,8 @@ def sweep(arguments: Sequence[str]) -> int:
     workers = "cells at once (default: one for each GPU, or else CPU core; 0: in this process, one after the other)"
     parser.add_argument("--workers", type=int, default=None, help=workers)
     parser.add_argument("--storage", type=str, default=None, help=_STORAGE_HELP)
-    parser.add_argument("--executor", type=Literal["local", "ray"], default="local", help="where the cells run")
+    executors = executor_names()
+    parser.add_argument("--executor", type=str, choices=executors, default="local", help="where the cells run")
     parser.add_argument("--address", type=str, default=None, help="Ray cluster; auto: the one that is running here")
     vectorize = "most cells that a worker trains together as one model: auto (what fits on a GPU), off or a number"
     parser.add_argument("--vectorize", type=str, default="auto", help=vectorize)

@@ -18,7 +18,7 @@ def load_study(name_or_path: str, presets: Sequence[str] = (), profile: str | No
     """Read a study file by path, or a shipped one by name.
 
     `profiles` in the file maps names to what is different in that variant of the study, such as one for a GPU: the
-    fields given there are laid over those of the file, and the profile's name is added to the study's.
+    fields given there replace those of the file, and the profile's name is added to the study's.
 
     Args:
         name_or_path: a file, or the name of a shipped study.
@@ -56,16 +56,15 @@ def _with_profile(data: dict[str, Any], name: str | None) -> dict[str, Any]:
         return plain
     if name not in profiles:
         raise ConfigError("--profile", name, f"must be one of the study's: {', '.join(profiles) or 'it has none'}")
-    return _laid_over(plain, profiles[name] | {"name": f"{plain.get('name')}-{name}"})
+    return _merged(plain, profiles[name] | {"name": f"{plain.get('name')}-{name}"})
 
 
-def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """`below` with the fields of `above` in place of its own, mappings field by field."""
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(below.get(key), dict)
-        merged[key] = _laid_over(below[key], value) if both else value
-    return merged
+    return below | {
+        key: _merged(below[key], value) if isinstance(value, dict) and isinstance(below.get(key), dict) else value
+        for key, value in above.items()
+    }
 
 
 def _presets(named: Any, given: Sequence[str]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class StudyFolder(StudyPaths):
         return Attempts(self.attempts_folder)
 
     def finished(self, cell_id: str) -> RunRecord | None:
-        """The record of a cell, if it has one. A damaged one is set aside (as *.damaged): the cell has none then."""
+        """The record of a cell, if it has one; a damaged one is renamed to *.damaged, and the cell has none then."""
         path = self.record(cell_id)
         if not path.is_file():
             return None
@@ -48,22 +48,20 @@ class StudyFolder(StudyPaths):
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for a moment, against other sweeps that start at the same time.
+        """Hold the folder for a moment, against other sweeps. Not reentrant.
 
         Raises:
             UserError: the folder cannot be written.
         """
-        try:
+        with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def check(self, spec: StudySpec, corpora: list[str]) -> None:
-        """See whether the folder is free or holds this very study, on corpora of these hashes; nothing is written.
+        """Check that the folder is free or holds this very study, on corpora of these hashes; nothing is written.
 
         Raises:
             UserError: the folder holds another study, another version of this one, or other files.
@@ -88,30 +86,28 @@ class StudyFolder(StudyPaths):
         """
         self.check(spec, corpora)
         held = self._held() or {}
-        plan: dict[str, Any] = {"name": spec.name, "title": spec.title, "experiment": spec.experiment}
-        plan |= {
+        plan = {
+            "name": spec.name,
+            "title": spec.title,
+            "experiment": spec.experiment,
             "cells": spec.n_cells,
             "spec": canonical(spec),
             "corpora": corpora,
             "id": held.get("id") or secrets.token_hex(6),
         }
         if plan != held:
-            try:
+            with writing(self.plan):
                 atomic.write_text(self.plan, json.dumps(plan, indent=1))
-            except OSError as error:
-                raise UserError(f"{self.plan}: cannot be written ({error.strerror})") from None
         return str(plan["id"])
 
     def join(self) -> Lease:
-        """Sign a sweep in.
+        """A lease for a new sweep.
 
         Raises:
             UserError: the folder cannot be written.
         """
-        try:
+        with writing(self.sweeps_folder):
             return Lease(self.sweep(secrets.token_hex(4)), {})
-        except OSError as error:
-            raise UserError(f"{self.sweeps_folder}: cannot be written ({error.strerror})") from None
 
     def sweep(self, name: str) -> Path:
         """The lease of a sweep."""
@@ -147,6 +143,15 @@ class StudyFolder(StudyPaths):
         if not isinstance(held, dict) or not isinstance(held.get("spec"), dict):
             raise UserError(f"{self.plan}: damaged, not the plan of a study; name a new --out")
         return held
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _canonical(held: dict[str, Any]) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 from lit_mult.errors import ConfigError
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A part of a study file."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class PowersOfTwo(_Part):
+class PowersOfTwo(Part):
     """A grid given by its exponents: `{log2: [-9, -7.5, -6]}`."""
 
     log2: list[float] = Field(min_length=1)
@@ -25,7 +27,7 @@ class PowersOfTwo(_Part):
         return [2.0**exponent for exponent in self.log2]
 
 
-class Distribution(_Part):
+class Distribution(Part):
     """A range to sample from: `{low: 1e-3, high: 1e-1, log: true}`."""
 
     low: float

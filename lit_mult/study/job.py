@@ -32,7 +32,7 @@ class Job:
     diagnostics: Path
     keep_checkpoint: bool
     prune: bool
-    """Ask after every validation whether to go on."""
+    """Ask after every validation whether the cell is pruned."""
 
     @property
     def id(self) -> str:
@@ -79,9 +79,9 @@ class Failed:
 
     reason: str
     died: bool = False
-    """The process came to its end before the cell did."""
+    """The process ended before the cell did."""
     bad_input: bool = False
-    """The user's to mend: other cells would fail alike."""
+    """The user must fix it: other cells would fail alike."""
     trace: str = ""
 
 
@@ -108,7 +108,7 @@ class ActiveAttempt:
         if lease is None:
             return AlreadyClaimed()
         begun = cls(job, lease)
-        if job.record.is_file():  # finished between being handed out and being begun
+        if job.record.is_file():  # finished since the sweep chose it
             return begun.finished(RunRecord.read(job.record))
         return begun
 
@@ -121,7 +121,7 @@ class ActiveAttempt:
         return Finished(record)
 
     def failed(self, error: Exception) -> Finished | Failed:
-        """End the attempt: training raised; the study goes on without this cell and says so."""
+        """End the attempt: training raised; the study continues without this cell and says so."""
         if self.job.record.is_file():  # by somebody who took this process for dead
             return self.finished(RunRecord.read(self.job.record))
         if isinstance(error, UserError):
@@ -131,7 +131,7 @@ class ActiveAttempt:
         return Failed(reason_of(error), trace=traceback.format_exc())
 
     def stopped(self, reason: str = "") -> None:
-        """End the attempt; another one goes on from its checkpoint."""
+        """End the attempt; another one resumes from its checkpoint."""
         self.lease.close("stopped", reason)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import secrets
 import socket
 import tempfile
 import threading
@@ -20,6 +19,8 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from lit_mult import atomic
 
 LEASE_SECONDS = 60.0
 """A holder on another machine that has not touched its file for so long is taken for dead."""
@@ -57,7 +58,7 @@ class Lease:
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         # Locked and complete before it appears under its name, or it could be taken for a dead one.
-        scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        scratch = atomic.scratch_path(path)
         try:
             self._file = scratch.open("w")
             fcntl.flock(self._file, fcntl.LOCK_EX)
@@ -70,10 +71,10 @@ class Lease:
         finally:
             scratch.unlink(missing_ok=True)
         self._closed = threading.Event()
-        threading.Thread(target=self._beat, name=f"lease {path.stem}", daemon=True).start()
+        threading.Thread(target=self._refresh, name=f"lease {path.stem}", daemon=True).start()
 
     def close(self, ended: str, reason: str = "") -> None:
-        """Give the lease up; the file stays and tells how."""
+        """End the lease; the file stays and says how it ended."""
         self._closed.set()
         self.content |= {"ended": ended, "reason": reason}
         with suppress(OSError):  # a full disk: it will read as that of a process that died
@@ -86,7 +87,7 @@ class Lease:
         self._file.truncate()
         self._file.flush()
 
-    def _beat(self) -> None:
+    def _refresh(self) -> None:
         while not self._closed.wait(LEASE_SECONDS / 6):
             with suppress(OSError):
                 os.utime(self.path)

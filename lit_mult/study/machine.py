@@ -36,7 +36,7 @@ def slots(workers: int | None, cells: int, trainer: TrainerConfig) -> list[Slot]
     gpus = gpus_for(trainer)
     groups: list[str | None] = [None]
     if gpus:
-        size = _wanted(trainer.devices, len(gpus))
+        size = gpus_per_cell(trainer.devices, len(gpus))
         if size > len(gpus):
             raise UserError(f"trainer.devices = {trainer.devices}: this machine has {len(gpus)} GPUs")
         starts = range(0, len(gpus) - size + 1, size)
@@ -64,7 +64,7 @@ def free_gpu_memory() -> int | None:
     return min((torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())), default=None)
 
 
-def _wanted(devices: int | str, available: int) -> int:
+def gpus_per_cell(devices: int | str, available: int) -> int:
     """Number of GPUs that Lightning's `devices` stands for: a number, a list such as "0,1", -1 or auto for all."""
     listed = [name for name in str(devices).split(",") if name.strip()]
     if len(listed) > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
@@ -40,7 +41,7 @@ class SweepProgress:
         self.steps = steps
         self.diverged = self.pruned = 0
         self._counts = counts
-        self._cost = self._cost_before = counts.cost_waiting + counts.cost_elsewhere
+        self._done_before = counts.cost - counts.cost_to_come
         self._running: dict[str, _Running] = {}
         self.start = self._last_plain = time.monotonic()
         self._live = Live(get_renderable=self.render, console=self.console, refresh_per_second=4, transient=True)
@@ -57,55 +58,39 @@ class SweepProgress:
             self._live.stop()
         self.console.print(self._headline())
 
-    def sync(self, counts: Counts) -> None:
-        """Take over what the queue has counted, cells of other sweeps and cells added to the plan included."""
-        if grown := counts.cells - self._counts.cells:
-            self._cost += grown * self._cost_before / max(1, self._counts.cells)
+    def update(self, counts: Counts) -> None:
         self._counts = counts
         self._tick()
 
     def started(self, cell: str, label: str, cost: float) -> None:
         self._running[cell] = _Running(label, cost)
-        self._counts.waiting -= 1
-        self._counts.cost_waiting -= cost
 
     def stepped(self, cell: str, step: int, loss: float) -> None:
         self._running[cell].step, self._running[cell].loss = step, loss
         self._tick()
 
-    def ended(self, cell: str, *, status: str = "", failed: bool = False) -> None:
-        """A cell has come to its end: with a record of that status, failed for good, or else to wait again."""
-        cost = self._running.pop(cell).cost
-        if not status and not failed:
-            self._counts.waiting += 1
-            self._counts.cost_waiting += cost
-        self._counts.failed += failed
+    def ended(self, cell: str, counts: Counts, *, status: str = "") -> None:
+        """A cell is no longer under way; it has a record of that `status`, if any."""
+        del self._running[cell]
         self.diverged += status == "diverged"
         self.pruned += status == "pruned"
-        self._tick()
+        self.update(counts)
 
     def say(self, line: str) -> None:
         """A line that stays."""
         self.console.print(Text(line), soft_wrap=True)
 
-    @property
-    def done(self) -> int:
-        """Cells that have a record."""
-        counts = self._counts
-        return counts.cells - counts.waiting - counts.elsewhere - counts.failed - len(self._running)
-
     def seconds_left(self) -> float | None:
         """Time to the end at the pace so far; None before there is a pace."""
-        to_come = self._counts.cost_waiting + self._counts.cost_elsewhere
+        to_come = self._counts.cost_to_come
         to_come += sum(one.cost * (1 - one.step / self.steps) for one in self._running.values())
-        spent = self._cost - to_come
-        elapsed = time.monotonic() - self.start
-        return elapsed * to_come / spent if spent > 0 else None
+        spent = self._counts.cost - to_come - self._done_before
+        return (time.monotonic() - self.start) * to_come / spent if spent > 0 else None
 
     def _headline(self) -> str:
         counts, left = self._counts, self.seconds_left()
-        parts = [f"{self.done}/{counts.cells} cells", f"{_clock(time.monotonic() - self.start)} elapsed"]
-        if self.done + counts.failed < counts.cells:
+        parts = [f"{counts.done}/{counts.cells} cells", f"{_clock(time.monotonic() - self.start)} elapsed"]
+        if counts.done + counts.failed < counts.cells:
             parts.append(f"ETA {_clock(left)}" if left is not None else "ETA unknown yet")
         numbers = {"elsewhere": counts.elsewhere, "pruned": self.pruned, "diverged": self.diverged}
         numbers |= {"failed": counts.failed}
@@ -123,7 +108,7 @@ class SweepProgress:
         if more := running[_ROWS:]:
             table.add_row(f"and {len(more)} more")
         display = Table.grid()  # not a Group: a bar does not end its line
-        bar = ProgressBar(total=self._counts.cells, completed=self.done, width=40)
+        bar = ProgressBar(total=self._counts.cells, completed=self._counts.done, width=40)
         for part in (Text(self._headline()), bar, table):
             display.add_row(part)
         return display
@@ -140,6 +125,4 @@ class SweepProgress:
 
 
 def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    return str(timedelta(seconds=round(seconds)))

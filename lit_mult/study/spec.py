@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from lit_mult.config import OPEN_FIELDS, Experiment, RunConfig, config_error
 from lit_mult.errors import ConfigError
@@ -21,16 +21,12 @@ from lit_mult.method.presets import Preset, apply_preset
 from lit_mult.method.search_space import neutral, search_space
 from lit_mult.registry.kinds import KINDS
 from lit_mult.schema import CellInfo
-from lit_mult.study.grids import Distribution, Grid, grid_values
+from lit_mult.study.grids import Distribution, Grid, Part, grid_values
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Budget(_Part):
+class Budget(Part):
     """What every cell may spend; the same for every arm."""
 
     steps: int = Field(gt=0)
@@ -41,7 +37,7 @@ class Budget(_Part):
     """Cells for each point of the scientific factors, over all seeds; with samplers other than grid."""
 
 
-class Pruner(_Part):
+class Pruner(Part):
     """An Optuna pruner, which looks at the validation losses by optimizer step."""
 
     name: Literal["median", "percentile", "successive_halving", "hyperband"]
@@ -50,7 +46,7 @@ class Pruner(_Part):
     """Its keyword arguments; those in steps (n_warmup_steps, interval_steps, min_resource) count optimizer steps."""
 
 
-class StudySpec(_Part):
+class StudySpec(Part):
     """A full design: arms x factors x seeds, and for each of these points a search over the nuisance factors.
 
     The words are those of the deep-learning tuning playbook: scientific factors are what the study asks about,
@@ -110,17 +106,11 @@ class StudySpec(_Part):
             if not re.fullmatch(_NAME, arm):
                 raise ConfigError(f"arms.{arm}", "...", "an arm's name holds letters, digits, '_', '.' and '-' only")
         for name, values in self.factors.items():
-            if not values:
-                raise ConfigError(f"factors.{name}", values, "an empty grid; give at least one value")
-            if _repeats(values):
-                raise ConfigError(f"factors.{name}", values, "must not repeat a value")
+            _check_values(f"factors.{name}", values)
         for name, grid in self.nuisance.items():
             if name in self.factors:
                 raise ConfigError(f"nuisance.{name}", "...", "is a scientific factor too; name it once")
-            if grid == []:
-                raise ConfigError(f"nuisance.{name}", grid, "an empty grid; give at least one value")
-            if _repeats(grid_values(grid)):
-                raise ConfigError(f"nuisance.{name}", grid_values(grid), "must not repeat a value")
+            _check_values(f"nuisance.{name}", grid_values(grid))
             if isinstance(grid, Distribution) and self.sampler == "grid":
                 raise ConfigError(f"nuisance.{name}", "a distribution", "needs a list, or sampler: random or tpe")
         self._check_search()
@@ -143,7 +133,7 @@ class StudySpec(_Part):
                     raise ConfigError(f"start.{index}.{name}", value, f"is not in the list {grid_values(grid)}")
         if self.pruner and not self.base_config.train.eval_every:
             raise ConfigError("pruner", self.pruner.name, "needs base.train.eval_every, the steps at which it looks")
-        if self.follow_optimum and not (is_grid and len(_values(self.nuisance.get("optim.lr"))) > 1):
+        if self.follow_optimum and not (is_grid and len(grid_values(self.nuisance.get("optim.lr", []))) > 1):
             raise ConfigError("follow_optimum", self.follow_optimum, "needs sampler: grid over two or more optim.lr")
 
     @classmethod
@@ -336,12 +326,11 @@ def _fields(model: type[BaseModel], prefix: str = "") -> list[str]:
     return names
 
 
-def _values(grid: Grid | None) -> list[Any]:
-    return [] if grid is None else grid_values(grid)
-
-
-def _repeats(values: list[Any]) -> bool:
-    return len({json.dumps(value, sort_keys=True) for value in values}) < len(values)
+def _check_values(field: str, values: list[Any]) -> None:
+    if not values:
+        raise ConfigError(field, values, "an empty grid; give at least one value")
+    if len({json.dumps(value, sort_keys=True) for value in values}) < len(values):
+        raise ConfigError(field, values, "must not repeat a value")
 
 
 def _slug(value: Any) -> str:

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from lit_mult.layout import step_of
@@ -28,7 +28,7 @@ class StudyStatus:
     """Number of records by status: completed, diverged, pruned."""
     running: list[Attempt]
     interrupted: dict[str, int]
-    """Cell -> step of its checkpoint, of those that were begun and wait to be gone on with."""
+    """Cell -> step of its checkpoint, of those that were begun and wait to be resumed."""
     failed: dict[str, str]
     """Cell -> reason, of those that were given up."""
     sweeps: list[str]
@@ -50,7 +50,7 @@ class StudyStatus:
             where = f"on {one.machine}, process {one.pid}, for {_since(one.since)}"
             yield f"  running {one.cell}: {where}{from_step}{tries}"
         for cell, step in self.interrupted.items():
-            yield f"  waiting {cell}: interrupted, goes on from {f'step {step}' if step else 'the start'}"
+            yield f"  waiting {cell}: interrupted, resumes from {f'step {step}' if step else 'the start'}"
         for cell, reason in self.failed.items():
             yield f"  failed {cell}: {reason}"
 
@@ -67,7 +67,7 @@ def study_status(folder: Path | str, retries: int) -> StudyStatus:
     """
     study = StudyFolder(Path(folder))
     spec, attempts = study.spec(), study.attempts
-    records = {path.stem: path for path in sorted((study.path / "records").glob("*.json"))}
+    records = {path.stem: path for path in study.records()}
     running, interrupted, failed = [], {}, {}
     for cell in attempts.cells():
         last = attempts.of(cell)[-1]
@@ -102,8 +102,7 @@ def _status(record: Path) -> str:
 
 def _since(moment: str) -> str:
     try:
-        seconds = round((datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
+        seconds = (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
     except ValueError:
         return "unknown time"
-    hours, rest = divmod(max(0, seconds), 3600)
-    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
+    return str(timedelta(seconds=max(0, round(seconds))))

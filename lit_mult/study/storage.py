@@ -22,21 +22,21 @@ _LOCK_SECONDS = 10
 """A journal's lock so old was left by a process that was killed."""
 
 
-def open_storage(url: str | Path, *, set_aside: bool = False) -> BaseStorage:
+def open_storage(url: str | Path, *, replace_damaged: bool = False) -> BaseStorage:
     """Open a storage, or create it.
 
     Args:
         url: `grpc://host:port` (a server of `optuna.storages.run_grpc_proxy_server`), a database URL that SQLAlchemy
             knows (`sqlite:///study.db`, `postgresql://user@host/db`), or the path of a journal file.
-        set_aside: rename a journal that cannot be read (to *.damaged) and begin a new one.
+        replace_damaged: rename a journal that cannot be read (to *.damaged) and begin a new one.
 
     Raises:
         UserError: the storage cannot be reached or read, or its driver is not installed.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # the progress display says what a line a trial would
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # the sweep has its own progress display
     with failing_in_one_line(url):
         if isinstance(url, Path) or "://" not in url:
-            return _journal(Path(url).absolute(), set_aside)
+            return _journal(Path(url).absolute(), replace_damaged)
         try:
             parts = urlsplit(url)
             if parts.scheme == "grpc":
@@ -56,11 +56,11 @@ def failing_in_one_line(url: str | Path) -> Iterator[None]:
         yield
     except (SQLAlchemyError, StorageInternalError, ImportError, OSError, json.JSONDecodeError, grpc_error) as error:
         cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
-        said = getattr(cause, "orig", None) or getattr(cause, "details", lambda: None)() or cause
-        raise UserError(f"storage {url}: {_first_line(said)}") from error
+        message = getattr(cause, "orig", None) or getattr(cause, "details", lambda: None)() or cause
+        raise UserError(f"storage {url}: {_first_line(message)}") from error
 
 
-class _MendingLock(JournalFileSymlinkLock):
+class _RepairingLock(JournalFileSymlinkLock):
     """The lock of a journal, which cuts off a torn last line before it lets anybody write.
 
     A full disk leaves such a line, or a writer's death. Readers pass over it; but what is appended to it is lost.
@@ -83,13 +83,13 @@ class _MendingLock(JournalFileSymlinkLock):
             super().release()
 
 
-def _journal(path: Path, set_aside: bool) -> JournalStorage:
+def _journal(path: Path, replace_damaged: bool) -> JournalStorage:
     path.parent.mkdir(parents=True, exist_ok=True)
     head = path.open("rb").read(4096).strip(b"\0") if path.exists() else b""
     if b'"op_code"' not in head and not b'{"op_code"'.startswith(head):
         raise UserError(f"storage {path}: is no journal of Optuna's; a database needs a URL, as in sqlite:///FILE")
     # An absolute path, as the lock is a symbolic link: a relative one would point nowhere and never grow old.
-    lock = _MendingLock(str(path), grace_period=_LOCK_SECONDS)
+    lock = _RepairingLock(str(path), grace_period=_LOCK_SECONDS)
     try:
         storage = JournalStorage(JournalFileBackend(str(path), lock))  # replays the file, but for a bad last line
         *_, last = [b"{}\n", *path.read_bytes().splitlines(keepends=True)]
@@ -97,10 +97,10 @@ def _journal(path: Path, set_aside: bool) -> JournalStorage:
             json.loads(last)
         return storage
     except (ValueError, KeyError, TypeError, AssertionError) as error:  # what a bad line makes of Optuna's replay
-        if not set_aside:
+        if not replace_damaged:
             raise UserError(f"storage {path}: damaged ({_first_line(error)}); stop the other sweeps first") from None
         path.replace(path.with_name(f"{path.name}.damaged"))
-        return _journal(path, set_aside=False)
+        return _journal(path, replace_damaged=False)
 
 
 def _grpc(host: str, port: int) -> BaseStorage:

@@ -10,34 +10,29 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 from lit_mult.data.batches import TrainWindows, validation_windows
 from lit_mult.data.cache import prepare
 from lit_mult.errors import Interrupted, UserError
 from lit_mult.method.plan import plan_run
 from lit_mult.registry.optimizers import check_stacked_form
+from lit_mult.schema import RunRecord
 from lit_mult.stacked.size import MOST_SUGGESTIONS, asked_members, members_that_fit
+from lit_mult.study import executors
 from lit_mult.study.attempts import RETRIES
-from lit_mult.study.executors.base import Executor
-from lit_mult.study.executors.in_process import InProcessExecutor
-from lit_mult.study.executors.local import ProcessExecutor
-from lit_mult.study.executors.ray import RayExecutor
+from lit_mult.study.executor import Executor
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.job import AlreadyClaimed, Evaluated, Failed, Finished, Job, LogMessage, Message, Progress
-from lit_mult.study.machine import slots
 from lit_mult.study.progress import SweepProgress
-from lit_mult.study.queue import CellQueue, Ticket, cost
-from lit_mult.study.sampling import make_pruner
+from lit_mult.study.queue import CellQueue
+from lit_mult.study.search import Ticket, make_pruner
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.storage import failing_in_one_line, open_storage
 
-ExecutorName = Literal["local", "ray"]
-
-_TEND_SECONDS = 5.0
-"""How often to look after other sweeps."""
+_REFRESH_SECONDS = 5.0
+"""How often to look at what other sweeps have done."""
 
 
 @dataclass
@@ -61,7 +56,7 @@ def sweep(
     workers: int | None = None,
     *,
     storage: str | None = None,
-    executor: ExecutorName = "local",
+    executor: str = "local",
     address: str | None = None,
     retries: int = RETRIES,
     retry_failed: bool = False,
@@ -78,7 +73,8 @@ def sweep(
         workers: cells, or stacks of them, to run at once; 0 runs them in this process, one after the other. By default
             one for each GPU, or else for each CPU core (of the cluster, with ray).
         storage: where Optuna keeps the trials, see `open_storage`; by default a journal file in the results folder.
-        executor: local, for processes of this machine; ray, for a Ray cluster.
+        executor: where the cells run, a module of `lit_mult.study.executors`: local, for processes of this machine;
+            ray, for a Ray cluster; in_process, as with no workers.
         address: of the Ray cluster ("auto" finds a running one); by default one is started on this machine.
         retries: a cell is given up after more deaths of its process in a row without progress.
         retry_failed: try cells that were given up earlier once more.
@@ -93,6 +89,7 @@ def sweep(
         if number is not None and number < 0:
             raise UserError(f"--{name} {number}: must be 0 or more")
     members = asked_members(vectorize)
+    connect = executors.load("in_process" if workers == 0 else executor)
     folder = StudyFolder(Path(out).absolute())
     make_pruner(spec.pruner)
     if members is not None and members > 1:
@@ -108,13 +105,14 @@ def sweep(
     with folder.locked():
         identity = folder.claim(spec, corpora)
         folder.remove_dead_sweeps()
-        trials = open_storage(source, set_aside=not folder.running_sweeps())
+        trials = open_storage(source, replace_damaged=not folder.running_sweeps())
         lease = folder.join()
     try:
         with failing_in_one_line(source):
-            with folder.locked():
-                queue = CellQueue(spec, folder, trials, identity, lease.path.stem, retries)
-            return _Sweep(spec, folder, queue, members).run(partial(_executor, executor, workers, address))
+            queue = CellQueue(spec, folder, trials, identity, lease.path.stem, retries)
+            return _Sweep(spec, folder, queue, members).run(
+                lambda cells: connect(workers, cells, spec.base_config.trainer, address)
+            )
     finally:
         lease.path.unlink(missing_ok=True)
         lease.close("done")
@@ -138,18 +136,6 @@ def check_cells(spec: StudySpec) -> list[str]:
     return sorted({corpus.hash for corpus in corpora.values()})
 
 
-def _executor(name: ExecutorName, workers: int | None, address: str | None, spec: StudySpec, cells: int) -> Executor:
-    """The executor asked for, with as many workers as asked for."""
-    if address is not None and name != "ray":
-        raise UserError(f"--address {address}: needs --executor ray")
-    if workers == 0:
-        return InProcessExecutor(spec.base_config.trainer)
-    if name == "ray":
-        return RayExecutor(workers, cells, spec.base_config.trainer, address)
-    shares = slots(workers, cells, spec.base_config.trainer)
-    return ProcessExecutor(shares)
-
-
 @dataclass(frozen=True)
 class _Started:
     """A cell that was given to a worker."""
@@ -168,107 +154,78 @@ class _Sweep:
         self.spec, self.folder, self.queue = spec, folder, queue
         self.result = SweepResult(folder.path, spec.n_cells)
         self.progress = SweepProgress(queue.counts(), spec.budget.steps)
+        self._stop = _Stop(folder)
         self._busy: dict[str, _Started] = {}
-        self._stillborn = 0.0
-        """Workers in a row that died before they began an attempt; nothing on file would put an end to that."""
-        self._again: dict[str, list[str]] = {}
+        self._early_deaths = 0.0
+        """Workers in a row that died before they began an attempt; no file would put an end to that."""
+        self._retried: dict[str, list[str]] = {}
         """Reason -> labels of the cells that have failed for it just now and are to be tried again."""
-        # Cells that somebody else is at work on, or another trial of ours, though their trial came to us: until when
-        # to leave them alone.
-        self._taken: list[tuple[Ticket, float]] = []
         self._members = members
         self._fitting: dict[str, int] = {}
         """Stack key -> members that fit on a worker's GPU."""
 
-    def run(self, make_executor: Callable[[StudySpec, int], Executor]) -> SweepResult:
-        stop = _Stop(self.folder)
-        with self.progress, stop.listening():
-            if (counts := self.queue.counts()).waiting + counts.elsewhere:
-                executor = make_executor(self.spec, counts.waiting + counts.elsewhere)
+    def run(self, connect: Callable[[int], Executor]) -> SweepResult:
+        """Run all cells, on the executor that `connect` makes for so many cells, if any are left."""
+        with self.progress, self._stop.listening():
+            counts = self.queue.counts()
+            if cells := counts.waiting + counts.elsewhere:
+                executor = connect(cells)
                 try:
-                    self._run(executor, stop)
+                    self._run(executor)
                 finally:
                     self._leave(executor)
+                self.queue.publish()
         self.result.cells, self.result.failures = self.queue.counts().cells, self.queue.failures
         return self.result
 
-    def _run(self, executor: Executor, stop: _Stop) -> None:
-        tended = time.monotonic()
+    def _run(self, executor: Executor) -> None:
+        refreshed = time.monotonic()
         while True:
-            stop.check()
-            self._hand_out(executor)
-            if not self._busy or time.monotonic() - tended > _TEND_SECONDS:
-                self.queue.tend()
-                self.progress.sync(self.queue.counts())
-                tended = time.monotonic()
-                counts = self.queue.counts()
-                if not (self._busy or self._taken or counts.waiting or counts.elsewhere):
-                    with self.folder.locked():
-                        self.queue.settle()
-                    counts = self.queue.counts()
-                    if not (counts.waiting or counts.elsewhere):
-                        return
-            could_start = not self._busy and executor.free and self.queue.counts().waiting
+            self._stop.check()
+            self._start_cells(executor)
+            waiting = 0
+            if not self._busy or time.monotonic() - refreshed > _REFRESH_SECONDS:
+                self.queue.refresh()
+                self.progress.update(counts := self.queue.counts())
+                refreshed, waiting = time.monotonic(), counts.waiting
+                if not (self._busy or waiting or counts.elsewhere):
+                    return
+            could_start = not self._busy and executor.free and waiting
             executor.poll(0.0 if could_start else 1.0, self._handle)
-            self._say_what_is_tried_again()
+            self._report_retries()
 
-    def _hand_out(self, executor: Executor) -> None:
-        left_alone, self._taken = self._taken, []
-        for taken, until in left_alone:
-            if time.monotonic() <= until:
-                self._taken.append((taken, until))
-            elif (record := self.folder.finished(taken.cell.id)) is not None:
-                self.queue.complete(taken, record)
-            elif executor.free and taken.cell.id not in self._busy:
-                self._start(executor, [taken])
-            else:
-                self._taken.append((taken, until))
-        shares: dict[str | None, int] = {}  # of all that waits now, or the last worker would get least
+    def _start_cells(self, executor: Executor) -> None:
+        shares: dict[str, int] = {}
         while executor.free and (ticket := self.queue.next()) is not None:
-            if ticket.cell.id in self._busy:  # two trials of a sampled search may stand for one cell
-                self._leave_alone(ticket)
-                continue
-            most = self._most_members(executor, ticket)
-            if most > 1 and ticket.search.key not in shares:
-                workers = executor.workers * max(1, len(self.folder.running_sweeps()))
-                shares[ticket.search.key] = math.ceil((1 + self.queue.waiting_like(ticket)) / workers)
-            self._start(executor, self._stack(ticket, min(most, shares.get(ticket.search.key, 1))))
+            stack = [ticket, *islice(self.queue.fitting(ticket), self._members_of(executor, ticket, shares) - 1)]
+            for one in stack:
+                cell = one.cell
+                attempts_before = len(self.folder.attempts.of(cell.id))
+                self._busy[cell.id] = _Started(one, attempts_before, share=1 / len(stack))
+                self.progress.started(cell.id, cell.label, one.search.cost)
+            executor.submit([self._job(one) for one in stack])
+            self.progress.update(self.queue.counts())
 
-    def _most_members(self, executor: Executor, ticket: Ticket) -> int:
-        """The most cells that the stack of a cell may have."""
-        key, config = ticket.search.key, ticket.cell.config
-        if key is None:
+    def _members_of(self, executor: Executor, ticket: Ticket, shares: dict[str, int]) -> int:
+        """Cells of the stack that a cell is to begin; `shares`: stack key -> a worker's share of all that waits."""
+        key = ticket.search.stack_key
+        if key is None or (most := self._most_members(executor, ticket, key)) == 1:
             return 1
+        if key not in shares:  # not for every worker anew, or the last one would get least
+            workers = executor.workers * max(1, len(self.folder.running_sweeps()))
+            shares[key] = math.ceil((1 + self.queue.waiting_like(ticket)) / workers)
+        return min(most, shares[key])
+
+    def _most_members(self, executor: Executor, ticket: Ticket, key: str) -> int:
+        """The most cells that a stack may have."""
         if self._members is not None:
             return self._members
         if key not in self._fitting:
-            memory = executor.gpu_memory()
+            config, memory = ticket.cell.config, executor.gpu_memory()
             vocab_size = prepare(config.data).vocab_size if memory is not None else 0
             self._fitting[key] = 1 if memory is None else members_that_fit(config, vocab_size, memory)
         learns = self.spec.sampler == "tpe" and not ticket.search.point.is_grid
         return min(self._fitting[key], MOST_SUGGESTIONS) if learns else self._fitting[key]
-
-    def _stack(self, ticket: Ticket, members: int) -> list[Ticket]:
-        """A cell with others that wait and fit it, up to so many in all."""
-        stack = {ticket.cell.id: ticket}
-        others = self.queue.fitting(ticket)
-        while len(stack) < members and (other := next(others, None)) is not None:
-            if other.cell.id in self._busy or other.cell.id in stack:
-                self._leave_alone(other)
-            else:
-                stack[other.cell.id] = other
-        return list(stack.values())
-
-    def _leave_alone(self, ticket: Ticket) -> None:
-        self._taken.append((ticket, time.monotonic() + _TEND_SECONDS))
-
-    def _start(self, executor: Executor, tickets: list[Ticket]) -> None:
-        for ticket in tickets:
-            cell = ticket.cell
-            attempts_before = len(self.folder.attempts.of(cell.id))
-            self._busy[cell.id] = _Started(ticket, attempts_before, share=1 / len(tickets))
-            self.progress.started(cell.id, cell.label, cost(cell.config))
-        executor.submit([self._job(ticket) for ticket in tickets])
 
     def _job(self, ticket: Ticket) -> Job:
         cell = ticket.cell
@@ -276,89 +233,94 @@ class _Sweep:
         return Job(
             config=config.to_dict(),
             cell=cell.info.model_dump(),
-            attempts=self.folder.attempts.folder,
+            attempts=self.folder.attempts_folder,
             work=self.folder.cell(cell.id).path,
             record=self.folder.record(cell.id),
             diagnostics=self.folder.diagnostics(cell.id),
             keep_checkpoint=self.spec.keep_checkpoints,
-            prune=self.spec.pruner is not None,
+            prune=self.spec.pruner is not None and ticket.trial is not None,
         )
 
     def _handle(self, cell: str, message: Message) -> bool:
         started = self._busy[cell]
-        if isinstance(message, Progress):
-            self.progress.stepped(cell, message.step, message.loss)
-        elif isinstance(message, Evaluated):
-            return started.ticket.should_prune(message.curve)
-        elif isinstance(message, LogMessage):
-            self.progress.say(message.line)
-        else:
-            del self._busy[cell]
-            if isinstance(message, AlreadyClaimed):
-                self.progress.ended(cell)
-                self._leave_alone(started.ticket)
-            elif isinstance(message, Finished):
-                self._finished(started.ticket, message)
-            else:
-                self._failed(started, message)
+        match message:
+            case Progress(step, loss):
+                self.progress.stepped(cell, step, loss)
+            case Evaluated(curve):
+                return started.ticket.should_prune(curve)
+            case LogMessage(line):
+                self.progress.say(line)
+            case AlreadyClaimed():
+                self._ended(started.ticket, claimed=True)
+            case Finished(record):
+                self._finished(started.ticket, record)
+            case Failed(died=True):
+                self._died(started, message)
+            case Failed():
+                self._failed(started.ticket, message)
         return False
 
-    def _finished(self, ticket: Ticket, message: Finished) -> None:
-        self.queue.complete(ticket, message.record)
-        status = message.record.status
-        self._stillborn = 0.0
+    def _finished(self, ticket: Ticket, record: RunRecord) -> None:
+        del self._busy[ticket.cell.id]
+        self.queue.complete(ticket, record)
+        self._early_deaths = 0.0
         self.result.ran += 1
-        self.result.diverged += status == "diverged"
-        self.result.pruned += status == "pruned"
-        self.progress.ended(ticket.cell.id, status=status)
+        self.result.diverged += record.status == "diverged"
+        self.result.pruned += record.status == "pruned"
+        self.progress.ended(ticket.cell.id, self.queue.counts(), status=record.status)
 
-    def _failed(self, started: _Started, message: Failed) -> None:
-        ticket, reason = started.ticket, message.reason
-        if message.died and (record := self.folder.finished(ticket.cell.id)) is not None:  # with its last breath
-            self._finished(ticket, Finished(record))
-            return
-        final = not (message.died or message.bad_input)
-        if message.died:
-            given_up = self.folder.attempts.given_up(ticket.cell.id, self.queue.retries)
-            final, reason = given_up is not None, given_up or reason
-            began = len(self.folder.attempts.of(ticket.cell.id)) > started.attempts_before
-            self._stillborn = 0.0 if began else self._stillborn + started.share
-        self.queue.fail(ticket, reason, final=final)
-        self.progress.ended(ticket.cell.id, failed=final)
+    def _ended(self, ticket: Ticket, *, failure: str | None = None, claimed: bool = False) -> None:
+        """A cell has ended without a record."""
+        del self._busy[ticket.cell.id]
+        self.queue.release(ticket, failure=failure, claimed=claimed)
+        self.progress.ended(ticket.cell.id, self.queue.counts())
+
+    def _failed(self, ticket: Ticket, message: Failed) -> None:
         if message.bad_input:
-            raise UserError(f"cell {ticket.cell.id}: {reason}")
-        if final:
-            self.progress.say(f"{ticket.cell.label}: {reason}")
-        else:
-            self._again.setdefault(reason, []).append(ticket.cell.label)
+            self._ended(ticket)
+            raise UserError(f"cell {ticket.cell.id}: {message.reason}")
+        self._ended(ticket, failure=message.reason)
+        self.progress.say(f"{ticket.cell.label}: {message.reason}")
         if message.trace:
             self.progress.say(message.trace)
-        if self._stillborn > 2 * (self.queue.retries + 1):
+
+    def _died(self, started: _Started, message: Failed) -> None:
+        ticket, attempts = started.ticket, self.folder.attempts
+        if (record := self.folder.finished(ticket.cell.id)) is not None:  # right before its process died
+            self._finished(ticket, record)
+            return
+        began = len(attempts.of(ticket.cell.id)) > started.attempts_before
+        self._early_deaths = 0.0 if began else self._early_deaths + started.share
+        if given_up := attempts.given_up(ticket.cell.id, self.queue.retries):
+            self._failed(ticket, Failed(given_up))
+        else:
+            self._ended(ticket)
+            self._retried.setdefault(message.reason, []).append(ticket.cell.label)
+        if self._early_deaths > 2 * (self.queue.retries + 1):
             raise UserError(f"one worker after the other died before it began a cell: {message.reason}")
 
-    def _say_what_is_tried_again(self) -> None:
+    def _report_retries(self) -> None:
         """One line for all cells of a stack, which die together."""
-        for reason, (first, *others) in self._again.items():
+        for reason, (first, *others) in self._retried.items():
             more = f" and {len(others)} more" if others else ""
             self.progress.say(f"{first}{more}: {reason}; trying again")
-        self._again.clear()
+        self._retried.clear()
 
     def _leave(self, executor: Executor) -> None:
-        """Stop what is under way and let its cells wait again, for this storage may never see this sweep again."""
+        """Stop what is under way and close its trials, as this storage may never see this sweep again."""
         executor.close()
-        taken = [ticket for ticket, _ in self._taken]
-        for ticket in [*(started.ticket for started in self._busy.values()), *taken]:
-            record = self.folder.finished(ticket.cell.id)
+        for started in self._busy.values():
+            record = self.folder.finished(started.ticket.cell.id)
             if record is not None:
-                self.queue.complete(ticket, record)
+                self.queue.complete(started.ticket, record)
             else:
-                self.queue.fail(ticket, "stopped", final=False)
+                self.queue.release(started.ticket)
 
 
 class _Stop:
-    """Turns SIGINT and SIGTERM into a request that the sweep looks at between two messages; a second SIGINT interrupts.
+    """Turns SIGINT and SIGTERM into a request that the sweep checks between two messages; a second SIGINT interrupts.
 
-    Not an exception from the handler: it could come in the middle of telling Optuna, or in a destructor, which
+    The handler raises nothing: an exception could come in the middle of telling Optuna, or in a destructor, which
     swallows it.
     """
 
@@ -369,7 +331,7 @@ class _Stop:
     def check(self) -> None:
         """Raise `Interrupted` once a stop was requested."""
         if self.requested:
-            raise Interrupted(f"stopped; finished cells are in {self.folder.path}, and the same command goes on")
+            raise Interrupted(f"stopped; finished cells are in {self.folder.path}, and the same command resumes")
 
     def _request(self, number: int, frame: object) -> None:
         if self.requested and number == signal.SIGINT:

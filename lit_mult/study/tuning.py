@@ -131,7 +131,7 @@ def _tuned(folder: Path, optimizer: OptimizerName, trials: Sequence[_Trial]) -> 
             by_setting[trial.setting].append(trial)
     results = [_Result(same) for same in by_setting.values()]
     if not results:
-        raise UserError(f"{folder}: no trial of {optimizer} has completed; let the study go on")
+        raise UserError(f"{folder}: no trial of {optimizer} has completed; resume the study")
     best = min(results, key=lambda result: (result.loss, -len(result.trials)))
     config, used = best.trials[0].config, best.trials[0].multipliers
     status = Counter(trial.record.status for trial in trials)

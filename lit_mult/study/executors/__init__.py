@@ -1,1 +1,28 @@
-"""Where cells run: in this process, in processes of this machine, on a Ray cluster."""
+"""Where cells run: one module an executor, found by its name, with a function `connect` (see `executor.Connect`)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, cast
+
+from lit_mult.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_mult.study.executor import Connect
+
+
+def names() -> list[str]:
+    """The executors there are; none is imported."""
+    return sorted(module.name for module in iter_modules(__path__))
+
+
+def load(name: str) -> Connect:
+    """Import an executor.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in names():
+        raise UserError(f"--executor {name}: must be one of {', '.join(names())}")
+    return cast("Connect", import_module(f"{__name__}.{name}").connect)

@@ -8,10 +8,16 @@ from functools import cached_property
 
 from lit_mult.config import TrainerConfig
 from lit_mult.errors import Interrupted
-from lit_mult.study.executors.base import Handler
+from lit_mult.study.executor import Handler, refuse_address
 from lit_mult.study.job import Job, Message
 from lit_mult.study.machine import gpus_for, memory_of
 from lit_mult.study.stack import run_jobs
+
+
+def connect(workers: int | None, cells: int, trainer: TrainerConfig, address: str | None) -> InProcessExecutor:
+    """The executor of this process; however many workers were asked for, it is one."""
+    refuse_address(address)
+    return InProcessExecutor(trainer)
 
 
 class InProcessExecutor:

@@ -15,14 +15,22 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from lit_mult.config import TrainerConfig
 from lit_mult.errors import Interrupted
-from lit_mult.study.executors.base import Handler
-from lit_mult.study.job import AlreadyClaimed, Evaluated, Failed, Finished, Job, Message
-from lit_mult.study.machine import Slot, memory_of
+from lit_mult.study.executor import GRACE_SECONDS, Handler, Worker, refuse_address
+from lit_mult.study.job import Evaluated, Job, Message
+from lit_mult.study.machine import Slot, memory_of, slots
 from lit_mult.study.stack import run_jobs
 
-_GRACE_SECONDS = 30.0
-"""Time for the cells under way to write their checkpoints after a stop was requested."""
+
+def connect(workers: int | None, cells: int, trainer: TrainerConfig, address: str | None) -> ProcessExecutor:
+    """Start so many processes, by default one for each GPU (as many as a cell uses) or CPU core.
+
+    Raises:
+        UserError: a cell asks for more GPUs than there are.
+    """
+    refuse_address(address)
+    return ProcessExecutor(slots(workers, cells, trainer))
 
 
 class ProcessExecutor:
@@ -64,16 +72,13 @@ class ProcessExecutor:
                 if worker.died:
                     worker.join(timeout=0)
                 self._idle.append(_Worker(worker.slot) if worker.died else worker)
-            for cell, message in messages:
-                answer = handle(cell, message)
-                if isinstance(message, Evaluated):
-                    worker.answer(answer)
+            worker.deliver(messages, handle)
 
     def close(self) -> None:
         workers = [*self._idle, *self._busy.values()]
         for worker in workers:
             worker.stop()
-        deadline = time.monotonic() + _GRACE_SECONDS
+        deadline = time.monotonic() + GRACE_SECONDS
         try:
             for worker in workers:
                 worker.join(max(0.0, deadline - time.monotonic()))
@@ -82,13 +87,12 @@ class ProcessExecutor:
                 worker.join(0.0)
 
 
-class _Worker:
-    """A process that runs one cell, or one stack of them, after the other."""
+class _Worker(Worker):
+    """A process at the other end of a pipe."""
 
     def __init__(self, slot: Slot) -> None:
+        super().__init__()
         self.slot = slot
-        self.cells: list[str] = []
-        """Those under way: without an outcome yet."""
         self.died = False
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
@@ -113,16 +117,15 @@ class _Worker:
             self.process.join(timeout=10)
             code = self.process.exitcode
             how = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-            self.died, cells, self.cells = True, self.cells, []
-            return [(cell, Failed(f"its worker process died ({how})", died=True)) for cell in cells]
-        if isinstance(message, Finished | AlreadyClaimed | Failed):
-            self.cells.remove(cell)
+            self.died = True
+            return self.deaths(f"its worker process died ({how})")
+        self.note(cell, message)
         return [(cell, message)]
 
     def stop(self) -> None:
         """Ask for the end: what is under way is checkpointed first.
 
-        The closed pipe reaches a worker that had no ear for the signal, as between two cells.
+        The closed pipe reaches a worker that missed the signal, as between two cells.
         """
         if self.process.is_alive():
             self.process.terminate()

@@ -21,13 +21,10 @@ from urllib.parse import urlsplit
 
 from lit_mult.config import TrainerConfig
 from lit_mult.errors import Interrupted, UserError
-from lit_mult.study.executors.base import Handler
-from lit_mult.study.job import AlreadyClaimed, Evaluated, Failed, Finished, Job, Message
-from lit_mult.study.machine import _wanted, free_gpu_memory, slots
+from lit_mult.study.executor import GRACE_SECONDS, Handler, Worker
+from lit_mult.study.job import Evaluated, Job, Message
+from lit_mult.study.machine import free_gpu_memory, gpus_per_cell, slots
 from lit_mult.study.stack import run_jobs
-
-_GRACE_SECONDS = 30.0
-"""Time for the cells under way to write their checkpoints after a stop was requested."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +35,17 @@ class _Ready:
     """Free bytes of its GPU."""
 
 
-_Letter = tuple[str, Message] | _Ready
-"""What an actor sends: a message with its cell."""
+_Message = tuple[str, Message] | _Ready
+"""What an actor sends: itself as ready, or a message with its cell."""
+
+
+def connect(workers: int | None, cells: int, trainer: TrainerConfig, address: str | None) -> RayExecutor:
+    """Connect to the cluster at `address`, or to a new one on this machine, unless this process is connected.
+
+    Raises:
+        UserError: ray is not installed, there is no such cluster, or a cell asks for more GPUs than a node has.
+    """
+    return RayExecutor(workers, cells, trainer, address)
 
 
 class RayExecutor:
@@ -52,11 +58,6 @@ class RayExecutor:
     """
 
     def __init__(self, workers: int | None, cells: int, trainer: TrainerConfig, address: str | None) -> None:
-        """Connect to the cluster at `address`, or to a new one on this machine, unless this process is connected.
-
-        Raises:
-            UserError: ray is not installed, there is no such cluster, or a cell asks for more GPUs than a node has.
-        """
         self._ray = _import_ray(address)
         self._workers: dict[Any, _Worker] = {}  # by the reference to the next message
         self._gpu_memory: list[int | None] = []
@@ -96,10 +97,7 @@ class RayExecutor:
         there, _ = self._ray.wait(list(self._workers), timeout=timeout)
         for reference in there:
             worker = self._workers.pop(reference)
-            for cell, message in self._receive(worker, reference):
-                answer = handle(cell, message)
-                if isinstance(message, Evaluated):
-                    worker.actor.answer.remote(answer)
+            worker.deliver(self._receive(worker, reference), handle)
 
     def close(self) -> None:
         runs = [worker.run for worker in self._workers.values() if worker.cells]
@@ -107,7 +105,7 @@ class RayExecutor:
             if worker.cells:
                 worker.actor.stop.remote()
         if runs:
-            self._ray.wait(runs, num_returns=len(runs), timeout=_GRACE_SECONDS)
+            self._ray.wait(runs, num_returns=len(runs), timeout=GRACE_SECONDS)
         for worker in self._workers.values():
             self._ray.kill(worker.actor)
         if self._connected_here:
@@ -119,7 +117,7 @@ class RayExecutor:
         gpus = [int(node.get("GPU", 0)) for node in nodes]
         if not any(gpus) or trainer.accelerator not in ("auto", "gpu", "cuda"):
             return 0, sum(int(node.get("CPU", 0)) for node in nodes)
-        size = _wanted(trainer.devices, max(gpus))
+        size = gpus_per_cell(trainer.devices, max(gpus))
         if size > max(gpus):
             raise UserError(f"trainer.devices = {trainer.devices}: no node of the cluster has over {max(gpus)} GPUs")
         return size, sum(count // size for count in gpus)
@@ -131,41 +129,40 @@ class RayExecutor:
     def _receive(self, worker: _Worker, reference: Any) -> list[tuple[str, Message]]:
         """The message that is there, with its cell; the death of the actor is one for each cell."""
         try:
-            letter: _Letter = self._ray.get(reference)
+            received: _Message = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
             died = isinstance(error, self._ray.exceptions.RayActorError) and not error.actor_init_failed
             if not (worker.ready or died):
                 raise UserError(f"--executor ray: a worker cannot be started ({_last_line(error)})") from None
             self._ray.kill(worker.actor)  # it may be out of reach only
             self._start()
-            reason = f"its worker on the cluster died, or its node was lost ({type(error).__name__})"
-            return [(cell, Failed(reason, died=True)) for cell in worker.cells]
+            return worker.deaths(f"its worker on the cluster died, or its node was lost ({type(error).__name__})")
         self._workers[worker.actor.receive.remote()] = worker
-        if isinstance(letter, _Ready):
+        if isinstance(received, _Ready):
             worker.ready = True
-            self._gpu_memory.append(letter.gpu_memory)
+            self._gpu_memory.append(received.gpu_memory)
             return []
-        cell, message = letter
-        if isinstance(message, Finished | AlreadyClaimed | Failed):
-            worker.cells.remove(cell)
-        return [(cell, message)]
+        worker.note(*received)
+        return [received]
 
 
-class _Worker:
+class _Worker(Worker):
     """An actor as the driver knows it."""
 
     def __init__(self, actor: Any) -> None:
+        super().__init__()
         self.actor = actor
         self.ready = False
-        """Has been heard of."""
-        self.cells: list[str] = []
-        """Those under way: without an outcome yet."""
+        """Has sent its first message."""
         self.run: Any = None
         """Reference that is there when they are no longer under way."""
 
     @property
     def is_free(self) -> bool:
         return self.ready and not self.cells
+
+    def answer(self, prune: bool) -> None:
+        self.actor.answer.remote(prune)
 
 
 class _Cells:
@@ -181,35 +178,35 @@ class _Cells:
         import lit_mult.training.run  # noqa: F401 - takes a while, and would fail here where something is missing
 
         torch.set_num_threads(1)  # in all threads
-        self._letters: SimpleQueue[_Letter] = SimpleQueue()
-        self._verdicts: SimpleQueue[bool] = SimpleQueue()
+        self._messages: SimpleQueue[_Message] = SimpleQueue()
+        self._answers: SimpleQueue[bool] = SimpleQueue()
         self._stopping = threading.Event()
         with suppress(OSError):  # a relative path in a config is meant from where the sweep was started
             os.chdir(folder)
-        self._letters.put(_Ready(free_gpu_memory() if on_gpus else None))
+        self._messages.put(_Ready(free_gpu_memory() if on_gpus else None))
 
     def run(self, jobs: Sequence[Job]) -> None:
         try:
             run_jobs(jobs, self._post, self._stopping.is_set)
         except Interrupted:  # stopping, when nobody listens any more
             pass
-        except BaseException:  # in a thread it would end nothing, and the driver would wait for ever
+        except BaseException:  # in a thread it would end nothing, and the driver would wait forever
             traceback.print_exc()  # to be found in the logs of Ray
             os._exit(1)
 
-    def receive(self) -> _Letter:
-        return self._letters.get()
+    def receive(self) -> _Message:
+        return self._messages.get()
 
     def answer(self, prune: bool) -> None:
-        self._verdicts.put(prune)
+        self._answers.put(prune)
 
     def stop(self) -> None:
         self._stopping.set()
-        self._verdicts.put(False)  # nobody else answers any more
+        self._answers.put(False)  # nobody else answers any more
 
     def _post(self, cell: str, message: Message) -> bool:
-        self._letters.put((cell, message))
-        return isinstance(message, Evaluated) and self._verdicts.get()
+        self._messages.put((cell, message))
+        return isinstance(message, Evaluated) and self._answers.get()
 
 
 def _import_ray(address: str | None) -> Any:
