@@ -178,3 +178,13 @@ def test_a_sweep_reports_it_beside_the_others(
     for label in ("AdamW", "Muon", "Hyperball", "Muon-Hyperball"):
         assert f"vectors · {label}" in report
     capsys.readouterr()
+
+
+def test_the_coordinate_check_passes(text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = "--model.n_layers 1 --model.head_dim 16 --parametrization.base_d_model 16 --data.seq_len 32"
+    options = (
+        f"--optimizer hyperball --widths 64,128,256 --steps 6 --seeds 2 --optim.lr 0.05 --train.batch_size 8 {size}"
+    )
+    constant = "--schedule.name constant --schedule.warmup_fraction 0 --trainer.accelerator cpu"
+    assert main(["coord-check", *f"{options} {constant}".split(), "--data.corpus", str(text_file)]) == 0
+    assert "FAIL" not in capsys.readouterr().out
