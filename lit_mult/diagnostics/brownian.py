@@ -33,7 +33,7 @@ from lit_mult.optim.noise import Autocorrelation, NoiseReference
 from lit_mult.optim.schedules import schedule_factor
 from lit_mult.registry import load
 from lit_mult.registry.contracts import Axis
-from lit_mult.registry.optimizers import OPTIMIZERS, unsupported
+from lit_mult.registry.optimizers import OPTIMIZERS, trained_by, unsupported
 from lit_mult.registry.roles import MATRIX_ROLES, Role, Shape
 
 MAX_DIM = 256
@@ -183,6 +183,12 @@ def _representative(particle: Particle, max_dim: int, generator: torch.Generator
 
 def _joined(parameters: list[nn.Parameter]) -> Tensor:
     return torch.stack([parameter.detach() for parameter in parameters])
+
+
+def check_noise_references(optimizer: str) -> None:
+    """Raises: ConfigError when an optimizer in a run of this one has no noise reference."""
+    for name in sorted({trained_by(role, optimizer) for role in Role}):
+        _noise(name)
 
 
 def _noise(optimizer: str) -> NoiseReference:

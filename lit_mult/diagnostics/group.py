@@ -47,8 +47,8 @@ class Moment:
 class Group:
     """What to read of a run, and when. A group overrides the hooks that it needs, and changes nothing of the run."""
 
-    def check(self, processes: int) -> None:
-        """Raises: ConfigError when the group cannot be recorded with so many processes."""
+    def check(self, config: RunConfig, processes: int) -> None:
+        """Raises: ConfigError when the group cannot be recorded in such a run with so many processes."""
 
     def state(self, moment: Moment) -> Iterable[Reading]:
         """Readings of the state before a step, and of that at the end of the run."""

@@ -52,7 +52,7 @@ class Diagnostics(Callback):
     def check(self, processes: int) -> None:
         """Raises: ConfigError when a group cannot be recorded with so many processes."""
         for group in self.groups.values():
-            group.check(processes)
+            group.check(self.config, processes)
 
     def write(self, path: Path, module: TrainingModule, steps: int, start: Callable[[], Llama]) -> None:
         """Add what groups say of the whole run after so many steps, and write all readings as parquet.

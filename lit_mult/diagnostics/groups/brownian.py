@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from lit_mult.config import RunConfig
+from lit_mult.diagnostics.brownian import check_noise_references
 from lit_mult.diagnostics.group import Group, Moment
 from lit_mult.diagnostics.parts import trainable_parts
 from lit_mult.diagnostics.readings import Reading
@@ -18,6 +20,9 @@ class Brownian(Group):
 
     There, too, what the run and the reference have moved: weight_moved and weight_noise_moved, ...
     """
+
+    def check(self, config: RunConfig, processes: int) -> None:
+        check_noise_references(config.optimizer)
 
     def at_end(self, moment: Moment, start: Callable[[], Llama]) -> Iterator[tuple[int, Reading]]:
         config, end = moment.config, moment.step

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from lit_mult.config import RunConfig
 from lit_mult.diagnostics.group import Group, Moment
 from lit_mult.diagnostics.parts import trainable_parts
 from lit_mult.diagnostics.readings import Reading
@@ -26,7 +27,7 @@ class Noise(Group):
     is noisy and a signal may be negative: average signal and noise over steps before they are divided.
     """
 
-    def check(self, processes: int) -> None:
+    def check(self, config: RunConfig, processes: int) -> None:
         if processes > 1:
             allowed = f"noise halves the batch of one process, and there are {processes}; leave it out or use one"
             raise ConfigError("train.diagnostics", "noise", allowed)
