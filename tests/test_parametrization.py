@@ -26,7 +26,6 @@ from lit_mult.registry.roles import MATRIX_ROLES, Role
 VOCAB = 64
 MODEL = {"n_layers": 1, "head_dim": 32, "mlp_ratio": 2.0}
 RULES = ["lr", "lr_wd", "multiplier"]
-ATTENTION_AND_MLP_IN = (Role.Q_PROJ, Role.K_PROJ, Role.V_PROJ, Role.O_PROJ, Role.GATE_PROJ, Role.UP_PROJ)
 
 
 def plan(d_model: int = 128, parametrization: Mapping[str, Any] | None = None, **settings: Any) -> RunPlan:

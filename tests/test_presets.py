@@ -350,9 +350,7 @@ TUNING = Tuning.model_validate(yaml.safe_load(WRITTEN)["optimizers"]["muon"]["tu
 
 def test_a_preset_is_written_in_the_order_of_reading() -> None:
     tuned = RoleMultipliers(
-        lr={Role.LM_HEAD: 0.5, Role.Q_PROJ: 2.0, Role.EMBEDDING: 1.25},
-        forward={Role.K_PROJ: 0.390625},
-        tuning=TUNING,
+        lr={Role.LM_HEAD: 0.5, Role.Q_PROJ: 2.0, Role.EMBEDDING: 1.25}, forward={Role.K_PROJ: 0.390625}, tuning=TUNING
     )
     preset = Preset(name="mine", source="a test", lr={Role.Q_PROJ: 3.0}, optimizers={"muon": tuned})
     assert preset.to_yaml() == WRITTEN

@@ -160,8 +160,7 @@ def test_the_mean_over_seeds_decides_and_more_seeds_a_tie(study: Study) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tier", "parts"),
-    [("LR", {"lr"}), ("LRWD", {"lr", "weight_decay"}), ("FULL", {"lr", "weight_decay", "forward"})],
+    ("tier", "parts"), [("LR", {"lr"}), ("LRWD", {"lr", "weight_decay"}), ("FULL", {"lr", "weight_decay", "forward"})]
 )
 def test_what_the_tier_leaves_out_is_dropped(study: Study, tier: str, parts: set[str]) -> None:
     study.trial(2.1, {Q_LR: 2.0, Q_WD: 3.0, K_FORWARD: 0.5}, {"parametrization.tier": tier})
@@ -229,7 +228,7 @@ def test_a_study_that_tunes_no_multiplier_is_refused(study: Study) -> None:
     refused(study, None, complaint + "parametrization.weight_decay")
 
 
-def test_two_studies_are_refused(study: Study, tmp_path: Path) -> None:
+def test_two_studies_are_refused(study: Study) -> None:
     study.trial(2.1, {Q_LR: 2.0})
     cell = CellInfo(study="again", cell="c", arm="muP", sampler="tpe", factors={}, nuisance={Q_LR: 2.0})
     study.trial(2.1, {Q_LR: 2.0}, cell=cell)
