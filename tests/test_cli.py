@@ -164,8 +164,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "mine.yaml").write_text(example[1])
     (tmp_path / "my" / "tasks").mkdir(parents=True)
     rows = [{"prompt": f"{n} plus 1 is", "choices": [str(n + 1), "none"], "target": 0} for n in range(6)]
-    (tmp_path / "my" / "tasks" / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    write_task(tmp_path / "my" / "tasks", "mine")
+    write_task(tmp_path / "my" / "tasks", "mine", rows)
     swept: list[str] = []
 
     def no_sweep(spec: StudySpec, out: Path, workers: int | None, **options: Any) -> SweepResult:
