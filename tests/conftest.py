@@ -11,6 +11,7 @@ import pytest
 
 from lit_mult.cli import main
 from lit_mult.config import RunConfig, set_dotted
+from lit_mult.study.spec import StudySpec
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a network
 # Tiny models gain nothing from threads, which moreover get in each other's way when tests run side by side.
@@ -65,29 +66,42 @@ def tiny(tiny_dict: Callable[..., dict[str, Any]]) -> Callable[..., RunConfig]:
 
 
 @pytest.fixture
-def study_dict(tiny_dict: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """A study of 2 arms x 2 widths x 2 rates x 1 seed, and one untuned reference: 10 cells."""
+def small_study_dict(tiny_dict: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """A study of 2 arms x 2 rates x 1 seed: 4 cells; with dotted overrides of its base, and other parts replaced."""
 
-    def make(**changes: Any) -> dict[str, Any]:
-        base = tiny_dict()
-        del base["model"]["d_model"], base["train"]["steps"], base["train"]["batch_size"]
+    def make(overrides: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+        base = tiny_dict(overrides)
+        del base["train"]["steps"], base["train"]["batch_size"]
         study = {
             "name": "tiny",
-            "title": "a tiny study",
             "base": base,
-            "arms": {
-                "muP": {"multipliers": "fixed"},
-                "vectors": {"multipliers": "vector"},
-                "standard": {"parametrization.rule": "standard", "optim.lr": 0.001},
-            },
-            "factors": {"model.d_model": [8, 16]},
+            "arms": {"muP": {"multipliers": "fixed"}, "vectors": {"multipliers": "vector"}},
             "nuisance": {"optim.lr": {"log2": [-8, -5]}},
             "seeds": [0],
             "budget": {"steps": 6, "batch_size": 4},
         }
-        return {**study, **changes}
+        return study | changes
 
     return make
+
+
+@pytest.fixture
+def study_dict(small_study_dict: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """A study of 2 arms x 2 widths x 2 rates x 1 seed, and one untuned reference: 10 cells."""
+
+    def make(**changes: Any) -> dict[str, Any]:
+        study = small_study_dict(title="a tiny study", factors={"model.d_model": [8, 16]})
+        study["arms"]["standard"] = {"parametrization.rule": "standard", "optim.lr": 0.001}
+        del study["base"]["model"]["d_model"]
+        return study | changes
+
+    return make
+
+
+@pytest.fixture
+def spec(study_dict: Callable[..., dict[str, Any]]) -> StudySpec:
+    """The study of `study_dict`, in a module that has one of its own that one."""
+    return StudySpec.from_dict(study_dict())
 
 
 @pytest.fixture

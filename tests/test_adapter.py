@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from models import initialized
 from tokenizers import Tokenizer as TokenizerFile
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -22,8 +24,6 @@ from lit_mult.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer
 from lit_mult.errors import UserError
 from lit_mult.evaluation.adapter import LitMultLM
 from lit_mult.hf.folder import hf_weights
-from lit_mult.method.plan import plan_run
-from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.merging import merged
 
@@ -41,9 +41,7 @@ def model(tokenizer: HuggingFaceTokenizer) -> Llama:
     """A model that has learned something of TEXT in a few dozen steps, so that its predictions differ by place."""
     shape = {"d_model": 32, "n_layers": 2, "head_dim": 8, "num_key_value_groups": 2}
     config = RunConfig.from_dict({"model": shape, "multipliers": "vector", "parametrization": {"base_d_model": 32}})
-    plan = plan_run(config, tokenizer.vocab_size)
-    model = Llama(config.model, plan)
-    initialize(model, plan, seed=0)
+    model = initialized(config, tokenizer.vocab_size)
     documents = TEXT.splitlines(keepends=True)
     stream = [
         token for text in tokenizer.encode_batch(documents * 4) for token in [*text.tolist(), tokenizer.separator_id]
@@ -61,17 +59,8 @@ def model(tokenizer: HuggingFaceTokenizer) -> Llama:
 
 @pytest.fixture
 def ours(model: Llama, tokenizer: HuggingFaceTokenizer) -> Callable[..., LitMultLM]:
-    return lambda **changes: LitMultLM(
-        **{
-            "model": model,
-            "tokenizer": tokenizer,
-            "max_length": MAX_LENGTH,
-            "device": "cpu",
-            "batch_size": 4,
-            "progress": False,
-        }
-        | changes
-    )
+    settings = {"max_length": MAX_LENGTH, "device": "cpu", "batch_size": 4, "progress": False}
+    return partial(LitMultLM, model=model, tokenizer=tokenizer, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -265,9 +254,7 @@ def test_every_answer_is_given_to_the_cache_of_lm_eval(ours: Callable[..., LitMu
 
 def test_stop_strings_of_several_bytes_end_a_text_of_bytes() -> None:
     config = RunConfig.from_dict({"model": {"d_model": 32, "n_layers": 1}})
-    plan = plan_run(config, 256)
-    model = Llama(config.model, plan)
-    initialize(model, plan, seed=0)
+    model = initialized(config, 256)
     answer = "aé№!\0".encode()
     with torch.no_grad():  # sees nothing but the last byte, and goes on to the next one of the answer
         for block in model.layers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -10,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from record_data import INITIAL_LOSS, make_record
+from refusals import refusal
 
 from lit_mult.analysis.frame import load_curves, load_records
 from lit_mult.config import RunConfig
 from lit_mult.errors import UserError
 from lit_mult.layout import StudyPaths
-from lit_mult.schema import CellInfo, RunRecord, StudyPlan, Tuning
+from lit_mult.schema import CellInfo, StudyPlan, Tuning
 
-INITIAL_LOSS = 5.5
-ARM_KINDS = {"untuned": "fixed", "muP": "none", "muP-tuned": "fixed", "scalars": "scalar", "vectors": "vector"}
-ARM_KINDS["fixed"] = "fixed"
+ARM_KINDS = {"muP": "none", "scalars": "scalar", "vectors": "vector"} | dict.fromkeys(
+    ("untuned", "muP-tuned", "fixed"), "fixed"
+)
 
 
 def write_run(
@@ -44,35 +47,8 @@ def write_run(
     config = RunConfig(multipliers=ARM_KINDS[arm]).with_overrides(factors | nuisance)
     cell = cell or f"{arm}-{optimizer}-{width}-{lr:g}-{seed}"
     where = {"arm": arm, "sampler": sampler, "factors": factors, "nuisance": nuisance, "added": added}
-    record = RunRecord(
-        **{
-            "status": "completed" if loss is not None else "diverged",
-            "config": config.to_dict(),
-            "config_hash": config.hash,
-            "seed": seed,
-            "cell": CellInfo(study="demo", cell=cell, **where),
-            "git_commit": "c0ffee",
-            "versions": {"torch": "2.13.0", "python": "3.11.7"},
-            "device": "cpu",
-            "started_at": "2026-01-01T00:00:00+00:00",
-            "corpus_hash": "abc",
-            "train_tokens_available": 1_000_000,
-            "parameters": {"total": 1000, "non_embedding": 800, "multipliers": 10},
-            "steps": 200,
-            "tokens": 4096,
-            "wall_seconds": 2.0,
-            "tokens_per_second": 2048.0,
-            "initial_loss": INITIAL_LOSS,
-            "final_loss": loss,
-            "best_loss": INITIAL_LOSS if loss is None else loss,
-            "final_bits_per_byte": None if loss is None else loss / 0.6931,
-            "train_curve": [(10, 5.0), (20, 4.0)],
-            "val_curve": [(0, INITIAL_LOSS), (20, INITIAL_LOSS if loss is None else loss)],
-            **changes,
-        }
-    )
     path = folder / "records" / f"{cell}.json"
-    record.write(path)
+    make_record(config, loss, **{"cell": CellInfo(study="demo", cell=cell, **where), **changes}).write(path)
     return path
 
 
@@ -130,7 +106,7 @@ def test_a_row_holds_the_scalars_and_the_factors_of_its_record(tmp_path: Path) -
     assert {name: vectors[name] for name in expected} == expected
     assert plain["label"] == "muP · AdamW, weight_decay=0.2"
     assert plain["nuisance"] == "betas=[0.9, 0.98]"
-    assert plain["final_loss"] != plain["final_loss"]
+    assert math.isnan(plain["final_loss"])
     assert not frame["reference"].any()  # every arm has one lr: none is the odd one out
 
 
@@ -147,8 +123,8 @@ def test_a_pruned_run_has_no_final_loss(tmp_path: Path) -> None:
     write_run(tmp_path, None, status="pruned", steps=20)
     row = load_records(tmp_path).to_dict("records")[0]
     assert (row["status"], row["steps"]) == ("pruned", 20)
-    assert row["final_loss"] != row["final_loss"]
-    assert row["final_bits_per_byte"] != row["final_bits_per_byte"]
+    assert math.isnan(row["final_loss"])
+    assert math.isnan(row["final_bits_per_byte"])
 
 
 def test_added_runs_are_marked_and_make_no_reference_a_sweep(tmp_path: Path) -> None:
@@ -218,10 +194,8 @@ def test_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:
 def test_two_records_of_a_cell_are_refused_by_name(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", 2.0, cell="same")
     second = write_run(tmp_path / "b", 2.1, cell="same")
-    with pytest.raises(UserError) as caught:
+    with refusal(str(first), str(second)):
         load_records(tmp_path)
-    assert str(first) in str(caught.value)
-    assert str(second) in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -239,10 +213,8 @@ def test_two_records_of_a_cell_are_refused_by_name(tmp_path: Path) -> None:
 def test_a_damaged_record_is_named_with_its_problem(tmp_path: Path, damage: Any, problem: str) -> None:
     path = write_run(tmp_path, 2.0)
     path.write_text(damage(path.read_text()))
-    with pytest.raises(UserError) as caught:
+    with refusal(str(path), problem):
         load_records(tmp_path)
-    assert str(path) in str(caught.value)
-    assert problem in str(caught.value)
 
 
 def test_a_damaged_study_file_is_named(tmp_path: Path) -> None:
@@ -250,10 +222,7 @@ def test_a_damaged_study_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"study\.json: damaged study file \(cells: Field required\)"):
         read_study(tmp_path)
     write_study(tmp_path, cells=1, spec=tuned_spec(adamw={"study": "tune"}))
-    with pytest.raises(
-        UserError,
-        match=r"study\.json: damaged study file \(spec\..*\.adamw\.tuning\.trials: Field",
-    ):
+    with pytest.raises(UserError, match=r"study\.json: damaged study file \(spec\..*\.adamw\.tuning\.trials: Field"):
         read_study(tmp_path)
     write_study(tmp_path, cells=1, spec={"arms": ["muP"]})
     with pytest.raises(UserError, match=r"study\.json: damaged study file"):

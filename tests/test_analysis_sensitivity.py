@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_analysis_frame import INITIAL_LOSS, write_run
+from record_data import INITIAL_LOSS
+from test_analysis_frame import write_run
 
 from lit_mult.analysis import sensitivity as s
 from lit_mult.analysis.bootstrap import slope_interval

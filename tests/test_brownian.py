@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
@@ -11,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from tiny_runs import Tiny
 
 from lit_mult.analysis.diagnostics import load_diagnostics
 from lit_mult.cli import main
@@ -18,12 +20,11 @@ from lit_mult.config import OptimConfig, RunConfig
 from lit_mult.diagnostics.brownian import Motion, Particle, particles, reduced, simulate
 from lit_mult.diagnostics.trapped import Comparison, compare, references
 from lit_mult.optim import adamw, muon
+from lit_mult.optim.schedules import schedule_factor
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.module import make_module
 from lit_mult.training.run import run
 from lit_mult.training.trained import load_trained
-
-Tiny = Callable[..., RunConfig]
 
 
 def config_of(optimizer: str, lr: float, decay: float, **schedule: Any) -> RunConfig:
@@ -96,8 +97,6 @@ def test_the_closed_form_follows_the_schedule_before_the_balance(optimizer: str)
 
 
 def factors(config: RunConfig, steps: int) -> list[float]:
-    from lit_mult.optim.schedules import schedule_factor
-
     return [schedule_factor(step, config.train.steps, config.schedule) for step in range(steps)]
 
 
@@ -175,7 +174,6 @@ def by_name(folder: Path) -> dict[str, Comparison]:
 
 def rewrite(folder: Path, out: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> Path:
     """The run with other final weights."""
-    import shutil
 
     shutil.copytree(folder, out)
     path = RunFolder(out).final_checkpoint
@@ -236,18 +234,13 @@ def test_the_command_prints_and_writes_the_comparison(folder: Path, capsys: pyte
     assert set(pd.read_csv(folder / "brownian.csv")["verdict"]) == {"trapped"}
 
 
-def test_a_folder_without_a_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["brownian", str(tmp_path)]) == 2
-    shown = capsys.readouterr().err
-    assert "not the folder of a run" in shown
-    assert shown.count("\n") == 1
+def test_a_folder_without_a_run_is_one_line(tmp_path: Path, refused: Callable[..., str]) -> None:
+    assert "not the folder of a run" in refused("brownian", str(tmp_path))
 
 
-def test_a_diverged_run_is_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_diverged_run_is_one_line(folder: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     broken = rewrite(folder, tmp_path / "broken", lambda name, value: value * math.nan)
-
-    assert main(["brownian", str(broken)]) == 2
-    assert "diverged" in capsys.readouterr().err
+    assert "diverged" in refused("brownian", str(broken))
 
 
 def test_a_run_that_watches_has_the_reference_of_the_command(tiny: Tiny, tmp_path: Path) -> None:

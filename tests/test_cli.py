@@ -51,7 +51,11 @@ def test_every_option_of_fit_has_a_help_text(capsys: pytest.CaptureFixture[str])
     shown = capsys.readouterr().out
     for option in ("--multipliers", "--optim.vector_lr", "--data.corpus", "--trainer.precision", "--out"):
         assert option in shown
-    assert "A Llama-style decoder" in shown or "the model" in shown
+    options = re.split(r"\n(?=  --)", shown)[1:]
+    assert len(options) > 50
+    assert [
+        one for one in options if re.fullmatch(r"  --\S+( \S+)?(\s+\((type|required|default).*)?\s*", one, re.S)
+    ] == []
 
 
 def test_print_config_prints_a_config_that_fit_takes(
@@ -103,14 +107,7 @@ def test_bad_input_gives_one_line_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "empty"),
-        (b"\x00\x01\x02", "binary"),
-        (b"short", "data.seq_len"),
-    ],
-)
+@pytest.mark.parametrize(("content", "said"), [(b"", "empty"), (b"\x00\x01\x02", "binary"), (b"short", "data.seq_len")])
 def test_data_that_cannot_be_trained_on(content: bytes, said: str, tmp_path: Path, refused: Callable[..., str]) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes(content)
@@ -167,8 +164,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "mine.yaml").write_text(example[1])
     (tmp_path / "my" / "tasks").mkdir(parents=True)
     rows = [{"prompt": f"{n} plus 1 is", "choices": [str(n + 1), "none"], "target": 0} for n in range(6)]
-    (tmp_path / "my" / "tasks" / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    write_task(tmp_path / "my" / "tasks", "mine")
+    write_task(tmp_path / "my" / "tasks", "mine", rows)
     swept: list[str] = []
 
     def no_sweep(spec: StudySpec, out: Path, workers: int | None, **options: Any) -> SweepResult:

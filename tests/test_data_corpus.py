@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from refusals import refusal
 
 from lit_mult.config import DataConfig
 from lit_mult.data.corpus import open_corpus
@@ -137,13 +138,9 @@ BAD_FILES = [
 @pytest.mark.parametrize(("name", "content", "said"), BAD_FILES, ids=[name for name, _, _ in BAD_FILES])
 def test_bad_file_is_named_with_its_fault(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError) as caught:
+    with refusal(str(tmp_path / name), said) as caught:
         texts(tmp_path / name)
-    message = str(caught.value)
-    assert message.startswith("data.corpus: ")
-    assert "\n" not in message
-    assert str(tmp_path / name) in message
-    assert said in message
+    assert str(caught.value).startswith("data.corpus: ")
 
 
 def test_missing_corpus_and_empty_folder(tmp_path: Path) -> None:
@@ -202,9 +199,8 @@ def test_streaming_needs_max_documents() -> None:
 def test_huggingface_failures_are_one_line(tmp_path: Path, streaming: bool) -> None:
     write_jsonl(tmp_path / "set" / "a.jsonl", TEXTS)
     for corpus, split in [("hf:nobody/nothing", "train"), (f"hf:{tmp_path / 'set'}", "dev")]:
-        with pytest.raises(UserError, match=r"data\.corpus: hf:.*cannot be loaded as a data set") as caught:
+        with refusal("data.corpus: hf:", "cannot be loaded as a data set"):
             texts(corpus, streaming=streaming, max_documents=9, hf_split=split)
-        assert "\n" not in str(caught.value)
     (tmp_path / "set" / "a.jsonl").write_text('{"text": "a"}\n{"text": ')
     with pytest.raises(UserError, match=r"data\.corpus: hf:"):
         texts(f"hf:{tmp_path / 'set'}", streaming=streaming, max_documents=9)

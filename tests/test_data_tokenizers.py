@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refusal
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import models, pre_tokenizers
 
 from lit_mult.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, bpe_size, load_tokenizer
-from lit_mult.errors import ConfigError, UserError
+from lit_mult.errors import ConfigError
 
 TRAINING = ["the cat sat on the mat\n", "the dog sat on the log\n"] * 5
 
@@ -121,8 +122,6 @@ def test_bad_tokenizers_are_named(tmp_path: Path) -> None:
         (str(no_end), "no token that ends a document, none of <|endoftext|>"),
         ("hf:no such name!", "cannot be loaded"),  # refused for its characters, before any request
     ]:
-        with pytest.raises(UserError) as caught:
+        with refusal(said) as caught:
             load_tokenizer(spec)
         assert str(caught.value).startswith(f"data.tokenizer = {spec!r}: ")
-        assert said in str(caught.value)
-        assert "\n" not in str(caught.value)

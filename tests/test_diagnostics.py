@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -16,8 +14,10 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from diagnostics_data import GROUPS, Values, rms, state, updates, values
 from lightning import Callback
+from tiny_runs import Tiny, die_at, stop_at
 from torch import Tensor
 
 import lit_mult
@@ -31,8 +31,6 @@ from lit_mult.study.sweep import sweep
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.module import LitLlama
 from lit_mult.training.run import run
-
-Tiny = Callable[..., RunConfig]
 
 
 class Spy(Callback):
@@ -203,14 +201,8 @@ def test_a_resumed_run_has_the_rows_of_an_unbroken_one(
 ) -> None:
     config = tiny(BUSY | {"train.diagnostics": GROUPS, "train.diagnostics_every": every})
     assert outcome(config, tmp_path / "whole") == unwatched
-
-    def stop(step: int, loss: float) -> None:
-        if step == 6 and not (tmp_path / "stopped").exists():
-            (tmp_path / "stopped").touch()
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with pytest.raises(Interrupted, match="step 6 of 12"):
-        run(config, tmp_path / "parts", on_progress=stop)
+        run(config, tmp_path / "parts", on_progress=stop_at(6))
     assert not RunFolder(tmp_path / "parts").diagnostics.exists()
     assert outcome(config, tmp_path / "parts") == unwatched
     whole, parts = (lit_mult.load_diagnostics(tmp_path / name) for name in ("whole", "parts"))
@@ -222,13 +214,8 @@ def test_a_killed_run_records_what_it_does_again_once(tiny: Tiny, tmp_path: Path
     config = tiny(BUSY | {"train.diagnostics": ["norms", "updates"], "train.diagnostics_every": 2})
     config = config.with_overrides({"train.checkpoint_every": 4})
     run(config, tmp_path / "whole")
-
-    def die(step: int, loss: float) -> None:
-        if step == 7:
-            raise KeyError("as if the process had died")
-
     with pytest.raises(KeyError):
-        run(config, tmp_path / "parts", on_progress=die)
+        run(config, tmp_path / "parts", on_progress=die_at(7))
     run(config, tmp_path / "parts")
     whole, parts = (lit_mult.load_diagnostics(tmp_path / name) for name in ("whole", "parts"))
     pd.testing.assert_frame_equal(parts, whole, check_exact=True)
@@ -269,9 +256,7 @@ def test_a_study_keeps_a_file_for_every_cell(study_dict: Callable[..., dict[str,
     sweep(StudySpec.from_dict(plain), tmp_path / "a", workers=0)  # it is the same study
 
 
-def test_the_command_line_has_short_names(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import yaml
-
+def test_the_command_line_has_short_names(tiny: Tiny, tmp_path: Path, refused: Callable[..., str]) -> None:
     part = tmp_path / "part.yaml"
     part.write_text(yaml.safe_dump(tiny({"train.steps": 4}).to_dict()))
     common = ["fit", "--config", str(part), "--out"]
@@ -282,13 +267,11 @@ def test_the_command_line_has_short_names(tiny: Tiny, tmp_path: Path, capsys: py
     assert sorted(a["step"].unique()) == [0, 2, 4]
     pd.testing.assert_frame_equal(a, b)
 
-    capsys.readouterr()
     for flags, said in (
         (["--diagnostics", "norms,nrms"], "train.diagnostics.1 = 'nrms': input should be 'brownian', 'gradients', "),
         (["--every", "0"], "train.diagnostics_every = 0: input should be greater than 0"),
     ):
-        assert main([*common, str(tmp_path / "c"), *flags]) == 2
-        assert said in capsys.readouterr().err
+        assert said in refused(*common, str(tmp_path / "c"), *flags)
     assert not (tmp_path / "c").exists()
 
 
@@ -310,17 +293,13 @@ def test_pyarrow_is_missed_before_training(tiny: Tiny, tmp_path: Path, monkeypat
 
 
 def test_what_is_recorded_cannot_change_on_the_way(tiny: Tiny, tmp_path: Path) -> None:
-    def die(step: int, loss: float) -> None:
-        if step == 6:
-            raise KeyError("as if the process had died")
-
     watched = {"train.checkpoint_every": 4, "train.diagnostics": ["norms"], "train.diagnostics_every": 3}
     for name, first, then, said in (
         ("a", {}, {"train.diagnostics_every": 2}, "has recorded norms every 3 steps, not norms every 2 steps"),
         ("b", {"train.diagnostics": []}, {}, "has recorded nothing, not norms every 3 steps"),
     ):
         with pytest.raises(KeyError):
-            run(tiny(watched | first), tmp_path / name, on_progress=die)
+            run(tiny(watched | first), tmp_path / name, on_progress=die_at(6))
         with pytest.raises(UserError, match=said):
             run(tiny(watched | then), tmp_path / name)
     run(tiny({"train.steps": 1}), tmp_path / "c")

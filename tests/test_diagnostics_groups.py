@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from diagnostics_data import moment, rms, state, updates, values
+from models import initialized
 from torch import Tensor
 
 import lit_mult
@@ -27,8 +28,6 @@ from lit_mult.config import RunConfig
 from lit_mult.diagnostics.group import make_group
 from lit_mult.diagnostics.groups.symmetry import coordinates
 from lit_mult.diagnostics.readings import Readings
-from lit_mult.method.plan import plan_run
-from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 
 VOCAB = 24
@@ -45,9 +44,7 @@ SHAPE = {
 def build(overrides: dict[str, Any] | None = None) -> Llama:
     """A model whose multipliers and norms are random around 1."""
     config = RunConfig().with_overrides(SHAPE | (overrides or {}))
-    plan = plan_run(config, VOCAB)
-    model = Llama(config.model, plan)
-    initialize(model, plan, seed=0)
+    model = initialized(config, VOCAB)
     shake(model)
     return model
 

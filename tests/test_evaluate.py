@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny_runs import MakeStudy
 
 from lit_mult import cli
 from lit_mult.config import DataConfig, RunConfig
@@ -101,8 +102,7 @@ def test_mini_scores_every_task_and_is_not_run_twice(trained: TrainedRun, monkey
 
 
 def test_checkpoints_on_the_way_are_evaluated_too(trained: TrainedRun, tmp_path: Path) -> None:
-    (tmp_path / "one.jsonl").write_text(json.dumps({"prompt": "1 + 2 =", "choices": ["3.", "9."], "target": 0}))
-    write_task(tmp_path, "one")
+    write_task(tmp_path, "one", [{"prompt": "1 + 2 =", "choices": ["3.", "9."], "target": 0}])
     said: list[str] = []
     evaluate_all([trained], load_suite("one", str(tmp_path)), FEW, along=True, report=said.append)
     found = [EvaluationRecord.read(path) for path in trained.folder.evaluations.glob("one-*.json")]
@@ -120,16 +120,7 @@ def test_the_exported_model_under_lm_evals_own_has_the_same_scores_item_by_item(
     assert cli.main(["tasks", str(tasks)]) == 0
     (tmp_path / "lit_mult.py").write_text("raise ImportError('not here')")
     command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--tasks", "mini", "--include_path", str(tasks)]
-    command += [
-        "--model_args",
-        f"pretrained={out},dtype=float32",
-        "--device",
-        "cpu",
-        "--limit",
-        "16",
-        "--batch_size",
-        "8",
-    ]
+    command += ["--model_args", f"pretrained={out},dtype=float32", "--device", "cpu", "--batch_size", "8"]
     command += ["--limit", "16", "--log_samples", "--output_path", str(tmp_path / "answers")]
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True)
@@ -174,7 +165,8 @@ def test_mini_reaches_for_no_host_and_paper_says_what_it_needs(trained: TrainedR
             assert not list(trained.folder.evaluations.glob("paper-*"))
 
 
-def write_task(folder: Path, name: str, **changes: Any) -> None:
+def write_task(folder: Path, name: str, rows: list[dict[str, Any]], **changes: Any) -> None:
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = {
         "task": name,
         "dataset_path": "json",
@@ -192,14 +184,11 @@ def write_task(folder: Path, name: str, **changes: Any) -> None:
 def test_tasks_of_ones_own_and_groups_without_a_score_of_their_own(trained: TrainedRun, tmp_path: Path) -> None:
     for name, target in (("one", 0), ("two", 1)):
         rows = [{"prompt": f"{n} + {n} =", "choices": [f"{2 * n}.", "x"], "target": target} for n in range(4)]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        write_task(tmp_path, name)
+        write_task(tmp_path, name, rows)
     (tmp_path / "both.yaml").write_text(yaml.safe_dump({"group": "both", "task": ["one", "two"]}))
     record = evaluate(trained, load_suite("both", str(tmp_path)), *last(trained), FEW)
-    assert [(score.task, score.metric, score.side) for score in record.scores] == [
-        ("one", "acc", None),
-        ("two", "acc", None),
-    ]
+    shown = [(score.task, score.metric, score.side) for score in record.scores]
+    assert shown == [("one", "acc", None), ("two", "acc", None)]
     assert record.scores[0].items == [1 - item for item in record.scores[1].items]  # the other answer is right
     assert record.suite == "both"
 
@@ -209,9 +198,7 @@ def test_other_items_or_samples_that_lack_are_another_evaluation(trained: Traine
     for folder, answer in (("a", 0), ("b", 1)):
         tasks = tmp_path / folder / "tasks"
         tasks.mkdir(parents=True)
-        row = {"prompt": "1 + 1 =", "choices": ["2.", "x"], "target": answer}
-        (tasks / "same.jsonl").write_text(json.dumps(row))
-        write_task(tasks, "same")
+        write_task(tasks, "same", [{"prompt": "1 + 1 =", "choices": ["2.", "x"], "target": answer}])
         suite = load_suite("same", str(tasks))
         record = evaluate(trained, suite, *last(trained), FEW)
         places.append(record_path(trained, suite, record.step, FEW))
@@ -229,8 +216,7 @@ def test_tags_patterns_parts_with_options_and_single_tasks_of_the_benchmark(
 ) -> None:
     rows = [{"prompt": f"{n} + {n} =", "choices": [f"{2 * n}.", "x"], "target": 0} for n in range(4)]
     for name in ("one_a", "one_b"):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        write_task(tmp_path, name, tag="tagged")
+        write_task(tmp_path, name, rows, tag="tagged")
     parts = [{"task": "one_a", "num_fewshot": 1}, "one_b"]
     mean = [{"metric": "acc", "aggregation": "mean", "weight_by_size": True}]
     group = {"group": "pair", "task": parts, "aggregate_metric_list": mean}
@@ -247,8 +233,8 @@ def test_tags_patterns_parts_with_options_and_single_tasks_of_the_benchmark(
 
 
 def test_a_task_that_cannot_be_run_is_a_user_error(trained: TrainedRun, tmp_path: Path) -> None:
-    (tmp_path / "bad.jsonl").write_text(json.dumps({"prompt": "1", "choices": ["a", "b"], "target": 0}))
-    write_task(tmp_path, "bad", doc_to_text="{{nothing.of.the.kind}}")
+    rows = [{"prompt": "1", "choices": ["a", "b"], "target": 0}]
+    write_task(tmp_path, "bad", rows, doc_to_text="{{nothing.of.the.kind}}")
     with pytest.raises(UserError, match="--tasks bad: lm-eval cannot run them"):
         evaluate(trained, load_suite("bad", str(tmp_path)), *last(trained), FEW)
 
@@ -291,18 +277,15 @@ def test_a_folder_without_a_run_or_a_checkpoint_is_named(trained: TrainedRun, tm
         find_runs(tmp_path / "b", best=False)
 
 
-def test_the_best_runs_of_a_study_are_all_seeds_of_the_best_rate(tiny_dict: Any, tmp_path: Path) -> None:
-    base = tiny_dict({"data.tokenizer": "bpe:300"})
-    del base["train"]["steps"], base["train"]["batch_size"]
-    study = {
-        "name": "tiny",
-        "base": base,
-        "arms": {"none": {"multipliers": "none"}, "vectors": {"multipliers": "vector"}},
-        "nuisance": {"optim.lr": {"log2": [-12, -5]}},
-        "seeds": [0, 1],
-        "budget": {"steps": 8, "batch_size": 4},
-        "keep_checkpoints": True,
-    }
+def test_the_best_runs_of_a_study_are_all_seeds_of_the_best_rate(small_study_dict: MakeStudy, tmp_path: Path) -> None:
+    study = small_study_dict(
+        {"data.tokenizer": "bpe:300"},
+        arms={"none": {"multipliers": "none"}, "vectors": {"multipliers": "vector"}},
+        nuisance={"optim.lr": {"log2": [-12, -5]}},
+        seeds=[0, 1],
+        budget={"steps": 8, "batch_size": 4},
+        keep_checkpoints=True,
+    )
     sweep(StudySpec.from_dict(study), tmp_path / "study", workers=0)
     assert len(find_runs(tmp_path / "study", best=False)) == 8
     best = find_runs(tmp_path / "study", best=True)
@@ -310,8 +293,7 @@ def test_the_best_runs_of_a_study_are_all_seeds_of_the_best_rate(tiny_dict: Any,
         ("none", 0), ("none", 1), ("vectors", 0), ("vectors", 1),
     ]  # fmt: skip
     assert {one.record.config["optim"]["lr"] for one in best} == {2**-5}  # 2^-12 hardly moves in eight steps
-    (tmp_path / "one.jsonl").write_text(json.dumps({"prompt": "1 + 2 =", "choices": ["3", "9"], "target": 0}))
-    write_task(tmp_path, "one")
+    write_task(tmp_path, "one", [{"prompt": "1 + 2 =", "choices": ["3", "9"], "target": 0}])
     arguments = ["--tasks", "one", "--include_path", str(tmp_path)]
     assert cli.main(["evaluate", str(tmp_path / "study"), "--best", *arguments]) == 0
     assert len(list((tmp_path / "study" / "evaluations").rglob("*.json"))) == 4

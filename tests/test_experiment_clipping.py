@@ -36,14 +36,7 @@ def study(
                 path = write_run(
                     folder, None if lost else final, arm="muP", cell=cell, nuisance=nuisance, val_curve=curve
                 )
-                run = {
-                    "arm": arm,
-                    "optimizer": optimizer,
-                    "seed": seed,
-                    "final_loss": final,
-                    "path": str(path),
-                    "label": arm,
-                }
+                run = {"arm": arm, "optimizer": optimizer, "seed": seed, "path": str(path), "label": arm}
                 readings = [
                     (step, f"gradient_norm_{what}_multipliers", "model", norm * (1 if step <= 10 else 0.1))
                     for step in range(0, 101, 10)
@@ -51,7 +44,7 @@ def study(
                         ("with", "without"), (norms[0] if arm != "none" else norms[1], norms[1]), strict=True
                     )
                 ]
-                cells.append((run, readings))
+                cells.append((run | {"final_loss": final}, readings))
     return evidence(cells)
 
 

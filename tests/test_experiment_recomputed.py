@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections import defaultdict
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_results import RESULTS, table
 
 pq = pytest.importorskip("pyarrow.parquet")
 
-RESULTS = Path(__file__).parent.parent / "results"
 STUDIES = ["projector_norm", "mlp_scale"]
 pytestmark = pytest.mark.skipif(
     not all((RESULTS / study).is_dir() for study in STUDIES), reason="these studies have no committed results"
@@ -78,18 +77,13 @@ def lines(folder: Path) -> Lines:
     return found
 
 
-def table(folder: Path, name: str) -> list[dict[str, str]]:
-    with (folder / "tables" / f"{name}.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
 def key_of(row: dict[str, str]) -> Key:
     return row["optimizer"], row["arm"], int(row["seed"])
 
 
 def test_slopes_of_norms_agree_to_1e_9(folder: Path, lines: Lines) -> None:
     compared = defaultdict[float, set[Key]](set)
-    for row in table(folder, "slopes"):
+    for row in table(folder.name, "slopes"):
         if row["measure"] in ("head_rms", "mlp_rms"):
             smallest = float(row["from_scale"])
             norms = {scale: norm for scale, (_, norm, _) in lines[key_of(row)].items() if scale >= smallest}
@@ -102,7 +96,7 @@ def test_slopes_of_norms_agree_to_1e_9(folder: Path, lines: Lines) -> None:
 
 def test_rises_of_losses_agree_to_1e_9(folder: Path, lines: Lines) -> None:
     compared = 0
-    for row in table(folder, "rises"):
+    for row in table(folder.name, "rises"):
         optimizer, arm, seed = key = key_of(row)
         at = float(row["at"])
         totals = defaultdict[float, float](float)  # over the other seeds
@@ -118,7 +112,7 @@ def test_rises_of_losses_agree_to_1e_9(folder: Path, lines: Lines) -> None:
 
 def test_noise_factors_agree_to_1e_9(folder: Path, lines: Lines) -> None:
     compared = 0
-    for row in table(folder, "noise_factors"):
+    for row in table(folder.name, "noise_factors"):
         if row["measure"] in ("head_over_noise", "mlp_noise_factor"):
             distances = [distance for _, _, distance in lines[key_of(row)].values()]
             assert float(row["factor"]) == pytest.approx(math.exp(sum(distances) / len(distances)), abs=1e-9)

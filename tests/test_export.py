@@ -21,7 +21,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import initialized
 from safetensors.torch import load_file
+from tiny_runs import Tiny
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import models, pre_tokenizers, processors
 from torch import nn
@@ -36,8 +38,6 @@ from lit_mult.errors import UserError
 from lit_mult.hf import export as export_module
 from lit_mult.hf.check import Agreement, agreement
 from lit_mult.hf.export import export, write_tokenizer
-from lit_mult.method.plan import plan_run
-from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.merging import merged
 from lit_mult.nn.multipliers import MultipliedMatrix
@@ -45,7 +45,6 @@ from lit_mult.training.folder import RunFolder
 from lit_mult.training.run import run
 from lit_mult.training.trained import load_trained
 
-Tiny = Callable[..., RunConfig]
 VOCAB = 256
 SHAPE = {
     "model.d_model": 32,
@@ -67,9 +66,7 @@ def corpus() -> TokenizedCorpus:
 def build(overrides: dict[str, Any]) -> tuple[Llama, RunConfig]:
     """A model with random multipliers and norms, and logits of order 10."""
     config = RunConfig().with_overrides(SHAPE | overrides)
-    plan = plan_run(config, VOCAB)
-    model = Llama(config.model, plan).eval()
-    initialize(model, plan, seed=0)
+    model = initialized(config, VOCAB).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -184,11 +184,7 @@ def test_low_precision_keeps_the_dtype_and_stays_near_float64(dtype: torch.dtype
     H, G = 4, 2
     rotation_TK2 = rotations().float()
     cases = [
-        (
-            lambda x: rotate_qkv(x, rotation_TK2, H, G),
-            lambda x: textbook_qkv(x, H, G),
-            (normal(B, T, H + 2 * G, K),),
-        ),
+        (lambda x: rotate_qkv(x, rotation_TK2, H, G), lambda x: textbook_qkv(x, H, G), (normal(B, T, H + 2 * G, K),)),
         (lambda x: (swiglu(x),), lambda x: (textbook_swiglu(x),), (normal(B, T, 14),)),
         (
             lambda x, w: (rms_norm(x, w, 1e-5),),

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import heavyball
 import pytest
 import torch
+from tiny_runs import MakeStudy, Tiny
 from torch import Tensor, nn
 
 import lit_mult
 from lit_mult.cli import main
-from lit_mult.config import OptimConfig, RunConfig
+from lit_mult.config import OptimConfig
 from lit_mult.diagnostics.brownian import particles, simulate
 from lit_mult.errors import ConfigError, Interrupted
 from lit_mult.hf.export import export
@@ -26,7 +26,6 @@ from lit_mult.study.sweep import sweep
 from lit_mult.training.run import run
 from lit_mult.training.trained import load_trained
 
-Tiny = Callable[..., RunConfig]
 OPTIMIZERS = ["hyperball", "muon-hyperball"]
 BUILD: dict[str, Any] = {"hyperball": hyperball.build_adam, "muon-hyperball": hyperball.build_muon}
 
@@ -160,24 +159,18 @@ def test_stacks_are_refused_in_one_line(tiny: Tiny, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sweep_reports_it_beside_the_others(
-    tiny_dict: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    study = {
-        "name": "four",
-        "base": tiny_dict({"train.eval_every": 6}),
-        "arms": {"plain": {"multipliers": "none"}, "vectors": {"multipliers": "vector"}},
-        "factors": {"optimizer": ["adamw", "muon", *OPTIMIZERS]},
-        "nuisance": {"optim.lr": [0.01, 0.02, 0.04]},
-        "seeds": [0],
-        "budget": {"steps": 12, "batch_size": 4},
-    }
+def test_a_sweep_reports_it_beside_the_others(small_study_dict: MakeStudy, tmp_path: Path) -> None:
+    study = small_study_dict(
+        {"train.eval_every": 6},
+        factors={"optimizer": ["adamw", "muon", *OPTIMIZERS]},
+        nuisance={"optim.lr": [0.01, 0.02, 0.04]},
+        budget={"steps": 12, "batch_size": 4},
+    )
     sweep(StudySpec.from_dict(study), tmp_path / "out", workers=0)
     assert main(["report", str(tmp_path / "out")]) == 0
     report = (tmp_path / "out" / "report.md").read_text()
     for label in ("AdamW", "Muon", "Hyperball", "Muon-Hyperball"):
         assert f"vectors · {label}" in report
-    capsys.readouterr()
 
 
 def test_the_coordinate_check_passes(text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

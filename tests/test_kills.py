@@ -9,20 +9,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 import yaml
-from test_recovery import outcomes, states, study_dict  # noqa: F401 - a fixture
+from study_data import assert_undisturbed, outcomes, states, workers_of
+from test_recovery import study_dict  # noqa: F401 - a fixture
+from tiny_runs import MakeStudy
 
 from lit_mult.study import lease as leases
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.sweep import sweep
-
-MakeStudy = Callable[..., dict[str, Any]]
-
 
 # Kills a sweep before the first change of a file, before the second and so on, and sweeps to the end after each. Prints
 # the changes before which it did and, for each study, what can be told of it. Forks, as the imports take longest.
@@ -78,10 +76,7 @@ print(json.dumps(points))
 
 
 @pytest.mark.slow
-def test_a_sweep_may_be_killed_before_any_change_of_a_file(
-    study_dict: MakeStudy,  # noqa: F811
-    tmp_path: Path,
-) -> None:
+def test_a_sweep_may_be_killed_before_any_change_of_a_file(study_dict: MakeStudy, tmp_path: Path) -> None:  # noqa: F811
     study = study_dict(arms={"vectors": {"multipliers": "vector"}}, nuisance={}, budget={"steps": 10, "batch_size": 4})
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(study))
@@ -185,10 +180,7 @@ shutil.copytree(out / "records", kept / "records")
 """
 
 
-def test_a_full_disk_is_one_line_and_nothing_lost(
-    study_dict: MakeStudy,  # noqa: F811
-    tmp_path: Path,
-) -> None:
+def test_a_full_disk_is_one_line_and_nothing_lost(study_dict: MakeStudy, tmp_path: Path) -> None:  # noqa: F811
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     disk.mkdir()
     kept.mkdir()
@@ -219,8 +211,7 @@ def test_a_full_disk_is_one_line_and_nothing_lost(
     assert seen["journal"]["torn_journal"]
     assert seen["room"]["code"] == 0, (kept / "room").read_text()
     assert (seen["room"]["left"], seen["room"]["damaged"]) == ([], [])
-    sweep(StudySpec.from_dict(dictionary), tmp_path / "whole", workers=0)
-    assert outcomes(kept) == outcomes(tmp_path / "whole")
+    assert_undisturbed(StudySpec.from_dict(dictionary), kept)
 
 
 # The killer
@@ -258,19 +249,6 @@ class Study:
             if step := leases.read_lease(path).get("from_step"):
                 self.resumed.add((path.name, step))
         return self.process.poll() is not None
-
-    def workers(self) -> list[int]:
-        """Processes below the command that run multiprocessing's spawned main."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                fields = (path / "stat").read_text().rpartition(")")[2].split()
-                command = (path / "cmdline").read_text()
-            except OSError:
-                continue
-            if int(fields[1]) == self.process.pid and fields[0] != "Z" and "spawn_main" in command:
-                found.append(int(path.name))
-        return found
 
     def hears_sigint(self) -> bool:
         """Whether Python has come to the command; before, its own start-up would print a traceback."""
@@ -324,7 +302,7 @@ def _survive(study: Study, chance: random.Random, seconds: float) -> None:
             study.start()
             continue
         whom, what = blows[-1]
-        victims = [study.process.pid] if whom == "command" else study.workers()
+        victims = [study.process.pid] if whom == "command" else workers_of(study.process.pid)
         if not victims or (what == signal.SIGINT and whom == "command" and not study.hears_sigint()):
             continue  # still starting
         try:
@@ -338,13 +316,7 @@ def _survive(study: Study, chance: random.Random, seconds: float) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="finds processes through /proc")
 @pytest.mark.parametrize("storage", ["journal", "sqlite"])
-@pytest.mark.parametrize("seed", [0])
-def test_a_study_survives_its_killer(
-    study_dict: MakeStudy,  # noqa: F811
-    tmp_path: Path,
-    storage: str,
-    seed: int,
-) -> None:
+def test_a_study_survives_its_killer(study_dict: MakeStudy, tmp_path: Path, storage: str) -> None:  # noqa: F811
     # 72 cells of a second or so, with checkpoints that a stopped or killed one goes on from.
     base = study_dict()["base"]
     base["train"]["checkpoint_every"] = 20
@@ -355,7 +327,7 @@ def test_a_study_survives_its_killer(
     url = f"sqlite:///{tmp_path / 'study.db'}"
     study = Study(path, tmp_path, ["--storage", url] if storage == "sqlite" else [])
     try:
-        _survive(study, random.Random(seed), seconds=1500)
+        _survive(study, random.Random(0), seconds=1500)
     finally:
         study.close()
 
@@ -364,8 +336,7 @@ def test_a_study_survives_its_killer(
     assert "Exception ignored" not in study.said
     assert study.resumed
     out = tmp_path / "out"
-    sweep(StudySpec.from_dict(dictionary), tmp_path / "whole", workers=0)
-    assert outcomes(out) == outcomes(tmp_path / "whole")
+    assert_undisturbed(StudySpec.from_dict(dictionary), out)
     assert len(outcomes(out)) == 72
     assert not list(out.rglob("*.damaged"))
     left = [path for folder in ("attempts", "sweeps", "cells") for path in (out / folder).iterdir()]

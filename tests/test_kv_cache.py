@@ -9,11 +9,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from models import initialized
 from torch import Tensor
 
 from lit_mult.config import RunConfig
-from lit_mult.method.plan import plan_run
-from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.merging import merged
 
@@ -24,9 +23,7 @@ VOCAB = 31
 def model(request: pytest.FixtureRequest) -> Llama:
     shape = {"d_model": 32, "n_layers": 2, "head_dim": 8, "num_key_value_groups": request.param}
     config = RunConfig.from_dict({"model": shape, "multipliers": "vector"})
-    plan = plan_run(config, VOCAB)
-    model = Llama(config.model, plan)
-    initialize(model, plan, seed=0)
+    model = initialized(config, VOCAB)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:

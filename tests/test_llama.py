@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from models import initialized
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -29,10 +30,7 @@ def configure(model: dict[str, Any] | None = None, **settings: Any) -> RunConfig
 
 
 def build(config: RunConfig, seed: int = 0) -> Llama:
-    plan = plan_run(config, VOCAB)
-    model = Llama(config.model, plan)
-    initialize(model, plan, seed)
-    return model
+    return initialized(config, VOCAB, seed)
 
 
 def tokens(*size: int, seed: int = 5) -> Tensor:

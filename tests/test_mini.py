@@ -218,7 +218,9 @@ def test_nothing_that_is_asked_is_in_the_training_text_whatever_its_wording() ->
         own = list(itertools.islice(items(family, Draw("training side"), held_out=False), 400))
         full = [f"{item.prompt} {item.answer}" if item.choices else item.prompt for item in own]
         small_space = family in (SYMBOLIC["boolean"], SYMBOLIC["counting"], algebra)
-        assert sum(content(line) in seen for line in full) >= (200 if small_space else 0)
+        found_again = sum(content(line) in seen for line in full)
+        # The order of three balls and their swaps leaves too many for any to come twice.
+        assert found_again >= (200 if small_space else 50) or family is SYMBOLIC["tracking"]
 
 
 def test_training_states_every_fact_that_is_asked_for_and_asks_about_other_places() -> None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import initialized
 from torch import Tensor, nn
 
 from lit_mult.config import RunConfig
-from lit_mult.method.plan import MatrixPlan, plan_run
-from lit_mult.nn.init import initialize
+from lit_mult.method.plan import MatrixPlan
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.multipliers import MultipliedEmbedding, MultipliedLinear, MultipliedMatrix, effective_weight
 from lit_mult.registry.contracts import Axis
@@ -184,11 +184,7 @@ def test_a_model_of_merged_weights_without_multipliers_gives_the_same_logits(
 
 
 def build(**settings: object) -> Llama:
-    config = RunConfig.from_dict(settings)
-    plan = plan_run(config, VOCAB)
-    model = Llama(config.model, plan)
-    initialize(model, plan, seed=0)
-    return model
+    return initialized(RunConfig.from_dict(settings), VOCAB)
 
 
 def matrices(model: nn.Module) -> list[MultipliedMatrix]:

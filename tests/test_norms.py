@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from models import initialized
 from safetensors.torch import load_file
+from tiny_runs import Tiny
 from transformers import AutoModelForCausalLM
 
 from lit_mult.cli import main
@@ -25,7 +26,6 @@ from lit_mult.training.folder import RunFolder
 from lit_mult.training.run import run
 from lit_mult.training.trained import load_trained
 
-Tiny = Callable[..., RunConfig]
 VOCAB = 48
 SMALL = {"model.d_model": 16, "model.head_dim": 8, "model.n_layers": 2, "parametrization.base_d_model": 8}
 FROZEN = {"model.block_norms": "frozen", "model.final_norm": "frozen"}
@@ -35,9 +35,7 @@ SCALAR = {"model.final_norm": "scalar"}
 def build(overrides: dict[str, Any], value: float = 1.0) -> tuple[Llama, RunConfig]:
     """An initialized model whose final norm weighs `value` where it is learned."""
     config = RunConfig().with_overrides(SMALL | overrides)
-    plan = plan_run(config, VOCAB)
-    model = Llama(config.model, plan)
-    initialize(model, plan, seed=0)
+    model = initialized(config, VOCAB)
     if model.norm.weight.requires_grad:
         with torch.no_grad():
             model.norm.weight.fill_(value)

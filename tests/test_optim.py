@@ -40,12 +40,10 @@ def planned(config: RunConfig) -> tuple[Llama, list[Any]]:
 # Parameter groups
 
 
-@pytest.mark.parametrize(
-    ("kind", "optimizer", "table", "tied"),
-    list(
-        itertools.product(["none", "fixed", "scalar", "vector"], ["adamw", "muon"], ["full", "minimal"], [False, True])
-    ),
-)
+@pytest.mark.parametrize("kind", ["none", "fixed", "scalar", "vector"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("table", ["full", "minimal"])
+@pytest.mark.parametrize("tied", [False, True])
 def test_every_parameter_is_in_exactly_one_group(kind: str, optimizer: str, table: str, tied: bool) -> None:
     config = configure(
         multipliers=kind, optimizer=optimizer, placement={"table": table}, model={"tie_embeddings": tied}
@@ -79,8 +77,7 @@ def test_counts_of_parameters_by_role() -> None:
 def test_norms_and_multipliers_have_groups_of_their_own() -> None:
     # The same rate and decay as a matrix does not put them together: a group is read by its name in logs and tables.
     config = configure(
-        multipliers="vector",
-        optim={"lr": 0.01, "vector_lr": 0.01, "multiplier_weight_decay": 0.0, "weight_decay": 0.0},
+        multipliers="vector", optim={"lr": 0.01, "vector_lr": 0.01, "multiplier_weight_decay": 0.0, "weight_decay": 0.0}
     )
     names = [group["name"] for group in parameter_groups(planned(config)[1])]
     assert len(set(names)) == len(names) == 3
@@ -120,12 +117,7 @@ def parameters(seed: int = 0) -> dict[str, nn.Parameter]:
 
 
 def groups(by_name: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
-    rows = (
-        ("d", "muon", 0.02, 0.1),
-        ("ab", "adamw", 0.01, 0.3),
-        ("e", "muon", 0.005, 0.0),
-        ("c", "adamw", 0.1, 0.0),
-    )
+    rows = (("d", "muon", 0.02, 0.1), ("ab", "adamw", 0.01, 0.3), ("e", "muon", 0.005, 0.0), ("c", "adamw", 0.1, 0.0))
     return [
         {"params": [by_name[n] for n in names], "name": names, "optimizer": optimizer, "lr": lr, "weight_decay": decay}
         for names, optimizer, lr, decay in rows
@@ -331,11 +323,7 @@ SCHEDULES = [
     # wsd, 12 steps: warmup round(1.2) = 1 step, decay over the last 2 = 12/6: 8^(-1/2), 8^-1.
     ({}, 12, [1] * 10 + [8**-0.5, 1 / 8]),
     # wsd, 8 steps: warmup 4 (1/4, ..., 1), decay 2: 4^(-1/2), 4^-1.
-    (
-        {"warmup_fraction": 0.5, "decay_fraction": 0.25, "final_ratio": 0.25},
-        8,
-        [0.25, 0.5, 0.75, 1, 1, 1, 0.5, 0.25],
-    ),
+    ({"warmup_fraction": 0.5, "decay_fraction": 0.25, "final_ratio": 0.25}, 8, [0.25, 0.5, 0.75, 1, 1, 1, 0.5, 0.25]),
     # wsd that decays from the end of its warmup: 2 + 2 steps.
     ({"warmup_fraction": 0.5, "decay_fraction": 0.5, "final_ratio": 0.25}, 4, [0.5, 1, 0.5, 0.25]),
     # wsd without decay.

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from refusals import refusal
+from tiny_runs import Tiny
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_mult.cli import main
@@ -30,7 +32,6 @@ from lit_mult.nn.multipliers import MultipliedMatrix
 from lit_mult.training.run import run
 from lit_mult.training.trained import load_trained
 
-Tiny = Callable[..., RunConfig]
 VOCAB = 256
 
 
@@ -243,19 +244,16 @@ def test_what_cannot_be_represented_is_refused_in_one_line(changes: dict[str, An
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
-    with pytest.raises(ConfigError) as caught:
+    with refusal(said, kind=ConfigError) as caught:
         started(configure(tmp_path))
 
-    assert said in str(caught.value)
     assert str(caught.value).startswith(f"model.pretrained = '{tmp_path}'")
-    assert "\n" not in str(caught.value)
 
 
 def test_folders_without_usable_files_are_refused_in_one_line(tmp_path: Path) -> None:
     def said() -> str:
-        with pytest.raises(ConfigError) as caught:
+        with refusal(kind=ConfigError) as caught:
             started(configure(tmp_path))
-        assert "\n" not in str(caught.value)
         return str(caught.value)
 
     assert "has no config.json" in said()
@@ -289,10 +287,8 @@ def test_folders_without_usable_files_are_refused_in_one_line(tmp_path: Path) ->
 )
 def test_a_config_that_does_not_fit_is_told_the_value(overrides: dict[str, Any], said: str, tmp_path: Path) -> None:
     save(tmp_path)
-    with pytest.raises(ConfigError) as caught:
+    with refusal(said, "lit-mult import writes a config that fits", kind=ConfigError):
         started(configure(tmp_path, **overrides))
-    assert said in str(caught.value)
-    assert "lit-mult import writes a config that fits" in str(caught.value)
 
 
 def test_another_number_of_ids_is_refused(tmp_path: Path) -> None:

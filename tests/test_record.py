@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from record_data import make_record
 
 from lit_mult.config import RunConfig
 from lit_mult.errors import UserError
@@ -15,30 +16,7 @@ from lit_mult.schema import RunRecord
 
 @pytest.fixture
 def record() -> RunRecord:
-    config = RunConfig()
-    return RunRecord(
-        status="completed",
-        config=config.to_dict(),
-        config_hash=config.hash,
-        seed=0,
-        git_commit=None,
-        versions={},
-        device="cpu",
-        started_at="2026-01-01T00:00:00+00:00",
-        corpus_hash="c0ffee",
-        train_tokens_available=10,
-        parameters={"total": 1, "non_embedding": 1, "multipliers": 0},
-        steps=2,
-        tokens=32,
-        wall_seconds=1.0,
-        tokens_per_second=32.0,
-        initial_loss=5.5,
-        final_loss=2.5,
-        best_loss=2.5,
-        final_bits_per_byte=3.6,
-        train_curve=[(2, 3.0)],
-        val_curve=[(0, 5.5), (2, 2.5)],
-    )
+    return make_record(RunConfig(), 2.5, git_commit=None)
 
 
 def test_a_record_comes_back_as_it_was(record: RunRecord, tmp_path: Path) -> None:

@@ -7,72 +7,34 @@ import os
 import shutil
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lightning import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from study_data import assert_undisturbed, outcomes, queues, states
+from tiny_runs import MakeStudy
 
 from lit_mult.errors import Interrupted, UserError
 from lit_mult.layout import find_records
-from lit_mult.schema import RunRecord
 from lit_mult.study import lease as leases
 from lit_mult.study import stack as stacks
 from lit_mult.study import sweep as sweeping
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.job import AlreadyClaimed, Failed, Job, run_job
 from lit_mult.study.lease import machine
-from lit_mult.study.queue import CellQueue
 from lit_mult.study.spec import StudySpec
-from lit_mult.study.storage import open_storage
-from lit_mult.study.sweep import check_cells, sweep
+from lit_mult.study.sweep import sweep
 from lit_mult.training import run
 
-MakeStudy = Callable[..., dict[str, Any]]
-
 
 @pytest.fixture
-def study_dict(tiny_dict: Callable[..., dict[str, Any]]) -> MakeStudy:
+def study_dict(small_study_dict: MakeStudy) -> MakeStudy:
     """A study of 2 arms x 2 rates: 4 cells of 12 steps, with a checkpoint every 4."""
-
-    def make(**changes: Any) -> dict[str, Any]:
-        base = tiny_dict({"train.checkpoint_every": 4})
-        del base["train"]["steps"], base["train"]["batch_size"]
-        study = {
-            "name": "tiny",
-            "base": base,
-            "arms": {"muP": {"multipliers": "fixed"}, "vectors": {"multipliers": "vector"}},
-            "nuisance": {"optim.lr": {"log2": [-8, -5]}},
-            "seeds": [0],
-            "budget": {"steps": 12, "batch_size": 4},
-        }
-        return {**study, **changes}
-
-    return make
-
-
-@pytest.fixture
-def spec(study_dict: MakeStudy) -> StudySpec:
-    return StudySpec.from_dict(study_dict())
-
-
-def outcomes(folder: Path) -> dict[str, tuple[Any, ...]]:
-    """All that training decides, by the record's name."""
-    records = {path.name: RunRecord.read(path) for path in find_records(folder)}
-    return {
-        name: (one.status, one.steps, one.initial_loss, one.final_loss, one.train_curve, one.val_curve)
-        for name, one in records.items()
-    }
-
-
-def states(storage: str | Path) -> Counter[str]:
-    """How many trials are in which state."""
-    opened = open_storage(storage)
-    studies = [opened.get_all_trials(study._study_id) for study in opened.get_all_studies()]
-    return Counter(trial.state.name for trials in studies for trial in trials)
+    return partial(small_study_dict, {"train.checkpoint_every": 4}, budget={"steps": 12, "batch_size": 4})
 
 
 def stop_in_the_third(spec: StudySpec, out: Path, monkeypatch: pytest.MonkeyPatch, step: int = 6) -> Path:
@@ -126,20 +88,11 @@ def test_a_damaged_checkpoint_is_set_aside_and_its_cell_run_again(
 ) -> None:
     work = stop_in_the_third(spec, tmp_path / "out", monkeypatch)
     damage(work / "checkpoints" / "step=6.ckpt")
-    seen: list[list[str]] = []
-    real = StudyFolder.finished
-
-    def look(self: StudyFolder, cell: str) -> RunRecord | None:
-        seen.append([path.name for path in work.glob("checkpoints/*.damaged")])
-        return real(self, cell)
-
-    monkeypatch.setattr(StudyFolder, "finished", look)
     with pytest.warns(UserWarning, match=r"step=6\.ckpt: damaged, renamed"):
         result = sweep(spec, tmp_path / "out", workers=0)
 
     assert (result.ran, result.failures) == (2, {})
-    sweep(spec, tmp_path / "whole", workers=0)
-    assert outcomes(tmp_path / "out") == outcomes(tmp_path / "whole")
+    assert_undisturbed(spec, tmp_path / "out")
 
 
 def test_a_torn_checkpoint_is_passed_over(spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,8 +103,7 @@ def test_a_torn_checkpoint_is_passed_over(spec: StudySpec, tmp_path: Path, monke
     with pytest.warns(UserWarning, match=r"step=8\.ckpt: damaged, renamed"):
         assert sweep(spec, tmp_path / "out", workers=0).ran == 2
 
-    sweep(spec, tmp_path / "whole", workers=0)
-    assert outcomes(tmp_path / "out") == outcomes(tmp_path / "whole")
+    assert_undisturbed(spec, tmp_path / "out")
 
 
 @pytest.mark.parametrize("content", ["", '{"schema_version": 1, "status": "comp', "\x00" * 50])
@@ -176,8 +128,7 @@ def test_an_empty_attempt_is_one_that_died(spec: StudySpec, tmp_path: Path, monk
 
     assert not list((tmp_path / "out" / "attempts").iterdir())
     assert not work.exists()
-    sweep(spec, tmp_path / "whole", workers=0)
-    assert outcomes(tmp_path / "out") == outcomes(tmp_path / "whole")
+    assert_undisturbed(spec, tmp_path / "out")
 
 
 def test_a_torn_end_of_the_journal_is_cut_off(spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,14 +211,13 @@ def test_a_cell_that_was_sampled_by_a_sweep_that_was_killed_is_run_by_another(
     study = study_dict(arms={"muP": {}}, nuisance={"optim.lr": rates}, sampler="tpe", budget=budget)
     spec = StudySpec.from_dict(study)
     folder = StudyFolder(tmp_path / "out")
-    with folder.locked():
-        identity = folder.claim(spec, check_cells(spec))
     sampled: list[str] = []
 
     def sample_one_elsewhere(job: Job, post: Any, stop: Any) -> Any:
         outcome = run_job(job, post)
         if not sampled:
-            ticket = CellQueue(spec, folder, open_storage(folder.journal), identity, "killed", retries=3).next()
+            (killed,) = queues(spec, folder, "killed")
+            ticket = killed.next()
             assert ticket is not None
             sampled.append(ticket.cell.id)
         return outcome
@@ -314,8 +264,7 @@ def test_an_overtaken_cell_is_left_to_its_new_holder_until_that_dies(
     assert isinstance(ends[0], AlreadyClaimed)
     assert (result.ran, result.failures) == (4, {})
     assert states(tmp_path / "out" / "optuna.journal") == {"COMPLETE": 4}
-    sweep(spec, tmp_path / "whole", workers=0)
-    assert outcomes(tmp_path / "out") == outcomes(tmp_path / "whole")
+    assert_undisturbed(spec, tmp_path / "out")
 
 
 @pytest.mark.parametrize(("number", "end"), [(signal.SIGTERM, Interrupted), (signal.SIGINT, KeyboardInterrupt)])

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import initialized
 from torch import Tensor, nn
 
 from lit_mult.cli import main
 from lit_mult.config import RunConfig
-from lit_mult.method.plan import plan_run
 from lit_mult.method.redundancy import Kind, Redundancy, redundancies
-from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama, RMSNorm
 from lit_mult.nn.multipliers import MultipliedMatrix
 from lit_mult.registry.contracts import Axis
@@ -45,10 +46,7 @@ def config_of(table: str = "full", kind: str = "vector", layers: int = 1, groups
 
 def model_of(config: RunConfig, seed: int) -> tuple[Llama, dict[str, nn.Parameter]]:
     """A random model in float64, and its multipliers and norm weights, none of them near 1."""
-    plan = plan_run(config, VOCAB)
-    model = Llama(config.model, plan)
-    initialize(model, plan, seed)
-    model.double()
+    model = initialized(config, VOCAB, seed).double()
     generator = torch.Generator().manual_seed(seed)
     movable = {}
     for name, module in model.named_modules():
@@ -235,14 +233,9 @@ def test_decay_holds_what_it_pulls_from_both_sides() -> None:
     assert keys.remedy == remedy
 
 
-Tiny = Callable[..., dict[str, Any]]
-
-
 def test_lint_placement_takes_a_file_and_options(
-    tiny_dict: Tiny, tmp_path: Any, capsys: pytest.CaptureFixture[str]
+    tiny_dict: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import yaml
-
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(tiny_dict({"multipliers": "vector"})))
 
     assert main(["lint-placement", str(tmp_path / "run.yaml")]) == 0

@@ -27,6 +27,11 @@ EXPERIMENTS = [name for name in get_args(Experiment) if (RESULTS / name).is_dir(
 Records = list[dict[str, Any]]
 
 
+def table(study: str, name: str) -> list[dict[str, str]]:
+    with (RESULTS / study / "tables" / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
 def read(study: str) -> Records:
     return [json.loads(path.read_text()) for path in sorted((RESULTS / study / "records").glob("*.json"))]
 
@@ -79,13 +84,12 @@ def test_sensitivities_agree_with_a_recomputation_to_1e_9(study: str, records: R
         recomputed[key] = sum(losses) / len(losses) - min(losses)
 
     compared = 0
-    with (RESULTS / study / "tables" / "points.csv").open() as file:
-        for row in csv.DictReader(file):
-            key = (row["arm"], row["optimizer"], int(row["d_model"]), int(row["seed"]))
-            assert float(row["best_loss"]) == min(loss for _, loss, _ in curves[key])
-            if row["sensitivity"]:
-                assert float(row["sensitivity"]) == pytest.approx(recomputed[key], abs=1e-9)
-                compared += 1
+    for row in table(study, "points"):
+        key = (row["arm"], row["optimizer"], int(row["d_model"]), int(row["seed"]))
+        assert float(row["best_loss"]) == min(loss for _, loss, _ in curves[key])
+        if row["sensitivity"]:
+            assert float(row["sensitivity"]) == pytest.approx(recomputed[key], abs=1e-9)
+            compared += 1
     assert compared == arms * 2 * 3 * 3  # arms x optimizers x widths x seeds; the reference arm has one rate
 
 
@@ -118,7 +122,6 @@ def downstream_scores() -> dict[tuple[str, str, int, int], dict[str, list[float]
 def test_downstream_scores_and_differences_agree_with_a_recomputation_to_1e_9() -> None:
     found = downstream_scores()
     assert len(found) == 2 * 2 * 3 * 3  # arms x optimizers x seeds x checkpoints
-    tables = RESULTS / "downstream" / "tables"
     tasks = list(next(iter(found.values())))
     assert len(tasks) == 7
 
@@ -129,25 +132,23 @@ def test_downstream_scores_and_differences_agree_with_a_recomputation_to_1e_9() 
         return sum(items) / len(items)
 
     compared = 0
-    with (tables / "scores_mini.csv").open() as file:
-        for row in csv.DictReader(file):
-            if row["task"] in (*tasks, "average"):
-                place = (row["arm"], row["optimizer"])
-                values = [score(*place, seed, int(row["step"]), row["task"]) for seed in range(3)]
-                assert float(row["value"]) == pytest.approx(sum(values) / 3, abs=1e-9)
-                compared += 1
+    for row in table("downstream", "scores_mini"):
+        if row["task"] in (*tasks, "average"):
+            place = (row["arm"], row["optimizer"])
+            values = [score(*place, seed, int(row["step"]), row["task"]) for seed in range(3)]
+            assert float(row["value"]) == pytest.approx(sum(values) / 3, abs=1e-9)
+            compared += 1
     assert compared == 2 * 2 * 3 * 8
-    with (tables / "scores_mini_differences.csv").open() as file:
-        for row in csv.DictReader(file):
-            if row["between"] == "arm" and row["task"] in (*tasks, "average"):
-                optimizer = row["within"].lower()
-                of, against = (
-                    sum(score(row[side], optimizer, seed, 1500, row["task"]) for seed in range(3)) / 3
-                    for side in ("of", "against")
-                )
-                assert float(row["difference"]) == pytest.approx(of - against, abs=1e-9)
-                assert float(row["low"]) <= of - against <= float(row["high"])
-                compared += 1
+    for row in table("downstream", "scores_mini_differences"):
+        if row["between"] == "arm" and row["task"] in (*tasks, "average"):
+            optimizer = row["within"].lower()
+            of, against = (
+                sum(score(row[side], optimizer, seed, 1500, row["task"]) for seed in range(3)) / 3
+                for side in ("of", "against")
+            )
+            assert float(row["difference"]) == pytest.approx(of - against, abs=1e-9)
+            assert float(row["low"]) <= of - against <= float(row["high"])
+            compared += 1
     assert compared == 2 * 2 * 3 * 8 + 2 * 8
 
 

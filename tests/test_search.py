@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from refusals import refusal
+from study_data import queues, trials
+from tiny_runs import MakeStudy
 
 from lit_mult.analysis.frame import load_records
 from lit_mult.config import RunConfig
@@ -26,14 +26,11 @@ from lit_mult.schema import RunRecord
 from lit_mult.study.files import load_study
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.grids import next_rate
-from lit_mult.study.queue import CellQueue
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.storage import open_storage
-from lit_mult.study.sweep import check_cells, sweep
+from lit_mult.study.sweep import sweep
 from lit_mult.study.tuning import tuned_preset
 from lit_mult.training import run as run_module
-
-MakeStudy = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
@@ -58,11 +55,6 @@ def tuning_dict(study_dict: MakeStudy) -> MakeStudy:
 
 def records(folder: Path) -> list[RunRecord]:
     return [RunRecord.read(path) for path in find_records(folder)]
-
-
-def trials(folder: Path, name: str) -> list[optuna.trial.FrozenTrial]:
-    storage = JournalStorage(JournalFileBackend(str(folder / "optuna.journal")))
-    return optuna.load_study(study_name=name, storage=storage).trials
 
 
 @pytest.mark.parametrize(("tier", "searched"), [("NONE", 0), ("LR", 9), ("LRWD", 18), ("FULL", 24)])
@@ -148,10 +140,8 @@ def test_a_preset_makes_cells_that_need_no_file(study_dict: MakeStudy, tmp_path:
     ],
 )
 def test_a_bad_search_is_refused_in_one_line(tuning_dict: MakeStudy, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError) as error:
+    with refusal(said, kind=ConfigError):
         StudySpec.from_dict(tuning_dict(**changes))
-
-    assert said in str(error.value)
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
@@ -173,22 +163,17 @@ def test_trials_that_wait_to_be_sampled_are_counted_when_another_sweep_joins(
     tuning_dict: MakeStudy, tmp_path: Path
 ) -> None:
     spec, folder = StudySpec.from_dict(tuning_dict()), StudyFolder(tmp_path)
-    with folder.locked():
-        identity = folder.claim(spec, check_cells(spec))
-    for name in ("a", "b", "c"):
-        queue = CellQueue(spec, folder, open_storage(folder.journal), identity, name, retries=3)
+    for queue in queues(spec, folder, "a", "b", "c"):
         queue.refresh()
         assert queue.counts().waiting == spec.n_cells == 6
 
 
 def test_two_sweeps_sample_no_more_than_the_budget(tuning_dict: MakeStudy, tmp_path: Path) -> None:
     spec, folder = StudySpec.from_dict(tuning_dict()), StudyFolder(tmp_path)
-    with folder.locked():
-        identity = folder.claim(spec, check_cells(spec))
-    queues = [CellQueue(spec, folder, open_storage(folder.journal), identity, name, retries=3) for name in "ab"]
+    both = queues(spec, folder, "a", "b")
     taken = []
     for number in range(9):
-        if ticket := queues[number % 2].next():
+        if ticket := both[number % 2].next():
             assert folder.attempts.begin(ticket.cell.id, 0)
             taken.append(ticket.cell.id)
 

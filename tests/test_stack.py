@@ -11,25 +11,24 @@ import gc
 import itertools
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from models import initialized
+from study_data import job_of
+from tiny_runs import MakeStudy, Tiny, die_at, stop_at, weights
 
 from lit_mult.config import RunConfig
 from lit_mult.errors import Interrupted
 from lit_mult.layout import find_records
-from lit_mult.method.plan import plan_run
-from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.schema import RunRecord
 from lit_mult.stacked.model import member_state, stack
 from lit_mult.stacked.optimizer import StackedOptimizer
 from lit_mult.stacked.run import Member, run_stack
-from lit_mult.study.job import Job
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.stack import run_jobs
 from lit_mult.study.sweep import sweep
@@ -39,7 +38,6 @@ from lit_mult.training.module import LitLlama
 from lit_mult.training.run import run
 from lit_mult.training.trained import load_trained
 
-Tiny = Callable[..., RunConfig]
 TOLERANCE = 1e-4
 
 DIFFERENT = [
@@ -78,10 +76,6 @@ def configs(tiny: Tiny, shared: dict[str, Any], different: list[dict[str, Any]] 
 
 def members(configs: list[RunConfig], folder: Path) -> list[Member]:
     return [Member(config, folder / str(index)) for index, config in enumerate(configs)]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(torch.load(RunFolder(folder).final_checkpoint, weights_only=True)["state_dict"])
 
 
 def assert_like(record: RunRecord, alone: RunRecord, rel: float = 1e-5) -> None:
@@ -245,13 +239,9 @@ def test_a_run_that_was_begun_alone_goes_on_in_a_stack(tiny: Tiny, tmp_path: Pat
     of_all = configs(tiny, {"optimizer": "muon", "multipliers": "vector"})
     alone = [run(config, tmp_path / "whole" / str(index)) for index, config in enumerate(of_all)]
 
-    def stop(step: int, loss: float) -> None:
-        if step == 12:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     for index, config in enumerate(of_all[:3]):  # the fourth has not begun: it trains apart from the others
         with pytest.raises(Interrupted):
-            run(config, tmp_path / "parts" / str(index), on_progress=stop)
+            run(config, tmp_path / "parts" / str(index), on_progress=stop_at(12))
     records = run_stack(members(of_all, tmp_path / "parts"))
 
     assert [record.members for record in records] == [3, 3, 3, 1]
@@ -263,12 +253,8 @@ def test_checkpoints_torn_between_members_lead_back_to_a_common_step(tiny: Tiny,
     of_all = configs(tiny, {"train.checkpoint_every": 8})
     whole = run_stack(members(of_all, tmp_path / "whole"))
 
-    def die(member: int, step: int, loss: float) -> None:
-        if step == 18:
-            raise KeyError("as if the process had died")
-
     with pytest.raises(KeyError):
-        run_stack(members(of_all, tmp_path / "parts"), on_progress=die)
+        run_stack(members(of_all, tmp_path / "parts"), on_progress=die_at(18))
     for index in (0, 3):  # as if it had died while the checkpoints of step 16 were written, and 8 was still there
         checkpoints = RunFolder(tmp_path / "parts" / str(index)).checkpoints
         assert [path.name for path in checkpoints.iterdir()] == ["step=16.ckpt"]
@@ -282,14 +268,6 @@ def test_checkpoints_torn_between_members_lead_back_to_a_common_step(tiny: Tiny,
 
 def test_a_checkpoint_of_an_attempt_that_had_come_further_is_written_anew(tiny: Tiny, tmp_path: Path) -> None:
     of_all = configs(tiny, {"train.checkpoint_every": 8})
-
-    def die_at(last: int) -> Callable[[int, int, float], None]:
-        def die(member: int, step: int, loss: float) -> None:
-            if step == last:
-                raise KeyError("as if the process had died")
-
-        return die
-
     checkpoints = [RunFolder(tmp_path / str(index)).checkpoints for index in range(4)]
     with pytest.raises(KeyError):
         run_stack(members(of_all, tmp_path), on_progress=die_at(10))
@@ -311,14 +289,8 @@ def test_runs_of_other_shapes_are_refused(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def models(tiny: Tiny, overrides: dict[str, Any], constants: list[float]) -> list[Llama]:
-    found = []
-    for seed, constant in enumerate(constants):
-        config = tiny({**overrides, "parametrization.forward": {"up_proj": constant}})
-        plan = plan_run(config, 19)
-        model = Llama(config.model, plan)
-        initialize(model, plan, seed)
-        found.append(model.double())
-    return found
+    configs = [tiny({**overrides, "parametrization.forward": {"up_proj": constant}}) for constant in constants]
+    return [initialized(config, 19, seed).double() for seed, config in enumerate(configs)]
 
 
 @pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED)
@@ -402,12 +374,7 @@ def test_only_models_of_the_same_tensors_are_stacked(tiny: Tiny) -> None:
 
 def test_nothing_of_a_stack_is_left_in_memory_for_the_next(tiny: Tiny, tmp_path: Path) -> None:
     """Lightning's Trainer and module hold each other, and the optimizer's buffers, which never leave the GPU."""
-    jobs = []
-    for index, config in enumerate(configs(tiny, {"train.steps": 2})):
-        cell = {"study": "s", "cell": f"c{index}", "arm": "a", "sampler": "grid", "factors": {}, "nuisance": {}}
-        places = {"record": tmp_path / f"c{index}.json", "diagnostics": tmp_path / f"c{index}.parquet"}
-        work = {"attempts": tmp_path / "attempts", "work": tmp_path / f"c{index}"}
-        jobs.append(Job(config.to_dict(), cell, **work, **places, keep_checkpoint=False, prune=False))
+    jobs = [job_of(config, tmp_path, f"c{i}") for i, config in enumerate(configs(tiny, {"train.steps": 2}))]
     gc.collect()
     gc.disable()
     try:
@@ -418,23 +385,15 @@ def test_nothing_of_a_stack_is_left_in_memory_for_the_next(tiny: Tiny, tmp_path:
     assert len(list(tmp_path.glob("*.json"))) == 4
 
 
-def test_a_vectorized_sweep_finds_the_same_optimum(
-    tiny_dict: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base = tiny_dict({"model.n_layers": 2})
-    budget = {"steps": 30, "batch_size": base["train"].pop("batch_size")}
-    del base["train"]["steps"]
-    spec = StudySpec.from_dict(
-        {
-            "name": "tiny",
-            "base": base,
-            "arms": {"muP": {"multipliers": "fixed"}, "vectors": {"multipliers": "vector"}},
-            "factors": {"optimizer": ["adamw", "muon"]},
-            "nuisance": {"optim.lr": [2**-9, 2**-6, 2**-3, 2**10]},
-            "seeds": [0, 1],
-            "budget": budget,
-        }
+def test_a_vectorized_sweep_finds_the_same_optimum(small_study_dict: MakeStudy, tmp_path: Path) -> None:
+    study = small_study_dict(
+        {"model.n_layers": 2},
+        factors={"optimizer": ["adamw", "muon"]},
+        nuisance={"optim.lr": [2**-9, 2**-6, 2**-3, 2**10]},
+        seeds=[0, 1],
+        budget={"steps": 30, "batch_size": 4},
     )
+    spec = StudySpec.from_dict(study)
     losses: dict[str, dict[str, float | None]] = {}
     for vectorize in ("off", "6"):
         folder = tmp_path / vectorize

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_runs import Tiny
 
-from lit_mult.config import RunConfig, flatten
+from lit_mult.config import flatten
 from lit_mult.stacked.key import MEMBER_FIELDS, always_stackable, stack_key
 from lit_mult.stacked.size import members_that_fit
-
-Tiny = Callable[..., RunConfig]
 
 _OF_A_MEMBER: dict[str, list[Any]] = {
     "seed": [7],

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 from serial_stacks import MODULE, SerialCells, SerialStacks, serve_and_die_once
+from study_data import assert_undisturbed, job_of, outcomes, queues, states
 from test_ray import ray  # noqa: F401 - a fixture
-from test_recovery import outcomes, states
+from tiny_runs import MakeStudy, Tiny
 
-from lit_mult.cli import main
 from lit_mult.config import RunConfig
 from lit_mult.errors import Interrupted, UserError
 from lit_mult.layout import find_records
@@ -37,12 +38,8 @@ from lit_mult.study.queue import CellQueue
 from lit_mult.study.search import Ticket
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.stack import run_jobs
-from lit_mult.study.storage import open_storage
-from lit_mult.study.sweep import check_cells, sweep
+from lit_mult.study.sweep import sweep
 from lit_mult.training import run
-
-MakeStudy = Callable[..., dict[str, Any]]
-Tiny = Callable[..., RunConfig]
 
 
 @pytest.fixture
@@ -53,38 +50,23 @@ def stacks(monkeypatch: pytest.MonkeyPatch) -> SerialStacks:
 
 
 @pytest.fixture
-def study_dict(tiny_dict: Callable[..., dict[str, Any]]) -> MakeStudy:
+def study_dict(small_study_dict: MakeStudy) -> MakeStudy:
     """A study of 3 arms x 2 rates x 2 seeds: 8 cells without learnable multipliers, 4 with."""
-
-    def make(**changes: Any) -> dict[str, Any]:
-        base = tiny_dict()
-        del base["train"]["steps"], base["train"]["batch_size"]
-        study = {
-            "name": "tiny",
-            "base": base,
-            "arms": {"muP": {}, "fixed": {"multipliers": "fixed"}, "vectors": {"multipliers": "vector"}},
-            "nuisance": {"optim.lr": {"log2": [-8, -5]}},
-            "seeds": [0, 1],
-            "budget": {"steps": 6, "batch_size": 4},
-        }
-        return {**study, **changes}
-
-    return make
+    arms = {"muP": {}, "fixed": {"multipliers": "fixed"}, "vectors": {"multipliers": "vector"}}
+    return partial(small_study_dict, arms=arms, seeds=[0, 1])
 
 
 # How many
 
 
-def test_what_vectorize_takes(study_dict: MakeStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_vectorize_takes(study_dict: MakeStudy, tmp_path: Path, refused: Callable[..., str]) -> None:
     assert [asked_members(value) for value in ("auto", "off", "1", 8)] == [None, 1, 1, 8]
     study = tmp_path / "study.yaml"
     study.write_text(json.dumps(study_dict()))
     for value in ("0", "-1", "many", "1.5", ""):
-        assert main(["sweep", str(study), "--out", str(tmp_path / "out"), f"--vectorize={value}"]) == 2
-        said = (
+        assert refused("sweep", str(study), "--out", str(tmp_path / "out"), f"--vectorize={value}") == (
             f"lit-mult sweep: --vectorize {value}: must be auto, off, or the most runs to train together, 1 or more\n"
         )
-        assert capsys.readouterr().err == said
     assert not (tmp_path / "out").exists()
 
 
@@ -114,10 +96,8 @@ def sizes(stacks: SerialStacks) -> list[int]:
 
 
 def test_stacks_are_filled_across_arms_and_give_what_single_cells_give(
-    stacks: SerialStacks, study_dict: MakeStudy, tmp_path: Path
+    stacks: SerialStacks, spec: StudySpec, tmp_path: Path
 ) -> None:
-    spec = StudySpec.from_dict(study_dict())
-
     for name, vectorize in (("off", "off"), ("one", 1), ("auto", "auto")):
         assert sweep(spec, tmp_path / name, workers=0, vectorize=vectorize).ran == 12
     assert stacks.stacks == []  # nor by default, on a CPU
@@ -134,9 +114,8 @@ def test_stacks_are_filled_across_arms_and_give_what_single_cells_give(
 
 
 def test_a_stack_has_as_many_members_as_asked_for_or_as_fit(
-    stacks: SerialStacks, study_dict: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stacks: SerialStacks, spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = StudySpec.from_dict(study_dict())
     sweep(spec, tmp_path / "asked", workers=0, vectorize=3)
     assert sizes(stacks) == [3, 3, 2, 3]  # and one by itself
     stacks.stacks.clear()
@@ -215,15 +194,12 @@ def test_workers_and_sweeps_share_what_waits(
     assert executor.given == [2, 2, 2, 1, 1]  # 8 cells for six workers, then 2
 
 
-def test_two_queues_share_the_cells(study_dict: MakeStudy, tmp_path: Path) -> None:
-    spec = StudySpec.from_dict(study_dict())
+def test_two_queues_share_the_cells(spec: StudySpec, tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path)
-    with folder.locked():
-        identity = folder.claim(spec, check_cells(spec))
-    queues = [CellQueue(spec, folder, open_storage(folder.journal), identity, name, retries=3) for name in ("a", "b")]
+    both = queues(spec, folder, "a", "b")
     taken: list[list[Ticket]] = []
     for number in range(8):
-        queue = queues[number % 2]
+        queue = both[number % 2]
         if first := queue.next():
             taken.append([first, *islice(queue.fitting(first), 2)])
             assert all(folder.attempts.begin(ticket.cell.id, 0) for ticket in taken[-1])
@@ -232,8 +208,8 @@ def test_two_queues_share_the_cells(study_dict: MakeStudy, tmp_path: Path) -> No
     assert len({ticket.cell.id for stack in taken for ticket in stack}) == 12
     for stack in taken:
         assert len({stack_key(ticket.cell.config) for ticket in stack}) == 1
-    queues[0].refresh()
-    assert (queues[0].counts().here, queues[0].counts().elsewhere) == (6, 6)
+    both[0].refresh()
+    assert (both[0].counts().here, both[0].counts().elsewhere) == (6, 6)
 
 
 def test_trials_of_one_cell_do_not_meet_in_a_stack(
@@ -283,8 +259,7 @@ def test_a_sampled_search_takes_several_suggestions_at_once_and_prunes_member_by
     assert sorted(asked.values()) == [1, 2, 2, 2, 2]  # after steps 2 and 4
 
 
-def test_a_stopped_stack_goes_on(stacks: SerialStacks, study_dict: MakeStudy, tmp_path: Path) -> None:
-    spec = StudySpec.from_dict(study_dict())
+def test_a_stopped_stack_goes_on(stacks: SerialStacks, spec: StudySpec, tmp_path: Path) -> None:
     folder = StudyFolder((tmp_path / "out").absolute())
     from_steps: dict[str, int] = {}
 
@@ -309,8 +284,7 @@ def test_a_stopped_stack_goes_on(stacks: SerialStacks, study_dict: MakeStudy, tm
     stacks.before = look
     assert sweep(spec, folder.path, workers=0, vectorize=8).ran == 10
     assert sorted(from_steps.values()) == [0] * 9 + [1]
-    sweep(spec, tmp_path / "whole", workers=0)
-    assert outcomes(folder.path) == outcomes(tmp_path / "whole")
+    assert_undisturbed(spec, folder.path)
 
 
 @pytest.mark.parametrize(("most", "tried"), [(2, [8, 4, 2, 2, 4, 2, 2]), (1, [8, 4, 2, 2, 4, 2, 2])])
@@ -333,14 +307,13 @@ def test_a_stack_that_does_not_fit_is_run_in_halves(
     assert (result.ran, result.failures) == (8, {})
     assert sizes(stacks) == tried
     assert "8 cells together do not fit into memory; in two halves, one after the other" in capsys.readouterr().err
-    sweep(spec, tmp_path / "whole", workers=0)
-    assert outcomes(tmp_path / "out") == outcomes(tmp_path / "whole")
+    assert_undisturbed(spec, tmp_path / "out")
     assert states(tmp_path / "out" / "optuna.journal") == {"COMPLETE": 8}
 
 
 def test_a_bad_cell_fails_no_other(
     stacks: SerialStacks,
-    study_dict: MakeStudy,
+    spec: StudySpec,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -353,7 +326,7 @@ def test_a_bad_cell_fails_no_other(
         return real(config, *arguments, **options)
 
     monkeypatch.setattr(run, "run", sabotage)
-    result = sweep(StudySpec.from_dict(study_dict()), tmp_path, workers=0, vectorize=8)
+    result = sweep(spec, tmp_path, workers=0, vectorize=8)
 
     assert result.ran == 11
     assert list(result.failures.values()) == ["RuntimeError: out of luck"]
@@ -363,14 +336,11 @@ def test_a_bad_cell_fails_no_other(
     assert not list(tmp_path.glob("cells/*/record.json"))
 
 
-def test_bad_input_in_a_stack_ends_the_sweep_in_one_line(
-    stacks: SerialStacks, study_dict: MakeStudy, tmp_path: Path
-) -> None:
+def test_bad_input_in_a_stack_ends_the_sweep_in_one_line(stacks: SerialStacks, spec: StudySpec, tmp_path: Path) -> None:
     def refuse(cells: list[str], index: int) -> None:
         raise UserError("disk: full")
 
     stacks.before = refuse
-    spec = StudySpec.from_dict(study_dict())
     with pytest.raises(UserError, match=r"^cell muP-s0-\w+: disk: full$"):
         sweep(spec, tmp_path, workers=0, vectorize=8)
 
@@ -381,12 +351,11 @@ def test_bad_input_in_a_stack_ends_the_sweep_in_one_line(
 
 
 def test_an_error_of_the_sweep_s_own_is_not_one_of_training(
-    stacks: SerialStacks, study_dict: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stacks: SerialStacks, spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lose(*arguments: Any) -> None:
         raise ArithmeticError("of the sweep")
 
-    spec = StudySpec.from_dict(study_dict())
     with monkeypatch.context() as patch:
         patch.setattr(CellQueue, "complete", lose)
         with pytest.raises(ArithmeticError, match="of the sweep"):
@@ -402,14 +371,7 @@ def test_an_error_of_the_sweep_s_own_is_not_one_of_training(
 @pytest.fixture
 def jobs(tiny: Tiny, tmp_path: Path) -> list[Job]:
     """Three cells that differ in their seeds."""
-
-    def job(seed: int) -> Job:
-        cell = {"study": "s", "cell": f"c{seed}", "arm": "a", "sampler": "grid", "factors": {}, "nuisance": {}}
-        records = {"record": tmp_path / f"c{seed}.json", "diagnostics": tmp_path / f"c{seed}.parquet"}
-        places = {"attempts": tmp_path / "attempts", "work": tmp_path / f"c{seed}", **records}
-        return Job(tiny({"seed": seed}).to_dict(), cell, **places, keep_checkpoint=False, prune=False)
-
-    return [job(seed) for seed in range(3)]
+    return [job_of(tiny({"seed": seed}), tmp_path, f"c{seed}") for seed in range(3)]
 
 
 def ends(messages: list[tuple[str, Message]]) -> dict[str, type]:
@@ -497,12 +459,10 @@ def test_what_a_worker_says_is_one_line(stacks: SerialStacks, jobs: list[Job]) -
 
 
 def test_the_death_of_a_worker_in_mid_stack_costs_no_cell(
-    study_dict: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("STACK_DIED", str(tmp_path / "died"))
     monkeypatch.setattr(local, "_serve", serve_and_die_once)
-    spec = StudySpec.from_dict(study_dict())
-
     result = sweep(spec, tmp_path / "out", workers=1, vectorize=8)
 
     assert (tmp_path / "died").exists()
@@ -512,26 +472,19 @@ def test_the_death_of_a_worker_in_mid_stack_costs_no_cell(
     assert len(said) == 1
     assert said[0].endswith(" and 5 more: its worker process died (killed by SIGKILL); trying again")
     assert states(tmp_path / "out" / "optuna.journal") == {"COMPLETE": 12}
-    sweep(spec, tmp_path / "whole", workers=0)
-    assert outcomes(tmp_path / "out") == outcomes(tmp_path / "whole")
+    assert_undisturbed(spec, tmp_path / "out")
 
 
 @pytest.mark.slow
-def test_stacks_on_ray(
-    ray: Any,  # noqa: F811
-    study_dict: MakeStudy,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.usefixtures("ray")
+def test_stacks_on_ray(spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STACK_SIZES", str(tmp_path / "sizes"))
     (tmp_path / "sizes").touch()
     monkeypatch.setattr(ray_executor, "_Cells", SerialCells)
-    ray.cloudpickle.register_pickle_by_value(sys.modules[SerialCells.__module__])  # which an actor could not import
-    spec = StudySpec.from_dict(study_dict())
-
+    stand_in = sys.modules[SerialCells.__module__]  # which an actor could not import
+    sys.modules["ray"].cloudpickle.register_pickle_by_value(stand_in)
     result = sweep(spec, tmp_path / "ray", workers=1, executor="ray", vectorize=8)
 
     assert (result.ran, result.failures) == (12, {})
     assert (tmp_path / "sizes").read_text() == "8 4 "
-    sweep(spec, tmp_path / "whole", workers=0)
-    assert outcomes(tmp_path / "ray") == outcomes(tmp_path / "whole")
+    assert_undisturbed(spec, tmp_path / "ray")

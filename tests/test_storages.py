@@ -11,47 +11,30 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import yaml
+from refusals import refusal
+from study_data import assert_undisturbed, outcomes
+from tiny_runs import MakeStudy
 
 from lit_mult.errors import UserError
 from lit_mult.layout import find_records
-from lit_mult.schema import RunRecord
 from lit_mult.study import stack as stacks
 from lit_mult.study.job import Job
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.storage import open_storage
 from lit_mult.study.sweep import sweep
 
-MakeStudy = Callable[..., dict[str, Any]]
-
 
 @pytest.fixture
-def study_dict(tiny_dict: Callable[..., dict[str, Any]]) -> MakeStudy:
+def study_dict(small_study_dict: MakeStudy) -> MakeStudy:
     """A study of 2 arms x 2 rates x 2 seeds: 8 cells of 2 steps."""
-
-    def make(**changes: Any) -> dict[str, Any]:
-        base = tiny_dict()
-        del base["train"]["steps"], base["train"]["batch_size"]
-        study = {
-            "name": "tiny",
-            "base": base,
-            "arms": {"muP": {"multipliers": "fixed"}, "vectors": {"multipliers": "vector"}},
-            "nuisance": {"optim.lr": {"log2": [-8, -5]}},
-            "seeds": [0, 1],
-            "budget": {"steps": 2, "batch_size": 4},
-        }
-        return {**study, **changes}
-
-    return make
-
-
-def losses(folder: Path) -> dict[str, float | None]:
-    return {path.stem: RunRecord.read(path).final_loss for path in find_records(folder)}
+    return partial(small_study_dict, seeds=[0, 1], budget={"steps": 2, "batch_size": 4})
 
 
 def trials(storage: str) -> Counter[tuple[str, str]]:
@@ -143,26 +126,22 @@ def postgres() -> Iterator[str]:
 
 @pytest.mark.parametrize("kind", ["journal", "sqlite", "grpc", pytest.param("postgres", marks=pytest.mark.slow)])
 def test_a_study_is_the_same_over_every_storage(
-    study_dict: MakeStudy, tmp_path: Path, request: pytest.FixtureRequest, kind: str
+    spec: StudySpec, tmp_path: Path, request: pytest.FixtureRequest, kind: str
 ) -> None:
     storage = request.getfixturevalue(kind)
-    spec = StudySpec.from_dict(study_dict())
-
     result = sweep(spec, tmp_path / "out", workers=0, storage=storage)
 
     assert (result.ran, result.failures) == (8, {})
     assert trials(storage) == {("COMPLETE", path.stem): 1 for path in find_records(tmp_path / "out")}
     assert not (tmp_path / "out" / "optuna.journal").exists()
-    sweep(spec, tmp_path / "whole", workers=0)
-    assert losses(tmp_path / "out") == losses(tmp_path / "whole")
+    assert_undisturbed(spec, tmp_path / "out")
     # A record that is lost is made again, and the storage takes it.
     find_records(tmp_path / "out")[5].unlink()
     assert sweep(spec, tmp_path / "out", workers=0, storage=storage).ran == 1
-    assert losses(tmp_path / "out") == losses(tmp_path / "whole")
+    assert outcomes(tmp_path / "out") == outcomes(tmp_path / "whole")
 
 
-def test_a_study_moves_to_another_storage(study_dict: MakeStudy, tmp_path: Path, sqlite: str) -> None:
-    spec = StudySpec.from_dict(study_dict())
+def test_a_study_moves_to_another_storage(spec: StudySpec, tmp_path: Path, sqlite: str) -> None:
     sweep(spec, tmp_path / "out", workers=0)
 
     assert sweep(spec, tmp_path / "out", workers=0, storage=sqlite).ran == 0
@@ -200,8 +179,7 @@ def test_two_sweeps_at_once_share_the_cells(
     assert sum(ran) == 16
     assert min(ran) > 0  # at once, not one after the other
     assert trials(storage) == {("COMPLETE", path.stem): 1 for path in find_records(tmp_path / "out")}
-    sweep(StudySpec.from_dict(study), tmp_path / "whole", workers=0)
-    assert losses(tmp_path / "out") == losses(tmp_path / "whole")
+    assert_undisturbed(StudySpec.from_dict(study), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -238,11 +216,9 @@ def test_a_storage_that_cannot_be_used_is_named_in_one_line(
 
     spec = StudySpec.from_dict(study_dict(arms={"muP": {}}, nuisance={}, seeds=[0]))
 
-    with pytest.raises(UserError) as error:
+    with refusal(said):
         sweep(spec, tmp_path / "out", workers=0, storage=storage.format(tmp=files))
 
-    assert said in str(error.value)
-    assert "\n" not in str(error.value)
     assert {path.name: path.read_bytes() for path in files.iterdir()} == before  # not the user's to lose
     assert not (tmp_path / "out" / "sweeps").exists() or not list((tmp_path / "out" / "sweeps").iterdir())
     assert sweep(spec, tmp_path / "out", workers=0).ran == 1  # the folder can be swept over another storage
@@ -261,9 +237,9 @@ def test_a_storage_belongs_to_one_folder(study_dict: MakeStudy, tmp_path: Path, 
 
 
 def test_a_server_that_goes_away_ends_the_sweep_in_one_line(
-    study_dict: MakeStudy, tmp_path: Path, grpc_server: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+    spec: StudySpec, tmp_path: Path, grpc_server: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec, server = StudySpec.from_dict(study_dict()), grpc_server()
+    spec, server = spec, grpc_server()
     real = stacks.run_job
 
     def third_time_unlucky(job: Job, post: Any, stop: Any) -> Any:

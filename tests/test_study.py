@@ -9,15 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-import optuna
 import pytest
 import yaml
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from refusals import refusal
+from study_data import assert_undisturbed, losses, queues, states, trials, workers_of
+from tiny_runs import MakeStudy
 
 from lit_mult.config import Experiment, RunConfig
 from lit_mult.errors import ConfigError, Interrupted, UserError
@@ -26,27 +25,9 @@ from lit_mult.schema import RunRecord
 from lit_mult.study import stack as stacks
 from lit_mult.study.files import load_study
 from lit_mult.study.folder import StudyFolder
-from lit_mult.study.queue import CellQueue
 from lit_mult.study.spec import StudySpec, canonical
-from lit_mult.study.storage import open_storage
-from lit_mult.study.sweep import check_cells, sweep
+from lit_mult.study.sweep import sweep
 from lit_mult.training import run
-
-MakeStudy = Callable[..., dict[str, Any]]
-
-
-def losses(folder: Path) -> dict[str, float | None]:
-    return {path.stem: RunRecord.read(path).final_loss for path in find_records(folder)}
-
-
-def states(journal: Path) -> list[str]:
-    """States of all trials."""
-    storage = JournalStorage(JournalFileBackend(str(journal)))
-    return [
-        trial.state.name
-        for summary in optuna.get_all_study_summaries(storage)
-        for trial in optuna.load_study(study_name=summary.study_name, storage=storage).trials
-    ]
 
 
 def test_the_cells_of_a_grid(study_dict: MakeStudy) -> None:
@@ -55,12 +36,7 @@ def test_the_cells_of_a_grid(study_dict: MakeStudy) -> None:
     points = list(spec.points())
 
     assert [point.name for point in points] == [
-        "muP-8",
-        "muP-16",
-        "vectors-8",
-        "vectors-16",
-        "standard-8",
-        "standard-16",
+        f"{arm}-{width}" for arm in ("muP", "vectors", "standard") for width in (8, 16)
     ]
     # 2 rates x 2 seeds for the tuned arms; the reference sets the rate itself: 2 seeds.
     assert [point.n_cells for point in points] == [4, 4, 4, 4, 2, 2]
@@ -172,11 +148,8 @@ def test_the_batch_may_be_the_question(study_dict: MakeStudy) -> None:
     ],
 )
 def test_a_bad_study_is_refused_in_one_line(study_dict: MakeStudy, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError) as error:
+    with refusal(said, kind=ConfigError):
         StudySpec.from_dict(study_dict(**changes))
-
-    assert said in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_study_files_are_found_by_path_or_by_name(study_dict: MakeStudy, tmp_path: Path) -> None:
@@ -194,9 +167,7 @@ def test_study_files_are_found_by_path_or_by_name(study_dict: MakeStudy, tmp_pat
         load_study(str(path))
 
 
-def test_a_sweep_leaves_a_record_for_every_cell_and_is_resumed_for_free(study_dict: MakeStudy, tmp_path: Path) -> None:
-    spec = StudySpec.from_dict(study_dict())
-
+def test_a_sweep_leaves_a_record_for_every_cell_and_is_resumed_for_free(spec: StudySpec, tmp_path: Path) -> None:
     first = sweep(spec, tmp_path / "out", workers=0)
 
     assert (first.ran, first.cells, first.failures) == (10, 10, {})
@@ -220,15 +191,14 @@ def test_a_sweep_leaves_a_record_for_every_cell_and_is_resumed_for_free(study_di
     assert sweep(spec, tmp_path / "out", workers=0).ran == 0
 
 
-def test_optuna_knows_every_cell(study_dict: MakeStudy, tmp_path: Path) -> None:
-    sweep(StudySpec.from_dict(study_dict()), tmp_path / "out", workers=0)
+def test_optuna_knows_every_cell(spec: StudySpec, tmp_path: Path) -> None:
+    sweep(spec, tmp_path / "out", workers=0)
 
-    storage = JournalStorage(JournalFileBackend(str(tmp_path / "out" / "optuna.journal")))
-    study = optuna.load_study(study_name="tiny/vectors-16", storage=storage)
-    found = {(trial.params["optim.lr"], trial.params["seed"], trial.value) for trial in study.trials}
+    shown = trials(tmp_path / "out", "tiny/vectors-16")
+    found = {(trial.params["optim.lr"], trial.params["seed"], trial.value) for trial in shown}
     records = [RunRecord.read(path) for path in (tmp_path / "out" / "records").glob("vectors-16-*.json")]
     assert found == {(record.config["optim"]["lr"], record.seed, record.final_loss) for record in records}
-    assert all(trial.state.name == "COMPLETE" for trial in study.trials)
+    assert all(trial.state.name == "COMPLETE" for trial in shown)
 
 
 def test_a_study_that_changed_is_refused_with_the_difference(study_dict: MakeStudy, tmp_path: Path) -> None:
@@ -290,21 +260,18 @@ def test_a_killed_sweep_leaves_no_trial_running(study_dict: MakeStudy, tmp_path:
     study = study_dict(arms={"muP": {}}, nuisance={"optim.lr": rates}, sampler="random", budget=budget)
     spec = StudySpec.from_dict(study)
     folder = StudyFolder(tmp_path / "out")
-    with folder.locked():
-        identity = folder.claim(spec, check_cells(spec))
-    queue = CellQueue(spec, folder, open_storage(folder.journal), identity, "killed", retries=3)
+    (queue,) = queues(spec, folder, "killed")
     sampled = [queue.next(), queue.next()]  # and then the process is gone
 
-    assert states(folder.journal) == ["RUNNING"] * 2
+    assert states(folder.journal) == {"RUNNING": 2}
     assert sweep(spec, tmp_path / "out", workers=0).ran == 8
-    assert sorted(states(folder.journal)) == ["COMPLETE"] * 8 + ["FAIL"] * 2
+    assert states(folder.journal) == {"COMPLETE": 8, "FAIL": 2}
     assert {ticket.cell.id for ticket in sampled if ticket} < losses(tmp_path / "out").keys()
 
 
 def test_a_cell_that_fails_is_named_and_tried_again_when_asked(
-    study_dict: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = StudySpec.from_dict(study_dict())
     real = run.run
 
     def sabotage(config: RunConfig, *arguments: Any, **options: Any) -> Any:
@@ -327,25 +294,9 @@ def test_a_cell_that_fails_is_named_and_tried_again_when_asked(
 def test_workers_give_what_one_process_gives(study_dict: MakeStudy, tmp_path: Path) -> None:
     spec = StudySpec.from_dict(study_dict(base=study_dict()["base"] | {"trainer": {"tensorboard": False}}))
 
-    sweep(spec, tmp_path / "here", workers=0)
-    result = sweep(spec, tmp_path / "there", workers=2)
+    assert sweep(spec, tmp_path / "out", workers=2).ran == 10
 
-    assert result.ran == 10
-    assert losses(tmp_path / "here") == losses(tmp_path / "there")  # to the bit: one thread each
-
-
-def _workers_of(parent: int) -> list[int]:
-    """Processes below `parent` that run multiprocessing's spawned main."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (path / "stat").read_text().rpartition(")")[2].split()
-            command = (path / "cmdline").read_text()
-        except OSError:
-            continue
-        if int(fields[1]) == parent and "spawn_main" in command:
-            found.append(int(path.name))
-    return found
+    assert_undisturbed(spec, tmp_path / "out")  # to the bit: one thread each
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes through /proc")
@@ -357,7 +308,7 @@ def test_a_killed_worker_is_replaced_and_its_cell_run_again(study_dict: MakeStud
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not killed:
             if any((tmp_path / "out" / "records").glob("*.json")):  # the workers are up and at it
-                victim = _workers_of(os.getpid())[0]
+                victim = workers_of(os.getpid())[0]
                 os.kill(victim, signal.SIGKILL)
                 killed.append(victim)
             time.sleep(0.02)
@@ -395,12 +346,10 @@ def test_a_stopped_sweep_goes_on(study_dict: MakeStudy, tmp_path: Path, number: 
     assert 0 < len(finished) < 10
     spec = load_study(str(path))
     assert sweep(spec, tmp_path / "out", workers=0).ran == 10 - len(finished)
-    sweep(spec, tmp_path / "whole", workers=0)
-    assert losses(tmp_path / "out") == losses(tmp_path / "whole")
+    assert_undisturbed(spec, tmp_path / "out")
 
 
-def test_the_folder_says_what_the_study_is(study_dict: MakeStudy, tmp_path: Path) -> None:
-    spec = StudySpec.from_dict(study_dict())
+def test_the_folder_says_what_the_study_is(spec: StudySpec, tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / "out")
     with folder.locked():
         folder.claim(spec, ["c0ffee"])
@@ -476,8 +425,7 @@ def test_what_would_stop_every_cell_is_found_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_journal_is_set_aside_and_a_damaged_plan_is_named(study_dict: MakeStudy, tmp_path: Path) -> None:
-    spec = StudySpec.from_dict(study_dict())
+def test_a_damaged_journal_is_set_aside_and_a_damaged_plan_is_named(spec: StudySpec, tmp_path: Path) -> None:
     sweep(spec, tmp_path / "out", workers=0)
     journal = tmp_path / "out" / "optuna.journal"
     journal.write_text(journal.read_text()[:-40] + "\n{torn\n{}\n")
@@ -490,8 +438,8 @@ def test_a_damaged_journal_is_set_aside_and_a_damaged_plan_is_named(study_dict: 
         sweep(spec, tmp_path / "out", workers=0)
 
 
-def test_a_sweep_killed_while_it_claimed_its_folder_can_be_started_again(study_dict: MakeStudy, tmp_path: Path) -> None:
+def test_a_sweep_killed_while_it_claimed_its_folder_can_be_started_again(spec: StudySpec, tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
     (tmp_path / ".study.json").write_text('{"name": "ti')
 
-    assert sweep(StudySpec.from_dict(study_dict()), tmp_path, workers=0).ran == 10
+    assert sweep(spec, tmp_path, workers=0).ran == 10

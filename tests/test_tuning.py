@@ -8,20 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from record_data import make_record
 
 from lit_mult.config import RunConfig
 from lit_mult.errors import UserError
 from lit_mult.method.plan import plan_run
 from lit_mult.method.presets import RoleMultipliers, apply_preset, load_preset
 from lit_mult.registry.roles import Role
-from lit_mult.schema import CellInfo, RunRecord
+from lit_mult.schema import CellInfo
 from lit_mult.study.tuning import tuned_preset
 
-Q_LR, Q_WD, K_FORWARD = (
-    "parametrization.lr.q_proj",
-    "parametrization.weight_decay.q_proj",
-    "parametrization.forward.k_proj",
-)
+Q_LR, Q_WD, K_FORWARD = (f"parametrization.{name}" for name in ("lr.q_proj", "weight_decay.q_proj", "forward.k_proj"))
 
 
 class Study:
@@ -49,31 +46,8 @@ class Study:
         cell = CellInfo(
             study="tune", cell=f"c{self.n:02}", arm=arm, sampler="tpe", factors=factors or {}, nuisance=nuisance
         )
-        data = {
-            "status": "diverged" if loss is None else "completed",
-            "config": config.to_dict(),
-            "config_hash": config.hash,
-            "seed": seed,
-            "cell": cell,
-            "git_commit": "abc",
-            "versions": {},
-            "device": "cpu",
-            "started_at": "2026-01-01T00:00:00+00:00",
-            "corpus_hash": "c0ffee",
-            "train_tokens_available": 10,
-            "parameters": {"total": 1000, "non_embedding": 900, "multipliers": 0},
-            "steps": 100,
-            "tokens": 12_800,
-            "wall_seconds": 2.0,
-            "tokens_per_second": 6400.0,
-            "initial_loss": 5.5,
-            "final_loss": loss,
-            "best_loss": loss,
-            "final_bits_per_byte": loss,
-            "train_curve": [],
-            "val_curve": [],
-        }
-        RunRecord(**data | record).write(self.folder / "records" / f"c{self.n:02}.json")
+        data = {"cell": cell, "git_commit": "abc", "corpus_hash": "c0ffee", "steps": 100, "tokens": 12_800}
+        make_record(config, loss, **data | record).write(self.folder / "records" / f"c{self.n:02}.json")
 
 
 @pytest.fixture
@@ -149,10 +123,8 @@ def test_every_optimizer_has_numbers_of_its_own(study: Study) -> None:
     study.trial(None, {Q_LR: 8.0}, factors={"optimizer": "muon"})
     preset = tuned_preset(study.folder)
     assert {name: part.lr[Role.Q_PROJ] for name, part in preset.optimizers.items()} == {"adamw": 2.0, "muon": 4.0}
-    assert {name: part.tuning and part.tuning.trials for name, part in preset.optimizers.items()} == {
-        "adamw": 2,
-        "muon": 3,
-    }
+    trials = {name: part.tuning and part.tuning.trials for name, part in preset.optimizers.items()}
+    assert trials == {"adamw": 2, "muon": 3}
     assert "2 trials of adamw and 3 trials of muon" in preset.source
     assert load_preset_text(preset.to_yaml(), study.folder) == preset
 
@@ -188,8 +160,7 @@ def test_the_mean_over_seeds_decides_and_more_seeds_a_tie(study: Study) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tier", "parts"),
-    [("LR", {"lr"}), ("LRWD", {"lr", "weight_decay"}), ("FULL", {"lr", "weight_decay", "forward"})],
+    ("tier", "parts"), [("LR", {"lr"}), ("LRWD", {"lr", "weight_decay"}), ("FULL", {"lr", "weight_decay", "forward"})]
 )
 def test_what_the_tier_leaves_out_is_dropped(study: Study, tier: str, parts: set[str]) -> None:
     study.trial(2.1, {Q_LR: 2.0, Q_WD: 3.0, K_FORWARD: 0.5}, {"parametrization.tier": tier})
@@ -257,7 +228,7 @@ def test_a_study_that_tunes_no_multiplier_is_refused(study: Study) -> None:
     refused(study, None, complaint + "parametrization.weight_decay")
 
 
-def test_two_studies_are_refused(study: Study, tmp_path: Path) -> None:
+def test_two_studies_are_refused(study: Study) -> None:
     study.trial(2.1, {Q_LR: 2.0})
     cell = CellInfo(study="again", cell="c", arm="muP", sampler="tpe", factors={}, nuisance={Q_LR: 2.0})
     study.trial(2.1, {Q_LR: 2.0}, cell=cell)

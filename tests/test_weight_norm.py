@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from models import initialized
+from tiny_runs import Tiny
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import lit_mult
 from lit_mult.config import RunConfig
-from lit_mult.method.plan import plan_run
-from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.merging import merged
 from lit_mult.nn.multipliers import MultipliedLinear
@@ -21,15 +20,11 @@ from lit_mult.nn.weight_norm import normalized_weight
 from lit_mult.stacked.run import Member, run_stack
 from lit_mult.training.run import run
 
-Tiny = Callable[..., RunConfig]
 VOCAB = 17
 
 
 def model_of(config: RunConfig) -> Llama:
-    plan = plan_run(config, VOCAB)
-    model = Llama(config.model, plan)
-    initialize(model, plan, config.seed)
-    return model
+    return initialized(config, VOCAB, config.seed)
 
 
 def test_training_is_that_of_torchs_weight_norm() -> None:
