@@ -76,11 +76,7 @@ class _Record(_Section):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read one record.
-
-        Raises:
-            UserError: the file is missing, damaged, or of another schema version.
-        """
+        """Read one record. Raises: UserError when the file is missing, damaged, or of another schema version."""
         return _read(cls, path, f"not a version-{SCHEMA_VERSION} {cls._kind}")
 
 
@@ -298,11 +294,7 @@ class StudyPlan(_PlanPart):
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """Read a plan; None where there is none (a lone run).
-
-        Raises:
-            UserError: the file is damaged.
-        """
+        """Read a plan; None where there is none (a lone run). Raises: UserError when the file is damaged."""
         return _read(cls, path, "damaged study file") if path.exists() else None
 
 

@@ -48,11 +48,7 @@ class StudyFolder(StudyPaths):
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Exclude other sweeps for a short time. Not reentrant.
-
-        Raises:
-            UserError: the folder cannot be written.
-        """
+        """Exclude other sweeps for a short time. Not reentrant. Raises: UserError when the folder cannot be written."""
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")
