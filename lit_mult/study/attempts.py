@@ -105,8 +105,10 @@ class Attempts:
 
 
 def _deaths(attempts: list[Attempt]) -> int:
-    ended, step = [attempt for attempt in reversed(attempts) if attempt.state != "stopped"], attempts[-1].from_step
-    return len(list(takewhile(lambda attempt: attempt.state == "died" and attempt.from_step == step, ended)))
+    ended = [attempt for attempt in reversed(attempts) if attempt.state != "stopped"]
+    return len(
+        list(takewhile(lambda attempt: attempt.state == "died" and attempt.from_step == attempts[-1].from_step, ended))
+    )
 
 
 def _read(cell: str, number: int, path: Path) -> Attempt:
