@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all, whatever kills the process that writes them."""
+"""Atomic writes: files and folders appear complete or not at all, even if the writer is killed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 
 @contextmanager
 def new_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A scratch path beside `path` to write to; at the end of the block the file takes its name.
+    """A scratch path beside `path` to write to; at the end of the block the file is renamed to `path`.
 
     Raises:
-        FileExistsError: there is such a file by then and it is not to be overwritten.
-        OSError: the place cannot be written.
+        FileExistsError: the file exists by then, and `overwrite` is False.
+        OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = scratch_path(path)
@@ -41,15 +41,15 @@ def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
 
 @contextmanager
 def new_folder(path: Path, *, keep: Callable[[Path], bool] | None = None) -> Iterator[Path]:
-    """A scratch folder beside `path` to fill; at the end of the block it takes its name, unless an exception ends it.
+    """A scratch folder beside `path`; at the end of the block it is renamed to `path`, unless an exception was raised.
 
     Args:
-        path: the folder to make; one that is there must be empty.
-        keep: asked about a folder that another process has put there in the meantime: True keeps it and drops ours,
-            False replaces it (it is damaged or out of date). Without it such a folder is an error.
+        path: the folder to make; an existing one must be empty.
+        keep: called with a folder that another process has created meanwhile: True keeps it and drops ours, False
+            replaces it (as damaged or outdated). Without `keep` such a folder is an error.
 
     Raises:
-        OSError: there is a folder that is not empty (or a file) by then, or `path` cannot be written.
+        OSError: `path` is a file or a folder that is not empty by then, or cannot be written.
     """
     scratch = scratch_path(path)
     try:
@@ -64,7 +64,7 @@ def new_folder(path: Path, *, keep: Callable[[Path], bool] | None = None) -> Ite
                     raise
             if keep(path):
                 return
-            # Renaming is atomic: of several writers that find the same folder one takes it away.
+            # Renaming is atomic: only one of several writers moves the stale folder away.
             with suppress(FileNotFoundError):
                 path.rename(stale := scratch_path(path))
                 shutil.rmtree(stale, ignore_errors=True)
@@ -73,7 +73,7 @@ def new_folder(path: Path, *, keep: Callable[[Path], bool] | None = None) -> Ite
 
 
 def _link(scratch: Path, path: Path) -> None:
-    """Give a file its name; unlike a rename, refuses to replace a file, which the error then names."""
+    """Rename without replacing an existing file; the error has that file's path."""
     try:
         os.link(scratch, path)
     except FileExistsError as error:
@@ -81,11 +81,11 @@ def _link(scratch: Path, path: Path) -> None:
 
 
 def remove_scratch(path: Path) -> None:
-    """Remove what writers of `path` that were killed have left; nobody may be writing it."""
+    """Remove the scratch files of killed writers of `path`; call only when no process writes it."""
     for scratch in path.parent.glob(f".{path.name}.*"):
         scratch.unlink()
 
 
 def scratch_path(path: Path) -> Path:
-    """A name beside `path` that nobody else uses; hidden, so that readers pass over it."""
+    """A unique hidden name beside `path`."""
     return path.absolute().with_name(f".{path.name}.{secrets.token_hex(4)}")

@@ -1,4 +1,4 @@
-"""What a run is: one frozen, validated tree of settings. Every default of the project stands here and nowhere else."""
+"""The config of a run: a frozen, validated tree of settings, and the only place with defaults."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     OptimizerName = str
     Diagnostic = str
     Experiment = str
-else:  # what is there to choose from
+else:
     MultiplierKind = Literal[tuple(KINDS)]
     OptimizerName = Literal[tuple(OPTIMIZERS)]
     Diagnostic = Literal[modules_in("diagnostics/groups")]
@@ -36,14 +36,14 @@ def _choices(registry: Mapping[str, Any]) -> str:
     return "; ".join(f"{name}: {entry.help}" for name, entry in registry.items())
 
 
-# What the hash of a config does not always count; a field says so with `json_schema_extra`.
+# Values of `json_schema_extra` for fields that config hashes do not always include.
 NEVER_HASHED: Final[JsonDict] = {"hashed": "never"}
-"""It changes what is shown or kept or where files lie, never a loss."""
+"""For fields that never change a loss: display, files to keep, paths."""
 HASHED_UNLESS_DEFAULT: Final[JsonDict] = {"hashed": "unless default"}
-"""It came when there were hashes already, which must outlive its coming. Every new field has one of the two."""
+"""For fields added later, so that existing hashes stay valid. Every new field has one of the two."""
 
 
-# Mappings whose keys are the user's.
+# Mappings with arbitrary keys.
 OPEN_FIELDS = (
     "placement.overrides",
     "trainer.extra",
@@ -158,7 +158,7 @@ class PlacementConfig(_Section):
     @field_validator("overrides", mode="before")
     @classmethod
     def _from_pairs(cls, given: Any) -> Any:
-        """Overrides as the plan of a study keeps them: pairs, whose order is not lost when keys are sorted."""
+        """Accept pairs, as in a study's plan, which preserve the order when keys are sorted."""
         pairs = isinstance(given, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in given)
         return dict(given) if pairs else given
 
@@ -377,35 +377,35 @@ class RunConfig(_Section):
             raise config_error(error) from None
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values (JSON types), complete: `from_dict` gives the config back."""
+        """All settings as nested plain values (JSON types), for `from_dict`."""
         return self.model_dump(mode="json")
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> RunConfig:
-        """A copy with dotted fields set, such as `{"model.d_model": 128}`; validated anew."""
+        """A validated copy with dotted fields set, such as `{"model.d_model": 128}`."""
         data = self.to_dict()
         for path, value in overrides.items():
             set_dotted(data, path, value)
         return self.from_dict(data)
 
     def hashed_fields(self) -> dict[str, Any]:
-        """The settings that decide the outcome of a run (see `NEVER_HASHED`), as nested plain values."""
+        """The settings that affect results (see `NEVER_HASHED`), as nested plain values."""
         data = self.to_dict()
         _drop_unhashed(self, data)
-        if overrides := data["placement"]["overrides"]:  # their order decides
+        if overrides := data["placement"]["overrides"]:  # their order matters
             data["placement"]["overrides"] = [list(pair) for pair in overrides.items()]
-        if self.model.pretrained is not None:  # its content decides, wherever it lies
+        if self.model.pretrained is not None:  # its content matters, not its path
             folder, pin = split_pin(self.model.pretrained)
             data["model"]["pretrained"] = pin or folder
         return data
 
     @property
     def hash(self) -> str:
-        """16 hex digits of the hashed fields: runs of equal hash on equal data are the same run."""
+        """16 hex digits of the hashed fields: runs with equal hash and corpus are the same run."""
         return hashlib.sha256(json.dumps(self.hashed_fields(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _drop_unhashed(section: BaseModel, data: dict[str, Any]) -> None:
-    """Remove from the plain values of a section the fields that their marks leave out of the hash."""
+    """Remove the fields of a section that the hash excludes."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, _Section):
@@ -417,15 +417,15 @@ def _drop_unhashed(section: BaseModel, data: dict[str, Any]) -> None:
 
 
 def split_pin(pretrained: str) -> tuple[str, str | None]:
-    """FOLDER and HASH of `model.pretrained`; None for a hash that is not there."""
-    found = re.fullmatch(r"(.+)@([0-9a-f]{16})", pretrained, re.DOTALL)
-    return (found[1], found[2]) if found else (pretrained, None)
+    """FOLDER and HASH of `model.pretrained`; None for a missing hash."""
+    match = re.fullmatch(r"(.+)@([0-9a-f]{16})", pretrained, re.DOTALL)
+    return (match[1], match[2]) if match else (pretrained, None)
 
 
 def set_dotted(data: dict[str, Any], path: str, value: Any) -> None:
-    """Set `data["a"]["b"] = value` for the path "a.b"; intermediate mappings are made as needed.
+    """Set `data["a"]["b"] = value` for the path "a.b"; intermediate mappings are created.
 
-    What follows an open field is one key, dots and all: `placement.overrides.layers.0.*`.
+    The rest of the path after an open field is one key: `placement.overrides.layers.0.*`.
     """
     opened = next((field for field in OPEN_FIELDS if path.startswith(f"{field}.")), None)
     *parents, leaf = [*opened.split("."), path[len(opened) + 1 :]] if opened else path.split(".")
@@ -445,15 +445,15 @@ def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(held: Mapping[str, Any], wanted: Mapping[str, Any], limit: int = 4) -> str:
-    """Where nested plain values differ, on one line: `field: old -> new; ...`; empty when they are equal."""
+    """Differences of nested plain values, on one line: `field: old -> new; ...`; empty when equal."""
     old, new = flatten(held), flatten(wanted)
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    shown = [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names[:limit]]
-    return "; ".join(shown + [f"and {len(names) - limit} more"] * (len(names) > limit))
+    changes = [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names[:limit]]
+    return "; ".join(changes + [f"and {len(names) - limit} more"] * (len(names) > limit))
 
 
 def config_error(error: ValidationError) -> ConfigError:
-    """The first of pydantic's complaints as one line: field, value, what is allowed."""
+    """The first of pydantic's errors as a `ConfigError`."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":

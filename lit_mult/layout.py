@@ -1,21 +1,21 @@
-"""Where a run and a study keep their files: the one place that knows the paths.
+"""Paths of all files of runs and studies.
 
-RUN/config.json               what the run is, from its start
+RUN/config.json               config and corpus hash
 RUN/checkpoints/              step=N.ckpt to resume from, final.ckpt, kept/step=N.ckpt
-RUN/record.json               its result
-RUN/diagnostics.parquet       what train.diagnostics asked for
-RUN/evaluations/              one JSON file a downstream evaluation
+RUN/record.json               result
+RUN/diagnostics.parquet       readings of train.diagnostics
+RUN/evaluations/              one JSON file per downstream evaluation
 RUN/tensorboard/
 
-STUDY/study.json              the plan
-STUDY/records/CELL.json       one record a finished cell: the truth, from which all else can be rebuilt
+STUDY/study.json              plan
+STUDY/records/CELL.json       one record per finished cell, from which everything else can be rebuilt
 STUDY/diagnostics/CELL.parquet
-STUDY/evaluations/CELL/       one JSON file a downstream evaluation
-STUDY/cells/CELL/             run folders of unfinished cells, and of those whose checkpoints are kept
-STUDY/attempts/CELL.N.json    leases: who is or was at work on which unfinished cell
-STUDY/trials/POINT.N.json     the parameters of the cells that a search has sampled
-STUDY/sweeps/NAME.json        leases of the sweeps that are running on the folder, on this machine or another
-STUDY/optuna.journal          Optuna's trials, unless another storage was named
+STUDY/evaluations/CELL/       one JSON file per downstream evaluation
+STUDY/cells/CELL/             run folders of unfinished cells, and of cells whose checkpoints are kept
+STUDY/attempts/CELL.N.json    leases of the attempts at unfinished cells
+STUDY/trials/POINT.N.json     parameters of sampled cells
+STUDY/sweeps/NAME.json        leases of running sweeps, on any machine
+STUDY/optuna.journal          Optuna's trials, unless another storage is used
 STUDY/tables, figures, report.md
 """
 
@@ -70,7 +70,7 @@ class RunPaths:
         return self.checkpoints / f"step={step}.ckpt"
 
     def kept_checkpoint(self, step: int) -> Path:
-        """Weights at a step of a run that keeps them (`train.keep_every`)."""
+        """Weights at a step (`train.keep_every`)."""
         return self.checkpoints / "kept" / f"step={step}.ckpt"
 
     def kept_steps(self) -> list[int]:
@@ -79,7 +79,7 @@ class RunPaths:
 
     @property
     def study(self) -> StudyPaths | None:
-        """The study that the run is a cell of; None for a run by itself."""
+        """The study of a cell; None for a single run."""
         is_cell = self.path.absolute().parent.name == _CELLS and not self.record.is_file()
         return StudyPaths(self.path.absolute().parents[1]) if is_cell else None
 
@@ -150,6 +150,6 @@ def find_diagnostics(folder: Path) -> list[Path]:
 
 
 def cell_name(path: Path, folder: Path) -> str:
-    """The cell that a record or a diagnostics file below `folder` belongs to; of a run by itself, its place there."""
-    by_itself = path.name in (_RECORD, _DIAGNOSTICS_FILE)
-    return path.relative_to(folder).parent.as_posix() if by_itself else path.stem
+    """The cell of a record or diagnostics file below `folder`; for a single run, its relative path."""
+    is_single = path.name in (_RECORD, _DIAGNOSTICS_FILE)
+    return path.relative_to(folder).parent.as_posix() if is_single else path.stem

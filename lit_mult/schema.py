@@ -1,6 +1,6 @@
-"""What is on disk of studies, runs and evaluations, as models: JSON files, written whole. Needs no torch.
+"""Schemas of the JSON files of studies, runs and evaluations. Needs no torch.
 
-Records are never rewritten. `analysis.frame` reads run records as plain JSON instead, thousands at a time.
+Records are written atomically and never rewritten. `analysis.frame` reads run records as plain JSON, for speed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lit_mult.errors import UserError
 
 SCHEMA_VERSION: Final = 1
 NEUTRAL: Final = ParametrizationConfig().preset
-"""The preset in which every multiplier is 1: nothing of it was tuned."""
+"""The preset in which every multiplier is 1: untuned."""
 PRESET: Final = "parametrization.preset"
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -37,7 +37,7 @@ class _Section(BaseModel):
 
 
 class CellInfo(_Section):
-    """Where a run stands in the study that asked for it."""
+    """Place of a run in its study."""
 
     study: str
     """Name of the study."""
@@ -61,11 +61,7 @@ class _Record(_Section):
     _indent: ClassVar[int | None] = 1
 
     def write(self, path: Path) -> None:
-        """Write the record; the file appears complete or not at all.
-
-        Raises:
-            UserError: a record is there already, or the place cannot be written.
-        """
+        """Write the record atomically. Raises: UserError when it exists, or cannot be written."""
         text = json.dumps(self.model_dump(mode="json"), allow_nan=False, indent=self._indent)
         try:
             atomic.write_text(path, text, overwrite=False)
@@ -76,22 +72,18 @@ class _Record(_Section):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read one record.
-
-        Raises:
-            UserError: the file is missing, damaged, or of another schema version.
-        """
+        """Read one record. Raises: UserError when the file is missing, damaged, or of another schema version."""
         return _read(cls, path, f"not a version-{SCHEMA_VERSION} {cls._kind}")
 
 
 class RunRecord(_Record):
-    """One finished run, complete enough to be repeated and to be analysed without its checkpoints."""
+    """One finished run, with everything needed to repeat it, or to analyse it without checkpoints."""
 
     _kind: ClassVar[str] = "run record"
 
     status: Literal["completed", "diverged", "pruned"]
-    """diverged: the loss became non-finite or rose far above its start; a data point, not a failure. pruned: ended
-    early by the study's pruner, for want of promise."""
+    """diverged: the loss became non-finite or rose far above its start; a data point, not a failure. pruned: stopped
+    early by the study's pruner."""
     config: dict[str, Any]
     """The full `RunConfig` as plain values."""
     config_hash: str
@@ -99,12 +91,12 @@ class RunRecord(_Record):
     cell: CellInfo | None = None
     """None for a run outside a study."""
     git_commit: str | None
-    """Commit of the working tree the run was started in, with `+dirty` when it had changes; None outside git."""
+    """Commit of the code, with `+dirty` for uncommitted changes; None outside git."""
     versions: dict[str, str]
     """Versions of Python and of the packages that computed the run."""
     device: str
     members: int = 1
-    """Runs that were trained together with this one, as a stack, itself among them."""
+    """Number of runs in its stack, itself included."""
     started_at: str
     """UTC, ISO 8601."""
     corpus_hash: str
@@ -114,19 +106,19 @@ class RunRecord(_Record):
     parameters: dict[str, int]
     """Number of trainable parameters: total, non_embedding, multipliers."""
     steps: int
-    """Optimizer steps done; fewer than asked for when diverged or pruned."""
+    """Optimizer steps done; fewer than train.steps when diverged or pruned."""
     tokens: int
     """Tokens trained on."""
     wall_seconds: float
-    """Seconds in training and validation, over all parts of a resumed run; of a stack, the run's share."""
+    """Seconds in training and validation, summed over resumed parts; in a stack, the run's share."""
     tokens_per_second: float
-    """Training tokens per second of training time (validation left out); of a stack, of the run's share of it."""
+    """Training tokens per second of training time, without validation; in a stack, of the run's share."""
     initial_loss: float | None
     """Validation loss before the first step, nats per token; None when it is not finite."""
     final_loss: float | None
     """Validation loss after the last step, nats per token; None when diverged or pruned."""
     best_loss: float | None
-    """Lowest validation loss seen, nats per token (the initial one included); None when none is finite."""
+    """Lowest validation loss, nats per token, including the initial one; None when none is finite."""
     final_bits_per_byte: float | None
     """Final validation loss in bits per byte of text; None when diverged or pruned."""
     train_curve: list[tuple[int, float]]
@@ -147,14 +139,14 @@ class Score(_Section):
     stderr: float | None
     """lm-eval's standard error over items; None where it gives none."""
     items: list[float]
-    """Score of each item, whose mean is the value; empty where the value is no mean over items."""
+    """Score of each item, whose mean is the value; empty if the value is not a mean over items."""
     items_hash: str
-    """Of the items in their order: the scores of two models pair item by item where it is equal."""
+    """Hash of the items in their order: scores with equal hash pair item by item."""
     side: Literal["knowledge", "reasoning"] | None = None
     chance: float | None = None
     """Score of guessing, where it is known."""
     num_fewshot: int | None = None
-    """Examples that were in the prompt."""
+    """Examples in the prompt."""
 
 
 class EvaluationRecord(_Record):
@@ -166,7 +158,7 @@ class EvaluationRecord(_Record):
     suite: str
     """mini, paper, or the names of tasks."""
     label: str
-    """The suite with the options that were given, such as "mini, 2 shots": scores of equal label compare."""
+    """The suite with its options, such as "mini, 2 shots": scores of equal label are comparable."""
     config_hash: str
     """Of the run."""
     seed: int
@@ -179,13 +171,13 @@ class EvaluationRecord(_Record):
     """Tokens trained on up to the checkpoint."""
     corpus_hash: str
     num_fewshot: int | None
-    """Examples in the prompt, where it was asked for; None: what each task says."""
+    """Examples in the prompt; None: as each task sets them."""
     limit: int | None
-    """Items of each task, where it was asked for; None: all."""
+    """Items of each task; None: all."""
     max_length: int
-    """Tokens that the model saw at once."""
+    """Context length in tokens."""
     truncated: int
-    """Requests that were longer than the model's context and lost their beginning."""
+    """Requests that were longer than the context and lost their beginning."""
     git_commit: str | None
     versions: dict[str, str]
     device: str
@@ -199,18 +191,18 @@ class EvaluationRecord(_Record):
 
 
 class Tuning(_Section):
-    """What it cost to find a preset's multipliers and what they brought, for a fair comparison with learned ones."""
+    """Cost and gain of tuning a preset's multipliers, for a fair comparison with learned ones."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
     study: str
     """Name of the tuning study."""
     trials: int
-    """Runs, the pruned and the diverged ones included; so for tokens, flops and seconds."""
+    """Runs, including pruned and diverged ones; also in tokens, flops and seconds."""
     completed: int
-    """Runs that came to their last step."""
+    """Runs that reached their last step."""
     pruned: int
-    """Runs that the study's pruner ended early."""
+    """Runs that the study's pruner stopped early."""
     diverged: int
     """Runs whose loss became non-finite or rose far above its start."""
     tokens: int
@@ -220,9 +212,9 @@ class Tuning(_Section):
     seconds: float
     """Wall time in training and validation, summed over the trials."""
     d_model: int
-    """Width at which the trials ran."""
+    """Width of the trials."""
     base_d_model: int
-    """Width against which the trials were scaled (`parametrization.base_d_model`)."""
+    """Their `parametrization.base_d_model`."""
     steps: int
     """Optimizer steps of a trial."""
     batch_size: int
@@ -234,13 +226,13 @@ class Tuning(_Section):
     best_loss: float
     """Final validation loss of the best trial (mean over its seeds), nats per token."""
     default_loss: float | None = None
-    """The same of the best trial whose multipliers were all 1; None when none of them completed."""
+    """The same for the best trial with all multipliers 1; None when none completed."""
     seeds: list[int]
-    """Seeds of the trials; on these the preset was chosen, so they do not judge it."""
+    """Seeds of the trials; the preset was selected on them, so they cannot evaluate it."""
     tier: Tier
-    """What was tuned."""
+    """Tier that was tuned."""
     git_commit: str | list[str] | None = None
-    """Commit, or commits, that the trials ran at; None outside git."""
+    """Commit, or commits, of the trials; None outside git."""
     corpus_hash: str
     """Hash of the documents, their split and the tokenizer."""
 
@@ -269,18 +261,18 @@ class _TunedPreset(_PlanPart):
 
 
 class StudyPlan(_PlanPart):
-    """What a report needs of study.json."""
+    """The part of study.json that a report needs."""
 
     name: str
     title: str = ""
     cells: int
     """Number of runs planned."""
     experiment: str | None = None
-    """Experiment that the study is, `config.Experiment`; None: a comparison of arms over learning rates."""
+    """Name of its experiment (`config.Experiment`); None: a comparison of arms over learning rates."""
     preset: str = Field(NEUTRAL, validation_alias=AliasPath("spec", "base", "parametrization", "preset"))
-    """That of arms which set none."""
+    """Preset of arms that set none."""
     arms: dict[str, _Overrides] = Field({}, validation_alias=AliasPath("spec", "arms"))
-    """Arm -> dotted config field -> value; the preset is always among them, whoever sets it."""
+    """Arm -> dotted config field -> value, always including the preset."""
     presets: dict[str, _TunedPreset] = Field({}, validation_alias=AliasPath("spec", "presets"))
 
     @field_validator("arms")
@@ -290,7 +282,7 @@ class StudyPlan(_PlanPart):
 
     @property
     def tuning(self) -> dict[str, dict[str, Tuning]]:
-        """Preset -> optimizer -> how it was tuned, where that is on record."""
+        """Preset -> optimizer -> its tuning, if recorded."""
         return {
             name: {optimizer: part.tuning for optimizer, part in preset.optimizers.items() if part.tuning}
             for name, preset in self.presets.items()
@@ -298,11 +290,7 @@ class StudyPlan(_PlanPart):
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """Read a plan; None where there is none (a lone run).
-
-        Raises:
-            UserError: the file is damaged.
-        """
+        """Read a plan; None where there is none (a lone run). Raises: UserError when the file is damaged."""
         return _read(cls, path, "damaged study file") if path.exists() else None
 
 

@@ -193,9 +193,9 @@ def test_two_sweeps_at_once_share_the_cells(
         ("nosql://here", "nosql"),
         ("sqlite:////no/such/folder/study.db", "unable to open database file"),
         ("sqlite:///{tmp}/text.txt", "file is not a database"),
-        ("{tmp}/text.txt", "is no journal of Optuna's"),
-        ("{tmp}/one_line", "is no journal of Optuna's"),
-        ("{tmp}/study.db", "is no journal of Optuna's"),
+        ("{tmp}/text.txt", "is not an Optuna journal"),
+        ("{tmp}/one_line", "is not an Optuna journal"),
+        ("{tmp}/study.db", "is not an Optuna journal"),
         ("{tmp}", "Is a directory"),
     ],
 )

@@ -17,7 +17,7 @@ _NO_INTERVAL = (float("nan"), float("nan"))
 
 
 def few_seeds(seeds: int) -> str:
-    """What to add to a sentence that rests on an interval."""
+    """Caveat for a sentence that depends on an interval."""
     return " (weak evidence: few seeds)" if seeds < ENOUGH_SEEDS else ""
 
 
@@ -26,7 +26,7 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Interval of the mean, in the unit of the values; (NaN, NaN) for fewer than two values (or clusters).
 
-    With `clusters` (the seed of each value, say), whole clusters are drawn: values that share a seed are not
+    With `clusters`, such as the seed of each value, whole clusters are resampled: values of one seed are not
     independent. With fewer than `ENOUGH_SEEDS` values the interval is too narrow for its nominal level.
     """
     values = np.asarray(values, dtype=float)
@@ -40,7 +40,7 @@ def bootstrap_interval(
 def slope_interval(
     x: ArrayLike, y: ArrayLike, clusters: ArrayLike, *, draws: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Least-squares slope of y against x, and its interval when whole clusters are drawn (NaN for one cluster)."""
+    """Least-squares slope of y against x, and its interval from resampled clusters (NaN for one cluster)."""
     u, v = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     u, v = u - u.mean(), v - v.mean()  # the sums below then lose no digits
     sums = _cluster_sums(clusters, np.ones_like(u), u, v, u * v, u * u)
@@ -48,7 +48,7 @@ def slope_interval(
     if sums.shape[1] < 2:
         return slope, *_NO_INTERVAL
     with np.errstate(invalid="ignore", divide="ignore"):  # a draw may hold a single x: it has no slope
-        slopes = _slope(np.stack([_drawn(each, draws, seed) for each in sums]))
+        slopes = _slope(np.stack([_resampled(each, draws, seed) for each in sums]))
     low, high = np.quantile(slopes[np.isfinite(slopes)], _QUANTILES)
     return slope, float(low), float(high)
 
@@ -58,14 +58,14 @@ def _mean_interval(counts: bytes, totals: bytes, draws: int, seed: int) -> tuple
     """Interval of the mean from the clusters' counts and sums, float64; the parts of a report ask for it repeatedly."""
     count, total = np.frombuffer(counts), np.frombuffer(totals)
     # Clusters of one size: every draw holds as many values.
-    drawn = count[0] * len(count) if (count == count[0]).all() else _drawn(count, draws, seed)
-    low, high = np.quantile(_drawn(total, draws, seed) / drawn, _QUANTILES)
+    sizes = count[0] * len(count) if (count == count[0]).all() else _resampled(count, draws, seed)
+    low, high = np.quantile(_resampled(total, draws, seed) / sizes, _QUANTILES)
     return float(low), float(high)
 
 
-def _drawn(sums: Floats, draws: int, seed: int) -> Floats:
-    """Total (draws,) over the clusters (n,) that each draw picks."""
-    return np.asarray(sums.take(_picks(len(sums), draws, seed)).sum(axis=0))
+def _resampled(sums: Floats, draws: int, seed: int) -> Floats:
+    """Total (draws,) over the clusters (n,) in each resample."""
+    return np.asarray(sums.take(_indices(len(sums), draws, seed)).sum(axis=0))
 
 
 def _cluster_sums(clusters: ArrayLike, *weights: Floats) -> Floats:
@@ -79,6 +79,6 @@ def _slope(sums: Floats) -> Floats:
 
 
 @lru_cache(maxsize=32)
-def _picks(size: int, draws: int, seed: int) -> NDArray[Any]:
-    """Clusters (size, draws) that the draws pick; all draws are summed at once, one pick after the other."""
+def _indices(size: int, draws: int, seed: int) -> NDArray[Any]:
+    """Indices (size, draws) of the resampled clusters, laid out for summing over the first axis."""
     return np.ascontiguousarray(np.random.default_rng(seed).integers(0, size, (draws, size)).T)

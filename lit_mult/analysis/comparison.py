@@ -43,7 +43,7 @@ _MEASURES = {
 
 
 def comparison(study: StudyPlan | None, runs: pd.DataFrame) -> Findings:
-    """All that losses and learning rates show."""
+    """Findings on losses and learning rates."""
     points = sensitivity.points(runs)
     summary, drift = sensitivity.summary(points), sensitivity.optimum_drift(points)
     differences = sensitivity.paired_differences(points)

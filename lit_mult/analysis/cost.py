@@ -24,7 +24,7 @@ UNITS = ("flops", "tokens", "seconds")
 
 
 def bill(runs: pd.DataFrame, points: pd.DataFrame, study: StudyPlan | None) -> pd.DataFrame:
-    """One row for each line and width of `load_records` and `points`: the best loss and what was spent to find it.
+    """One row for each line and width of `load_records` and `points`: the best loss, and the cost of finding it.
 
     Best loss in nats per token, mean over seeds with its interval. In each of the `UNITS` (flops, tokens, seconds),
     means over seeds: `run_`, the one best run; `search_`, all runs of a seed, those that diverged, were pruned or were
@@ -49,7 +49,7 @@ def bill(runs: pd.DataFrame, points: pd.DataFrame, study: StudyPlan | None) -> p
 
 
 def statements(bill: pd.DataFrame, points: pd.DataFrame, study: StudyPlan | None) -> Iterator[str]:
-    """Sentences on the cost of the arms and on what tuning gained; none where no arm uses a preset but the neutral."""
+    """Sentences on the cost of the arms and the gain of tuning; none if all arms use the neutral preset."""
     if (bill["tuning_flops"] == 0).all():
         return
     if study:
@@ -106,7 +106,7 @@ def _gain(points: pd.DataFrame, arm: str, plain: str, preset: str, tuning: Tunin
 
 
 def _tunings(points: pd.DataFrame, study: StudyPlan) -> Iterator[str]:
-    """Where each tuned preset comes from; those for optimizers that no run has are left out."""
+    """Sources of the tuned presets, for the optimizers of the runs."""
     for preset, by_optimizer in study.tuning.items():
         for optimizer, tuning in by_optimizer.items():
             if (points["optimizer"] == optimizer).any():
@@ -119,7 +119,7 @@ def _tunings(points: pd.DataFrame, study: StudyPlan) -> Iterator[str]:
 
 def _presets(runs: pd.DataFrame, study: StudyPlan | None) -> pd.Series:
     """Name of the preset that each run uses."""
-    # A study writes the numbers of its presets into its runs, whose configs then name the neutral one: its plan knows.
+    # A study inlines its presets into the configs of its runs, which then name the neutral one; its plan has the names.
     of_arm = {arm: fields[PRESET] for arm, fields in study.arms.items()} if study else {}
     named = pd.Series([of_arm.get(row.arm, row.preset) for row in rows(runs[["arm", "preset"]])], runs.index)
     named = runs[PRESET].fillna(named) if PRESET in runs else named  # a factor of the study
@@ -127,7 +127,7 @@ def _presets(runs: pd.DataFrame, study: StudyPlan | None) -> pd.Series:
 
 
 def _tuning(preset: str, optimizer: str, study: StudyPlan | None) -> tuple[float, ...]:
-    """What tuning a preset for an optimizer took, in `UNITS`; NaN where that is not on record."""
+    """Cost of tuning a preset for an optimizer, in `UNITS`; NaN if not recorded."""
     if preset == NEUTRAL:
         return (0.0,) * len(UNITS)
     tuning = study.tuning.get(preset, {}).get(optimizer) if study else None

@@ -1,6 +1,6 @@
 """Estimates over seeds and items at once: two crossed random effects, as in a table of seeds by items.
 
-Other seeds would give other models, and other items of the kind another benchmark; an interval has to allow for both.
+Seeds and items are both samples: an interval has to include the variance of both.
 With a score for every seed and item the two variances are those of an analysis of variance, and the interval is that
 of Student's t with the degrees of freedom of Satterthwaite (1946, Biometrics Bulletin 2(6)): wide over three seeds,
 as it must be.
@@ -22,20 +22,20 @@ _LEVEL, _POWER = 0.975, 0.8
 
 @dataclass(frozen=True)
 class Crossed:
-    """A weighted sum over tables (seeds, items) of each one's mean, and the two variances behind it."""
+    """A weighted sum of the means of tables (seeds, items), and its two variance components."""
 
     value: float
     seeds: int
     items: int
     """Columns of all tables."""
     seeds_variance: float
-    """Variance of the sum between seeds, the noise of their items included; NaN for one seed."""
+    """Variance of the sum between seeds, including the noise of their items; NaN for one seed."""
     items_variance: float
     """Part of the variance of the sum over all seeds that is due to the choice of items."""
 
     @property
     def stderr(self) -> float:
-        """Standard error: over seeds and items; over items alone where there is one seed; NaN for single values."""
+        """Standard error over seeds and items; over items only for one seed; NaN for single values."""
         return self._stderr(self.seeds)
 
     @property
@@ -45,7 +45,7 @@ class Crossed:
         return self.value - reach, self.value + reach
 
     def detectable(self, seeds: int) -> float:
-        """The smallest true sum that as many seeds, two or more, show in four cases of five at the 5 % level."""
+        """The smallest true sum that this number of seeds (two or more) detects with 80 % power at the 5 % level."""
         freedom = self._freedom(seeds)
         return (t_quantile(_LEVEL, freedom) + t_quantile(_POWER, freedom)) * self._stderr(seeds)
 
@@ -64,7 +64,7 @@ class Crossed:
 
 
 def crossed(tables: Sequence[Floats], weights: Floats) -> Crossed:
-    """The weighted sum of the means of tables that have the same seeds as rows, and items of their own as columns."""
+    """The weighted sum of the means of tables with the same seeds as rows, and different items as columns."""
     by_seed = weights @ np.array([table.mean(axis=1) for table in tables])
     return Crossed(
         value=float(by_seed.mean()),
@@ -76,7 +76,7 @@ def crossed(tables: Sequence[Floats], weights: Floats) -> Crossed:
 
 
 def items_variance(table: Floats) -> float:
-    """Variance of the mean of a (seeds, items) table that is due to the items: an analysis of variance of two ways."""
+    """Variance of the mean of a (seeds, items) table due to the items, by two-way analysis of variance."""
     seeds, items = table.shape
     if items < 2:
         return 0.0

@@ -14,8 +14,8 @@ from lit_mult.layout import cell_name, find_diagnostics
 def load_diagnostics(folder: Path | str) -> pd.DataFrame:
     """One row a reading: cell, step, group, quantity, name, layer, role, value.
 
-    `cell` is that of `load_records`, on which the two merge; `layer` is NA outside the blocks. See `readings` for what
-    belongs to a step.
+    Merges with `load_records` on `cell`; `layer` is NA outside the blocks. See `diagnostics.keys` for the meaning of a
+    step.
 
     Args:
         folder: of a run, or results folder of a study.

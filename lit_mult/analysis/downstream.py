@@ -22,7 +22,7 @@ _HOW_TO_READ = """\
 
 
 def downstream(folder: Path, runs: pd.DataFrame) -> Findings:
-    """All that the evaluations in a folder show; empty where there are none.
+    """Findings of the evaluations in a folder; empty if there are none.
 
     Raises:
         UserError: an evaluation is damaged.

@@ -12,7 +12,7 @@ from lit_mult.analysis.frame import rows
 from lit_mult.analysis.style import Figure, against_width, panel_grid, styled
 
 TOLERANCE = 0.25
-"""Half of the smallest error that a rule can make: a power of 1/2 (Muon without its factor)."""
+"""Half of the smallest possible error of a rule: an exponent of 1/2 (Muon without its factor)."""
 
 
 def exponents(values: pd.DataFrame) -> pd.DataFrame:
@@ -43,7 +43,7 @@ def exponents(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def larger_half(widths: pd.Series) -> list[int]:
-    """The larger half of the different widths, at least three of them where there are as many."""
+    """The larger half of the different widths, but at least three if possible."""
     different = sorted(widths.unique())
     return different[-max(3, math.ceil(len(different) / 2)) :]
 

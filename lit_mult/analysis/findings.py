@@ -1,4 +1,4 @@
-"""What one part of a report has to say: tables, figures and sentences, which `report` puts on a page."""
+"""The content of one part of a report: tables, figures and sentences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lit_mult.analysis.style import Figure
 
 @dataclass
 class Findings:
-    """Tables for programs and for readers, figures, and sentences."""
+    """Tables for programs and readers, figures, and sentences."""
 
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     """Name -> table with every digit."""
@@ -19,14 +19,14 @@ class Findings:
     """Name -> table of strings."""
     figures: dict[str, Figure] = field(default_factory=dict)
     captions: dict[str, str] = field(default_factory=dict)
-    """Name of a figure -> what it shows."""
+    """Name of a figure -> caption."""
     statements: dict[str, list[str]] = field(default_factory=dict)
     """Heading -> sentences, each a point of a list."""
     warnings: list[str] = field(default_factory=list)
-    """What stands against the results."""
+    """Caveats of the results."""
     how_to_read: str = ""
     """Points of a Markdown list."""
     unit: str = ""
-    """What the numbers of the tables are."""
+    """Unit of the numbers in the tables."""
     text: str = ""
-    """What a terminal shows."""
+    """Text for the terminal."""

@@ -1,4 +1,4 @@
-"""From run records to one table, a row a run. The curves stay in the files until they are asked for."""
+"""From run records to one table, a row per run. Loss curves are read separately, on demand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COPIED += ("tokens_per_second", "initial_loss", "best_loss")
 
 
 def load_records(folder: Path | str) -> pd.DataFrame:
-    """One row a run, with every scalar of its record and one column a factor (dotted, as in `model.d_model`).
+    """One row per run, with every scalar of its record and one column per factor (dotted, as in `model.d_model`).
 
     Columns of the analysis: `arm`; `setting`, the scientific factors other than the width, such as "AdamW";
     `variant`, the same without the optimizer; `label`, arm and setting, which names a *line* of the analysis;
@@ -73,10 +73,10 @@ def load_curves(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_rates(runs: pd.DataFrame) -> pd.DataFrame:
-    """Of each arm, setting and width the runs at the rate (lr and other nuisance values) of lowest mean final loss.
+    """The runs of each arm, setting and width at the rate (lr and other nuisance values) of lowest mean final loss.
 
-    The mean is over seeds, and a rate counts only with as many of them as any of the point has, and if none of them
-    diverged or was pruned: no rate is chosen for a lucky seed. Empty for a point without such a rate.
+    The mean is over seeds. A rate counts only with the full number of seeds of its point, none of which diverged or was
+    pruned: no rate is chosen for a lucky seed. Points without such a rate have no rows.
     """
     point, rate = ["arm", "setting", "d_model"], ["lr", "nuisance"]
     groups = runs.assign(loss=runs["final_loss"].fillna(math.inf)).groupby([*point, *rate], as_index=False)
@@ -88,12 +88,12 @@ def best_rates(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def rows(frame: pd.DataFrame) -> Iterator[Any]:
-    """The rows of a table, columns as attributes; typed loosely, as a column's type is known to its maker alone."""
+    """`itertuples`, typed as Any, as the types of columns are not known."""
     return iter(frame.itertuples())
 
 
 def optimizer_name(optimizer: str) -> str:
-    """How an optimizer is written for readers: AdamW for adamw."""
+    """Display name of an optimizer: AdamW for adamw."""
     return OPTIMIZERS[optimizer].label if optimizer in OPTIMIZERS else optimizer
 
 

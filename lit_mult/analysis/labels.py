@@ -1,4 +1,4 @@
-"""Labels beside points, each on the side where it covers least of what is drawn."""
+"""Labels beside points, each on the side where it covers the least ink."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures for a page or a column. Colours are Okabe and Ito's; line styles and markers tell the arms apart in grey.
+"""Figures for a page or a column. Colours are Okabe and Ito's; line styles and markers distinguish arms in grey.
 
 Each function returns a matplotlib Figure made without pyplot; `style.save` turns it into PNG and SVG.
 """
@@ -50,7 +50,7 @@ def loss_vs_lr(runs: pd.DataFrame, points: pd.DataFrame) -> Figure:
             ax.set_xscale("log", base=2)
             curve, point = (_at(frame, setting=setting, d_model=width) for frame in (in_row, points))
             _loss_panel(ax, curve, point, styles)
-            if curve["lr"].nunique() == 1:  # a log axis has no limits of its own around a single value
+            if curve["lr"].nunique() == 1:  # the default limits of a log axis fail for a single value
                 ax.set_xlim(curve["lr"].min() / 2, curve["lr"].max() * 2)
         for ax in row[len(widths) :]:
             ax.set_axis_off()
@@ -183,7 +183,7 @@ def loss_vs_compute(bill: pd.DataFrame) -> Figure:
 
 
 def _panels(table: pd.DataFrame, xlabel: str, ylabel: str) -> tuple[Figure, list[tuple[str, Axes, pd.DataFrame]]]:
-    """A panel a setting, two in a row, with the rows of the table that it is for."""
+    """One panel per setting, two in a row, with its rows of the table."""
     settings = _settings(table)
     figure, axes = panel_grid(-(-len(settings) // 2), min(len(settings), 2), 2.7, sharey=True, ylabel=ylabel)
     for ax in axes.flat[len(settings) :]:

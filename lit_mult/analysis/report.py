@@ -1,4 +1,4 @@
-"""The report of a study: tables, figures and a page that says what the records show and what stands against it."""
+"""The report of a study: tables, figures, and a page with findings and caveats."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ _BY_ROLE = re.compile(r"(parametrization\.(?:forward|lr|weight_decay))(?:\.(\w+)
 
 @dataclass(frozen=True)
 class Report:
-    """What `write_report` made."""
+    """Result of `write_report`."""
 
     paths: tuple[Path, ...]
     """The files written, report.md last."""
     text: str
-    """What a terminal shows: tables or verdicts as plain text."""
+    """Tables or verdicts as plain text, for the terminal."""
     warnings: tuple[str, ...]
-    """What stands against the results, a line each."""
+    """Caveats of the results, one line each."""
 
 
 def write_report(folder: Path | str) -> Report:
-    """Write `tables/`, `figures/` and `report.md` into the folder of a study (or of a lone run).
+    """Write `tables/`, `figures/` and `report.md` into the folder of a study or a run.
 
-    The same records give the same bytes. Files are replaced whole or not at all.
+    The output is deterministic. Files are replaced atomically.
 
     Raises:
         UserError: there are no records, one is damaged, or the folder cannot be written.
@@ -138,7 +138,7 @@ def _provenance(study: StudyPlan | None, folder: Path, runs: pd.DataFrame) -> It
 
 
 def _arms_differ_in(runs: pd.DataFrame) -> str:
-    """Config fields that set the arms apart, with their values; factors, nuisance factors and the seed left out."""
+    """Config fields in which the arms differ, with their values; without factors, nuisance factors and the seed."""
     records = {str(arm): RunRecord.read(Path(group["path"].iloc[0])) for arm, group in runs.groupby("arm", sort=False)}
     configs = {arm: flatten(record.config) for arm, record in records.items()}
     cells = [record.cell for record in records.values() if record.cell]

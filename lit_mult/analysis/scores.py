@@ -128,10 +128,10 @@ _DIFFERENCES += [f"seeds_{n}" for n in SEEDS_PLANNED]
 
 
 def power(compared: pd.DataFrame) -> pd.DataFrame:
-    """The smallest difference that would show (4 times in 5, at the 5 % level), by suite, task and number of seeds.
+    """The smallest detectable difference (80 % power, 5 % level), by suite, task and number of seeds.
 
-    The root mean square over the comparisons in `differences`: with two or three seeds any one of them knows the
-    variance between seeds poorly. Comparisons with one seed have none and are left out.
+    The root mean square over the comparisons in `differences`, each of which estimates the variance between seeds
+    poorly from two or three seeds. Comparisons with one seed are excluded.
     """
     known = compared[compared["seeds_variance"].notna() & compared["share"]]
     names = [f"seeds_{n}" for n in SEEDS_PLANNED]
@@ -192,7 +192,7 @@ def _crossed(part: pd.DataFrame, value: str, weights: Floats) -> Crossed:
 
 
 def _table(task: pd.DataFrame, value: str) -> Floats:
-    """Scores of one task as (seeds, items); one column, the score itself, where there are none item by item."""
+    """Scores of one task as (seeds, items); a single column, the score itself, if there are no scores per item."""
     task = task.sort_values("seed")
     sizes = {items.size for items in task["items"]}
     if len(sizes) > 1 or sizes == {0} or task["items_hash"].nunique() > 1:

@@ -1,6 +1,6 @@
-"""Statistics that have a value for each seed: paired differences, slopes, and means with intervals by Student's t.
+"""Statistics over seeds: paired differences, slopes, and means with intervals by Student's t.
 
-Scales multiply, so that their natural logarithms are what is averaged: a column `log` holds them.
+Scales are averaged as natural logarithms, in a column `log`.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def difference(table: pd.DataFrame, of: str, against: str, value: str, *, betwee
 
 
 def best_elsewhere(losses: pd.DataFrame, among: pd.DataFrame | None = None) -> pd.Series:
-    """Loss of each seed at the value that is best on the other seeds: chosen where it is not judged, so without luck.
+    """Loss of each seed at the value that is best on the other seeds, which avoids selection bias.
 
     Args:
         losses: a row a seed and a column a value, such as a learning rate.

@@ -1,4 +1,4 @@
-"""How the loss depends on the learning rate, and what the arms differ in: pure functions, arrays first, then tables.
+"""Dependence of the loss on the learning rate, and differences between arms: pure functions of arrays, then of tables.
 
 A *group* is one arm at one setting (the scientific factors but the width), width and seed; its runs differ in the
 learning rate. Losses are in nats per token throughout, intervals are 95 % percentile bootstraps over seeds.
@@ -34,9 +34,9 @@ class Optimum:
 
     lr: float
     loss: float
-    """Loss at the optimum, nats per token (of the parabola, where one was fitted)."""
+    """Loss at the optimum, nats per token (of the parabola, if one was fitted)."""
     at_edge: bool
-    """The best point is the lowest or the highest lr tried, so the optimum may lie outside: a warning, no result."""
+    """The best point is the lowest or highest lr, so the optimum may lie outside: a warning."""
 
 
 def lr_sensitivity(lrs: ArrayLike, losses: ArrayLike, initial_loss: float) -> float:
@@ -179,12 +179,12 @@ def paired_differences(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def lines(points: pd.DataFrame) -> pd.Series:
-    """What both optimizers share: the arm and the setting without the optimizer."""
+    """The arm, and the setting without the optimizer."""
     return points["arm"].where(points["variant"] == "", points["arm"] + " · " + points["variant"])
 
 
 def doubtful(points: pd.DataFrame) -> pd.Series:
-    """For each group, whether its best loss is in doubt: runs lack, the optimum is at the edge, or nothing trained."""
+    """Whether each group's best loss is doubtful: runs are missing, the optimum is at the edge, or nothing trained."""
     return ~points["complete"] | points["at_edge"] | ~(points["best_loss"] < points["initial_loss"])
 
 
@@ -234,7 +234,7 @@ def _point(curve: pd.DataFrame, expected: int) -> dict[str, Any]:
 
 
 def _sensitivity(curve: Mapping[str, NDArray[Any]], expected: int, sampled: bool) -> tuple[float, str]:
-    """Sensitivity of the planned part of a curve, and what stands against it ("" for nothing, NaN without a curve)."""
+    """Sensitivity over the planned part of a curve (NaN without one), and a caveat or ""."""
     runs, pruned = int(curve["runs"].sum()), int(curve["pruned"].sum())
     if runs < expected:
         return float("nan"), f"{runs} of {expected} runs"

@@ -1,4 +1,4 @@
-"""What the figures share: their look, the style of each arm, and the making and saving of a figure without pyplot."""
+"""Shared by figures: style, the style of each arm, and creating and saving figures without pyplot."""
 
 from __future__ import annotations
 
@@ -67,16 +67,16 @@ OPTIMIZER_LOOKS = dict(zip(OPTIMIZERS, cycle(_OPTIMIZER_LOOKS), strict=False))
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Give a drawing function the look of the project, without changing matplotlib's settings for others."""
+    """Apply the project's style in a plotting function, without changing matplotlib's global settings."""
 
     @wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
         import matplotlib
 
         with matplotlib.rc_context(_STYLE):
             return draw(*args, **kwargs)
 
-    return drawn
+    return wrapper
 
 
 def save(figure: Figure) -> dict[str, bytes]:
@@ -115,7 +115,7 @@ def mark_at_top(ax: Axes, x: Any, y: float, colour: str, mark: Mapping[str, Any]
 
 
 def beside(width: Any, arm: str, styles: Styles) -> Any:
-    """Where an arm stands at a width (a number or an array): beside the other arms, lest bars overlap."""
+    """x of an arm at a width (a number or an array), shifted so that bars of arms do not overlap."""
     return width * 2 ** (0.05 * (list(styles).index(arm) - (len(styles) - 1) / 2))
 
 
@@ -184,7 +184,7 @@ def line_styles(names: Iterable[str]) -> Styles:
 
 
 def optimizer_marks(optimizers: Iterable[str]) -> list[Mark]:
-    """Entries of a legend: how lines of the optimizers look."""
+    """Legend entries of the optimizers' lines."""
     return [(optimizer_name(name), {"color": "0.3", "marker": "o", **OPTIMIZER_LOOKS[name]}) for name in optimizers]
 
 
@@ -200,7 +200,7 @@ def add_legend(
     marks: Iterable[Mark] = (),
     loc: Literal["outside lower center", "outside upper center"] = "outside lower center",
 ) -> None:
-    """Put below the panels (or elsewhere) what the arms, and other marks (label, style), look like."""
+    """Add a legend of the arms and other marks (label, style), by default below the panels."""
     references = set(points.loc[points["reference"], "arm"])
     arms = [(f"{arm} (one lr)" if arm in references else arm, style) for arm, style in styles.items()]
     mark_legend(figure, [*arms, *marks], loc)
@@ -211,7 +211,7 @@ def mark_legend(
     marks: Iterable[Mark],
     loc: Literal["outside lower center", "outside upper center"] = "outside lower center",
 ) -> None:
-    """Put below the panels (or elsewhere) what marks (label, style) look like; without dashes, a mark is no line."""
+    """Add a legend of marks (label, style), by default below the panels; a mark without dashes has no line."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **{"ls": "none", **mark}, label=label) for label, mark in marks]

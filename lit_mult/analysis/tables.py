@@ -16,7 +16,7 @@ _NOTHING = "n/a"
 
 
 def to_csv(table: pd.DataFrame) -> str:
-    """CSV with floats written so that reading them gives the same floats back."""
+    """CSV with floats that round-trip."""
     return table.to_csv(index=False, lineterminator="\n")
 
 

@@ -30,7 +30,7 @@ NEGLIGIBLE = 0.02
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the records say of one claim."""
+    """The verdict of the records on one claim."""
 
     claim: str
     """What the paper (or, where it asks, a possible answer) says, as a sentence without its stop."""
@@ -42,11 +42,11 @@ class Verdict:
     """95 % interval of the mean; NaN for fewer than two seeds."""
     high: float
     range_low: float
-    """Range in which the claim says that the statistic lies."""
+    """Range of the statistic according to the claim."""
     range_high: float
     seeds: int
     tested: bool = True
-    """Whether the runs meet what the claim presupposes; if not, they say nothing of it, whatever the statistic is."""
+    """Whether the runs meet the assumptions of the claim; if not, they are no evidence, whatever the statistic is."""
 
     @property
     def outcome(self) -> Outcome:

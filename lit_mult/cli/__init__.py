@@ -1,4 +1,4 @@
-"""The command line: each command is one function; heavy imports wait until a command needs them."""
+"""The command line. Each command is a function; heavy imports are lazy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; bad input gives one line on stderr and exit code 2."""
+    """Run a command; bad input prints one line on stderr and returns exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):

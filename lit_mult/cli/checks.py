@@ -1,4 +1,4 @@
-"""Commands that check: redundancy of a placement, noise, coordinates."""
+"""Commands for checks: redundancy of a placement, noise, coordinates."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def coord_check(arguments: Sequence[str]) -> int:
 
 
 def _write_csv(path: Path, rows: Any) -> Path:
-    """Write a table, or what a DataFrame is made of."""
+    """Write a DataFrame, or rows for one."""
     import pandas as pd
 
     from lit_mult.analysis.tables import to_csv

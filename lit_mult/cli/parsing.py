@@ -1,4 +1,4 @@
-"""What the commands share: parsers, the run config from flags, exit codes, and how tables are printed."""
+"""Shared by commands: parsers, the run config from flags, exit codes, printing of tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
 def make_parser(name: str, command: Callable[..., Any]) -> ArgumentParser:
-    """A parser for a command, which raises `UserError` with one line where others print and exit."""
+    """A parser for a command, which raises a one-line `UserError` instead of exiting."""
     import jsonargparse
 
     class Parser(jsonargparse.ArgumentParser):
@@ -59,14 +59,14 @@ def print_columns(table: Sequence[Sequence[str]]) -> None:
 
 
 def vocab_size(config: RunConfig) -> int:
-    """Size of the vocabulary, without preparing the data where the tokenizer's name says it."""
+    """Size of the vocabulary, without preparing the data."""
     from lit_mult.data.tokenizers import bpe_size, load_tokenizer
 
     return bpe_size(config.data.tokenizer) or load_tokenizer(config.data.tokenizer).vocab_size
 
 
 def read_run_config(namespace: dict[str, Any]) -> RunConfig:
-    """The config that parsed options make, a preset's numbers and a pretrained folder's hash written into it."""
+    """The config from parsed options, with a preset's numbers and a pretrained folder's hash inlined."""
     from lit_mult.config import RunConfig
     from lit_mult.method.presets import inlined
 

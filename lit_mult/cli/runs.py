@@ -1,4 +1,4 @@
-"""Commands about one run: train it, print its plan, take it to Hugging Face and back."""
+"""Commands for one run: training, its plan, export to and import from Hugging Face."""
 
 from __future__ import annotations
 

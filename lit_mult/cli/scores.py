@@ -1,4 +1,4 @@
-"""Commands about downstream scores."""
+"""Commands for downstream scores."""
 
 from __future__ import annotations
 

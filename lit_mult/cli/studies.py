@@ -1,4 +1,4 @@
-"""Commands about studies: run them, look at them, report on them."""
+"""Commands for studies."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def sweep(arguments: Sequence[str]) -> int:
 
 
 def status(arguments: Sequence[str]) -> int:
-    """Say which cells of a study are waiting, running (where, since when), done, pruned, diverged or failed (why)."""
+    """Show which cells of a study are waiting, running (where, since when), done, pruned, diverged or failed (why)."""
     parser = make_parser("status", status)
     parser.add_argument("folder", type=str, help="results folder of a study")
     add_retries(parser)

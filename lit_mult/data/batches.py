@@ -18,12 +18,11 @@ Windows = npt.NDArray[np.int64]
 
 
 class TrainWindows:
-    """Training batches over tokens_N, in an order that depends on the seed alone.
+    """Training batches over tokens_N, in an order that depends only on the seed.
 
-    The tokens are taken as a ring (they end in a separator, so the seam is one more border of documents). An epoch
-    cuts the ring, from an offset of its own, into the N // T windows that start every T tokens: each token is a
-    target once, but for the N % T at the end of the ring so cut. The windows come in an order of the epoch's own, and
-    batches run on across the borders of epochs.
+    The tokens form a ring (they end in a separator, like every document). Each epoch has a random offset, from which it
+    cuts the ring into N // T windows, T tokens apart: each token is a target once, except for N % T at the end. The
+    windows are shuffled in every epoch, and batches may span two epochs.
     """
 
     def __init__(self, tokens_N: Tokens, seq_len: int, batch_size: int, seed: int) -> None:
@@ -36,7 +35,7 @@ class TrainWindows:
         self._epoch: tuple[int, npt.NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
     def batch(self, step: int, rows: slice = slice(None)) -> Windows:
-        """Windows x_BxW of a step (0, 1, ...), int64; rows takes a part of them, such as one rank's."""
+        """Windows x_BxW of a step (0, 1, ...), int64; `rows` selects some of them, such as one rank's."""
         index_B = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[rows]
         epoch_B, place_B = np.divmod(index_B, self.windows_per_epoch)
         start_B = np.empty_like(index_B)
@@ -46,10 +45,10 @@ class TrainWindows:
         return np.asarray(self.tokens_N[index_BxW], dtype=np.int64)
 
     def _starts(self, epoch: int) -> npt.NDArray[np.int64]:
-        """First token of each window of an epoch, in the epoch's order; the latest epoch's are kept."""
+        """First token of each window of an epoch, in the epoch's order; cached for the latest epoch."""
         if self._epoch[0] != epoch:
-            # Raw bits and a stable sort: numpy promises the stream of a bit generator across its versions, but not
-            # what Generator.permutation makes of it.
+            # Raw bits and a stable sort: numpy guarantees the stream of a bit generator across versions, but not
+            # Generator.permutation.
             bits = np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=(epoch,)))
             offset = bits.random_raw() % len(self.tokens_N)
             order = np.argsort(bits.random_raw(self.windows_per_epoch), kind="stable")
@@ -58,9 +57,9 @@ class TrainWindows:
 
 
 def validation_windows(tokens_N: Tokens, seq_len: int, n: int) -> Windows:
-    """n windows x_nxW, int64, evenly spread from the first token to the last, no token a target twice.
+    """n windows x_nxW, int64, evenly spaced from the first token to the last; no token is a target twice.
 
-    The same for every seed. A text too short for n of them gives as many as it holds, at least one.
+    Independent of the seed. Fewer than n, but at least one, if the text is too short for n.
 
     Raises:
         UserError: the text is shorter than one window.

@@ -1,8 +1,7 @@
 """The token cache: `prepare` turns the data settings into two memory-mapped streams of token ids.
 
-An entry is a folder: train.bin and val.bin (little-endian unsigned integers), meta.json, and tokenizer.json where
-the tokenizer was trained on the corpus. It appears whole or not at all (`atomic.new_folder`), and a process that comes
-second to the same entry uses the first one's.
+An entry is a folder: train.bin and val.bin (little-endian unsigned integers), meta.json, and tokenizer.json if the
+tokenizer was trained on the corpus. It is written atomically; of several processes that write it, the first wins.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Report = Callable[[str], None]
 # A tokenizer, or the size of the byte-level BPE to train on the corpus.
 _Wanted = Tokenizer | int
 
-_FORMAT = 1  # raise it whenever the same settings would give other files
+_FORMAT = 1  # increase when the same settings would give other files
 _META, _TOKENIZER, _SPOOL = "meta.json", "tokenizer.json", "documents.jsonl"
 
 
@@ -43,34 +42,34 @@ class TokenizedCorpus:
     val: Tokens
     """Read-only memory map, shape (validation tokens,)."""
     vocab_size: int
-    """All ids lie below it."""
+    """All ids are below it."""
     hash: str
-    """16 hex digits of the documents, their split and the tokenizer; the same however they were read."""
+    """16 hex digits of the documents, their split and the tokenizer."""
     val_bytes_per_token: float
-    """UTF-8 bytes of the validation documents over validation tokens. Separators are tokens of 0 bytes, so that
-    bits per byte = loss / ln(2) / val_bytes_per_token charges the model for the ends of documents too."""
+    """UTF-8 bytes of the validation documents over validation tokens. Separators count as tokens of 0 bytes, so that
+    bits per byte = loss / ln(2) / val_bytes_per_token includes the ends of documents."""
     tokenizer: Tokenizer
 
 
 def prepare(config: DataConfig, report: Report | None = None) -> TokenizedCorpus:
-    """The tokens of a corpus, from the cache or else tokenized into it; report gets a line now and then.
+    """The tokens of a corpus, from the cache or tokenized into it; `report` gets progress lines.
 
-    Memory is bounded by the largest document, not the corpus. A damaged entry is written again.
+    Memory is bounded by the largest document, not the corpus. A damaged entry is rewritten.
 
     Raises:
-        UserError: the corpus or the tokenizer is bad, they do not fit, or the cache cannot be written.
+        UserError: the corpus or the tokenizer is not valid, they do not match, or the cache cannot be written.
     """
-    say = report or (lambda line: None)
+    report = report or (lambda line: None)
     wanted = bpe_size(config.tokenizer) or load_tokenizer(config.tokenizer)
     corpus = open_corpus(config)
     cache = cache_dir(config)
     entry = cache / _key(config, corpus, wanted)
     if cached := _open(entry, wanted):
-        say(f"tokens of {config.corpus}: from {entry}")
+        report(f"tokens of {config.corpus}: from {entry}")
         return cached
     try:
         with atomic.new_folder(entry, keep=lambda other: _open(other, wanted) is not None) as folder:
-            _build(folder, corpus, wanted, config.val_fraction, say)
+            _build(folder, corpus, wanted, config.val_fraction, report)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         what = "no space left; free some, or" if full else f"cannot be written ({one_line(error)});"
@@ -94,21 +93,21 @@ def _key(config: DataConfig, corpus: Corpus, wanted: _Wanted) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _build(folder: Path, corpus: Corpus, wanted: _Wanted, val_fraction: float, say: Report) -> None:
+def _build(folder: Path, corpus: Corpus, wanted: _Wanted, val_fraction: float, report: Report) -> None:
     """Write an entry's files."""
     if corpus.remote:
-        say(f"downloading {corpus.label}")
+        report(f"downloading {corpus.label}")
         corpus = spooled(corpus, folder / _SPOOL)
-    say(f"splitting {corpus.label}")
+    report(f"splitting {corpus.label}")
     split = split_documents(corpus.documents(), val_fraction)
     tokenizer = wanted
     if isinstance(tokenizer, int):
-        say(f"training a tokenizer of {tokenizer} ids on {corpus.label}")
+        report(f"training a tokenizer of {tokenizer} ids on {corpus.label}")
         trained = HuggingFaceTokenizer.train_bpe(training_texts(corpus.documents(), split), tokenizer)
         trained.save(folder / _TOKENIZER)
         tokenizer = trained
     dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
-    encoded = encode_documents(corpus.documents(), split, tokenizer, np.dtype(dtype), folder, say)
+    encoded = encode_documents(corpus.documents(), split, tokenizer, np.dtype(dtype), folder, report)
     (folder / _SPOOL).unlink(missing_ok=True)
     meta = {
         "hash": hashlib.sha256(f"{encoded.content_hash} {tokenizer.identity}".encode()).hexdigest()[:16],
@@ -121,7 +120,7 @@ def _build(folder: Path, corpus: Corpus, wanted: _Wanted, val_fraction: float, s
 
 
 def _open(entry: Path, wanted: _Wanted) -> TokenizedCorpus | None:
-    """The corpus in a cache entry; None where there is no entry or it is not whole."""
+    """The corpus in a cache entry; None if the entry is missing or damaged."""
     try:
         meta = json.loads((entry / _META).read_text())
         if any((entry / name).stat().st_size != size for name, size in meta["sizes"].items()):

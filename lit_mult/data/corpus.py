@@ -18,8 +18,8 @@ from lit_mult.errors import ConfigError, UserError, one_line
 from lit_mult.mini import VERSION as MINI_VERSION
 from lit_mult.mini.benchmark import training_documents
 
-# Left out of the standard library: what distributions package apart (or build: _sysconfigdata holds paths of the
-# machine it was built on), tests, bundled programs, and the character tables of encodings.
+# Excluded from the standard library: parts that distributions package separately (or build: _sysconfigdata has paths of
+# the build machine), tests, bundled programs, and character tables of encodings.
 _STDLIB_WITHOUT = {
     *("site-packages", "dist-packages", "distutils", "tkinter", "ensurepip", "lib2to3", "__pycache__", "__phello__"),
     *("test", "tests", "idle_test", "idlelib", "turtledemo", "encodings"),
@@ -31,7 +31,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Document:
-    """One text; the name says where it comes from and plays no part in any result."""
+    """One text; its name, the source, affects no result."""
 
     name: str
     text: str
@@ -39,21 +39,21 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """An ordered stream of documents that can be read again and again."""
+    """An ordered stream of documents that can be read repeatedly."""
 
     label: str
-    """What the user called it."""
+    """data.corpus, for messages."""
     identity: str
-    """Changes when the content does, as far as can be told without reading a remote data set."""
+    """Changes with the content; for remote data sets, with their settings only."""
     source: Callable[[], Iterator[Document]]
-    """Starts the stream again."""
+    """Starts the stream."""
     max_documents: int | None = None
     """Length at which the stream is cut."""
     remote: bool = False
     """Each reading is a download."""
 
     def documents(self) -> Iterator[Document]:
-        """The documents in order, at most max_documents of them; those without a character are skipped.
+        """The documents in order, at most max_documents of them, without empty ones.
 
         Raises:
             UserError: the corpus cannot be read, is malformed or holds no document.
@@ -67,14 +67,14 @@ class Corpus:
 
 
 def open_corpus(config: DataConfig) -> Corpus:
-    """The corpus that the settings name: stdlib, a file or folder, or a Hugging Face data set, or a mixture with one.
+    """The corpus of the settings: stdlib, a file or folder, a Hugging Face data set, or a mixture with one.
 
-    Files are hashed here (their contents are the identity), and read later, by `Corpus.documents`. A document must
-    fit in memory; a corpus need not.
+    Files are hashed here, for the identity, and read by `Corpus.documents`. A document must fit in memory; a corpus
+    need not.
 
     Raises:
         UserError: there is no such corpus.
-        ConfigError: a streamed data set without data.max_documents, or a share that is none.
+        ConfigError: a streamed data set without data.max_documents, or an invalid share.
     """
     if _MIXED_IN in config.corpus:
         return _open_mixture(config)
@@ -94,7 +94,7 @@ def spooled(corpus: Corpus, path: Path) -> Corpus:
 
 
 def _open_stdlib(config: DataConfig) -> Corpus:
-    """The running Python's standard library; its text depends on the Python version, and the identity with it."""
+    """The running Python's standard library, which depends on the Python version."""
 
     def skip(part: str) -> bool:
         return part in _STDLIB_WITHOUT or part.startswith(_STDLIB_WITHOUT_PREFIX)
@@ -113,7 +113,7 @@ def _open_stdlib(config: DataConfig) -> Corpus:
 
 
 def _open_mixture(config: DataConfig) -> Corpus:
-    """BASE+mini:SHARE: the base, then as much of the benchmark's training text as makes it that share of characters."""
+    """BASE+mini:SHARE: the base, then the benchmark's training text up to that share of all characters."""
     name, _, share = config.corpus.rpartition(_MIXED_IN)
     if not re.fullmatch(r"0?\.\d+", share) or float(share) == 0:
         raise ConfigError("data.corpus", config.corpus, "SHARE of BASE+mini:SHARE must lie between 0 and 1, as 0.5")
@@ -163,7 +163,7 @@ def _open_huggingface(config: DataConfig) -> Corpus:
             raise corpus_error(config.corpus, "needs datasets: pip install 'lit-mult[data]'") from None
         try:
             return datasets.load_dataset(name, config.hf_config, split=config.hf_split, streaming=config.streaming)
-        except Exception as error:  # the loaders raise anything, from ValueError to errors of the HTTP client
+        except Exception as error:  # loaders raise many types, from ValueError to HTTP errors
             reason = f"cannot be loaded as a data set ({one_line(error)})"
             raise corpus_error(config.corpus, f"{reason}; check data.hf_config and data.hf_split too") from None
 
@@ -174,14 +174,14 @@ def _open_huggingface(config: DataConfig) -> Corpus:
                 row = next(rows)
             except StopIteration:
                 return
-            except Exception as error:  # a stream fails in as many ways as load_dataset does
+            except Exception as error:  # as for load_dataset
                 raise corpus_error(config.corpus, f"failed at row {number} ({one_line(error)})") from None
             yield row_document(row, config.text_field, f"{config.corpus} row {number}", f"{name}:{number}")
 
     if not config.streaming:
         dataset = load()
         return Corpus(config.corpus, f"hf:{dataset._fingerprint}", lambda: read(dataset), config.max_documents)
-    # Nothing cheap tells whether a remote data set has changed; of a local one the files do.
+    # There is no cheap check whether a remote data set has changed; for a local one, its files are hashed.
     local = hash_files(list_files(Path(name), skip=lambda part: False)) if Path(name).is_dir() else None
     settings = json.dumps([name, config.hf_config, config.hf_split, config.max_documents, local])
     identity = f"hf-stream:{hashlib.sha256(settings.encode()).hexdigest()}"
@@ -189,7 +189,7 @@ def _open_huggingface(config: DataConfig) -> Corpus:
 
 
 def _only_field(dataset: Any, config: DataConfig) -> Any:
-    """The data set without its other columns, which would be decoded for nothing; streams may not know theirs."""
+    """The data set without other columns, which need not be decoded; streams may not know their columns."""
     fields = dataset.column_names
     if fields is None:
         return dataset
@@ -199,7 +199,7 @@ def _only_field(dataset: Any, config: DataConfig) -> Any:
 
 
 def corpus_error(where: object, what: str) -> UserError:
-    """The error for a corpus: where, what is wrong there, and how to fix it."""
+    """The error for a part of the corpus."""
     return UserError(f"data.corpus: {where}: {what}")
 
 
@@ -221,7 +221,7 @@ def read_file(path: Path, name: str, text_field: str) -> Iterator[Document]:
 
 
 def decode_utf8(data: bytes, where: object) -> str:
-    """Text of UTF-8 bytes; bytes that cannot be text raise `UserError`."""
+    """Decode UTF-8 text. Raises: UserError when it is binary or not UTF-8."""
     if (at := data.find(0)) >= 0:
         raise corpus_error(where, f"is binary (NUL at byte {at}); give UTF-8 text, .jsonl or .parquet")
     try:
@@ -231,7 +231,7 @@ def decode_utf8(data: bytes, where: object) -> str:
 
 
 def row_document(row: Mapping[str, Any], text_field: str, where: str, name: str) -> Document:
-    """The document in one record; a missing field, or one that is not text, raises `UserError`."""
+    """The document in one row. Raises: UserError when the field is missing or not text."""
     if text_field not in row:
         raise missing_field(where, text_field, row)
     text = row[text_field]
@@ -245,14 +245,14 @@ def row_document(row: Mapping[str, Any], text_field: str, where: str, name: str)
 
 
 def missing_field(where: object, text_field: str, fields: Iterable[str]) -> UserError:
-    """The error for a text field that is missing; lists those that exist."""
+    """The error for a missing text field; lists the existing ones."""
     return corpus_error(
         where, f"no field {text_field!r}; set data.text_field to one of {', '.join(fields) or '(none)'}"
     )
 
 
 def hash_files(files: Iterable[tuple[str, Path]]) -> str:
-    """Hash of names and contents of files, read in blocks: memory does not grow with a file."""
+    """Hash of names and contents of files, read in blocks."""
     digest = hashlib.sha256()
     for name, path in files:
         try:
@@ -266,12 +266,12 @@ def hash_files(files: Iterable[tuple[str, Path]]) -> str:
 
 
 def list_files(root: Path, skip: Callable[[str], bool]) -> list[tuple[str, Path]]:
-    """Files below root as (posix name relative to root, path), sorted; skip judges the name of each file and folder."""
-    found = []
+    """Files below root as (posix name relative to root, path), sorted; `skip` gets the name of each file and folder."""
+    paths = []
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not skip(name)]
-        found += [Path(folder, name) for name in files if not skip(name)]
-    return sorted((path.relative_to(root).as_posix(), path) for path in found)
+        paths += [Path(folder, name) for name in files if not skip(name)]
+    return sorted((path.relative_to(root).as_posix(), path) for path in paths)
 
 
 def _read_jsonl(path: Path, name: str, text_field: str) -> Iterator[Document]:

@@ -25,19 +25,19 @@ _REPORT_EVERY = 100_000_000
 
 @dataclass(frozen=True)
 class Split:
-    """A document goes to validation when its digest is below the threshold; a lone text is cut instead.
+    """A document is for validation if its digest is below the threshold; a single text is cut instead.
 
-    The digest is that of the text, so that copies of a document are never on both sides, the split does not
-    depend on the order of the documents, and a document that joins the corpus moves no other.
+    The digest depends only on the text, so that copies of a document are on one side, and the split depends neither on
+    the order of the documents nor on other documents.
     """
 
     threshold: int
     """Digests below it are for validation; 0 to 2**64."""
     cut: float | None = None
-    """Share of the text that is cut off its end for validation, where the corpus has one distinct text only."""
+    """Share of the text, at its end, for validation, if the corpus has only one distinct text."""
 
     def parts(self, text: str) -> list[tuple[Side, str]]:
-        """The side a document is on, or both sides with the part of a lone text that each gets."""
+        """The side of a document; for a single text, both sides with their parts."""
         if self.cut is None:
             return [("val" if digest(text) < self.threshold else "train", text)]
         at = len(text) - max(1, round(len(text) * self.cut))
@@ -45,15 +45,14 @@ class Split:
 
 
 def digest(text: str) -> int:
-    """Uniform in [0, 2**64): the start of the SHA-256 of the UTF-8 bytes."""
+    """Uniform in [0, 2**64): the first 8 bytes of the SHA-256 of the UTF-8 bytes."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def split_documents(documents: Iterable[Document], val_fraction: float) -> Split:
-    """The split that sends about val_fraction of the distinct documents to validation; one pass, constant memory.
+    """A split with about val_fraction of the distinct documents for validation; one pass, constant memory.
 
-    Where chance leaves a side of a small corpus empty, the distinct text with the lowest digest goes to validation,
-    or the one with the highest to training.
+    If a side of a small corpus would be empty, it gets the text with the lowest digest (validation) or the highest.
     """
     lowest, highest = _DIGESTS, -1
     for document in documents:
@@ -86,7 +85,7 @@ class _Piece:
 
 @dataclass
 class _Sink:
-    """The file of one side, and counts of what went into it."""
+    """The file of one side, and counts of its content."""
 
     file: BinaryIO
     dtype: np.dtype[Any]
@@ -117,10 +116,10 @@ def encode_documents(
     folder: Path,
     report: Callable[[str], None],
 ) -> Encoded:
-    """Write the token files of both sides into folder, each document followed by the separator.
+    """Write the token files of both sides into a folder, with a separator after each document.
 
     Raises:
-        UserError: the tokenizer does not fit the text.
+        UserError: the tokenizer does not match the text.
         OSError: the folder cannot be written.
     """
     content = hashlib.sha256()
@@ -153,7 +152,7 @@ def encode_documents(
 
 
 def _pieces(document: Document, split: Split) -> Iterator[_Piece]:
-    """The parts of a document, cut after a line end where longer than `_PIECE` (anywhere where a line is)."""
+    """The parts of a document; parts longer than `_PIECE` are cut at a line end, or anywhere in a longer line."""
     for side, text in split.parts(document.text):
         start = 0
         while len(text) - start > _PIECE:
@@ -164,7 +163,7 @@ def _pieces(document: Document, split: Split) -> Iterator[_Piece]:
 
 
 def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
-    """Runs of pieces of `_BATCH` characters or a little more, and the rest."""
+    """Batches of pieces, with `_BATCH` characters or slightly more; the last may be smaller."""
     batch: list[_Piece] = []
     characters = 0
     for piece in pieces:

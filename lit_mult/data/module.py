@@ -16,7 +16,7 @@ from lit_mult.errors import ConfigError
 
 
 class _MicroBatches(IterableDataset[Tensor]):
-    """This rank's share (B / world / accumulate, T+1) of every batch, from one step on, without end."""
+    """This rank's share (B / world / accumulate, T+1) of every batch from a step on; infinite."""
 
     def __init__(
         self, batch: Callable[[int], Windows], first_step: int, accumulate: int, rank: int, world: int
@@ -52,7 +52,6 @@ class TextDataModule(LightningDataModule):
         )
 
     def train_batch(self, step: int) -> Windows:
-        """The training batch (B, T+1) of a step."""
         return self.train_windows.batch(step)
 
     def check(self, world: int) -> None:

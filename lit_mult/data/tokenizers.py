@@ -30,11 +30,11 @@ class Tokenizer(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids; all ids lie below it."""
+        """Number of token ids; all ids are below it."""
 
     @property
     def identity(self) -> str:
-        """Differs between tokenizers that may give different ids."""
+        """Different for tokenizers that may give different ids."""
 
     @property
     def separator_id(self) -> int:
@@ -42,16 +42,16 @@ class Tokenizer(Protocol):
 
     @property
     def unknown_id(self) -> int | None:
-        """Id that stands for text the tokenizer does not know; None where all text is known."""
+        """Id of unknown text; None if the tokenizer covers all text."""
 
     def encode(self, text: str) -> Ids:
         """Ids of a text, shape (tokens,)."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """`encode` of each text, in parallel where the tokenizer can."""
+        """`encode` of each text, in parallel if the tokenizer can."""
 
     def decode(self, ids: Iterable[int], plain: bool = False) -> str:
-        """Text of ids, bytes that are not UTF-8 replaced; plain: without separators and other special tokens."""
+        """Text of ids, with invalid UTF-8 replaced; plain: without special tokens."""
 
     def save(self, path: Path) -> None:
         """Write the tokenizer.json, from which `load_tokenizer` gives the tokenizer back."""
@@ -100,8 +100,8 @@ def _byte_vocabulary() -> dict[str, int]:
 class HuggingFaceTokenizer:
     """A tokenizer of the tokenizers library, used on plain text.
 
-    No special tokens are added, none is recognized in the text (a text that spells out "</s>" stays text), and what
-    the file says of truncation and padding is undone.
+    Special tokens are neither added nor recognized in the text ("</s>" is plain text), and truncation and padding are
+    off.
 
     Raises:
         ConfigError: the tokenizer has none of `SEPARATORS`.
@@ -126,10 +126,7 @@ class HuggingFaceTokenizer:
 
     @classmethod
     def train_bpe(cls, texts: Iterable[str], size: int) -> Self:
-        """Byte-level BPE with up to size ids (fewer where the texts run out of pairs); gives every text back.
-
-        The same texts give the same tokenizer.
-        """
+        """Byte-level BPE with up to `size` ids (fewer if the texts run out of pairs); lossless and deterministic."""
         tokenizer = HFTokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
@@ -144,7 +141,7 @@ class HuggingFaceTokenizer:
 
     @classmethod
     def from_file(cls, path: Path) -> Self:
-        """The tokenizer of a tokenizer.json; a file that is none raises `ConfigError`."""
+        """Read a tokenizer.json. Raises: ConfigError when the file is not valid."""
         return cls(_read(path), str(path))
 
     def save(self, path: Path) -> None:

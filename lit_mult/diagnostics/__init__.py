@@ -1,1 +1,1 @@
-"""What a run measures besides its loss, and the references it is held against."""
+"""What a run measures besides its loss, and the references to compare with."""

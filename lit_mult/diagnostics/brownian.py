@@ -1,16 +1,15 @@
-"""Brownian reference: what a run's optimizer makes of gradients that are pure noise.
+"""Brownian reference: how a run's optimizer moves parameters when gradients are pure noise.
 
 Source: "Adam Brownian motion", arXiv:2601.04890 sec. 3 and fig. 1. Same parameter groups, optimizer code, learning-rate
 schedule, decay and start as the run; gradients are independent N(0, 1) and are not clipped.
 
-Every parameter that shares start, optimizer, lr, decay and (under Muon) shape moves alike, so one representative stands
-for all. AdamW treats each entry by itself: its representative is a number of independent entries, whatever the shape,
-so that a scalar multiplier has a spread too. Muon's is a stack of matrices of the real aspect ratio, with sides of at
-most `max_dim`. The matched factor 0.2 sqrt(max(d_out, d_in)) is then the reduced shape's own: an orthogonal matrix has
-entries of RMS 1 / sqrt(max), so that the product, an entry's update, is the same at every size; the factor of the
-original shape would make it larger by the root of the reduction. What is left is the Newton-Schulz iteration, which
-starts from singular values over the Frobenius norm, about 1 / sqrt(min) each, and ends up to 7 % higher or lower with
-it; the lr of a reduced matrix makes up for that by `optim.noise`, its decay keeping lr * decay.
+Parameters with the same start, optimizer, lr, decay and (under Muon) shape share one simulated representative. AdamW
+updates entries independently: its representative is a vector of independent entries, so that a scalar multiplier has a
+spread too. Muon's is a list of matrices of the real aspect ratio, with sides of at most `max_dim`. Their matched factor
+0.2 sqrt(max(d_out, d_in)) is that of the reduced shape: entries of an orthogonal matrix have RMS 1 / sqrt(max), so that
+an entry's update has the same size at every shape. The Newton-Schulz iteration still depends on the shape: it starts
+from singular values over the Frobenius norm, about 1 / sqrt(min), and its result varies by up to 7 %. The lr of a
+reduced matrix corrects this by `optim.noise`, at constant lr * decay.
 """
 
 from __future__ import annotations
@@ -37,15 +36,15 @@ from lit_mult.registry.optimizers import OPTIMIZERS, trained_by, unsupported
 from lit_mult.registry.roles import MATRIX_ROLES, Role, Shape
 
 MAX_DIM = 256
-"""Longest side of a matrix that stands for Muon's."""
+"""Longest side of Muon's simulated matrices."""
 ENTRIES = 2**14
-"""Of a representative, at least: the RMS norm then has a sampling error of 0.6 %."""
+"""Least number of entries of a representative: the RMS norm has a sampling error of 0.6 %."""
 _POINTS = 100
 
 
 @dataclass(frozen=True)
 class Particle:
-    """What decides the motion of a parameter under noise; parameters with equal ones share a representative."""
+    """Everything that determines a parameter's motion under noise; equal ones share a representative."""
 
     optimizer: str
     lr: float
@@ -68,9 +67,9 @@ class Motion:
     norm: list[float]
     """RMS of the entries at each point."""
     moved: float
-    """RMS of the decayed sum of updates at the end: the entries without what is left of their start."""
+    """RMS of the decayed sum of updates at the end: the entries minus the decayed start."""
     kept: float
-    """Factor to which decay has shrunk the start: the product of 1 - lr * weight decay."""
+    """Factor by which decay has shrunk the start: the product of 1 - lr * weight decay."""
     predicted: float
     """`moved` in closed form, over the run's schedule (`optim.noise`)."""
     equilibrium: float
@@ -78,11 +77,7 @@ class Motion:
 
 
 def particles(config: RunConfig, vocab_size: int) -> list[tuple[ParameterPlan, Particle]]:
-    """Every trainable parameter of a run (on the meta device) with its particle, in the model's order.
-
-    Raises:
-        UserError: the preset or a placement override is not usable.
-    """
+    """Every trainable parameter (on the meta device) with its particle. Raises: as `plan_run`."""
     plan = plan_run(config, vocab_size)
     with torch.device("meta"):
         rows = plan_parameters(Llama(config.model, plan), plan)
@@ -174,7 +169,7 @@ def reduced(shape: Shape, max_dim: int) -> Shape:
 
 def _representative(particle: Particle, max_dim: int, generator: torch.Generator) -> list[nn.Parameter]:
     shape = (ENTRIES,) if particle.shape is None else reduced(particle.shape, max_dim)
-    copies = math.ceil(ENTRIES / math.prod(shape))  # entries enough, of small matrices too
+    copies = math.ceil(ENTRIES / math.prod(shape))  # enough entries, also from small matrices
     return [
         nn.Parameter(particle.start_mean + particle.start_std * torch.randn(shape, generator=generator))
         for _ in range(copies)
@@ -205,7 +200,7 @@ def _autocorrelation(particle: Particle, config: RunConfig) -> Autocorrelation |
 
 
 def _size_correction(particle: Particle, config: RunConfig, max_dim: int) -> float:
-    """Factor on the updates of the reduced shape by which they diffuse as those of the original do."""
+    """Factor on the updates of the reduced shape that gives them the diffusion of the original shape."""
     if particle.shape is None or reduced(particle.shape, max_dim) == particle.shape:
         return 1.0
     whole = _autocorrelation(particle, config)

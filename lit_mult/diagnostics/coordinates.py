@@ -1,17 +1,17 @@
-"""What a coordinate check measures (arXiv:2203.03466 app. D.1): sizes and changes of activations in a few real steps.
+"""The coordinate check (arXiv:2203.03466 app. D.1): sizes and changes of activations over a few training steps.
 
-Per width and seed, on a fixed batch (the first of the run's data) and with the code of a real run:
+Measured per width and seed, on the first batch of the data, with the code of a real run:
 
 | kind   | coordinate                  | value                                                                     |
 |--------|-----------------------------|---------------------------------------------------------------------------|
 | start  | activation                  | RMS at initialization                                                     |
 | change | activation                  | RMS of its change over the steps                                          |
-| update | matrix                      | RMS of dW_eff x: what its own change does to its output at its last input |
-| decay  | matrix                      | share that a step without gradients takes off W                           |
+| update | matrix                      | RMS of dW_eff x, x being the last input: the effect of its own change     |
+| decay  | matrix                      | share of W that a step with zero gradients removes                        |
 
-Activations are the outputs of attention, of the MLP, of each block, of the final norm, and the logits. `update` shows a
-single matrix with a wrong lr, which the activations average away; `decay` shows a wrong weight decay, which takes
-1 / (lr * decay) steps to act, by applying the optimizer once to gradients of 0.
+Activations are the outputs of attention, MLP, each block and the final norm, and the logits. `update` reveals a single
+matrix with a wrong lr, which activations average out. `decay` reveals a wrong weight decay, which would take
+1 / (lr * decay) steps to show.
 """
 
 from __future__ import annotations
@@ -60,8 +60,7 @@ def measure(
 ) -> Iterator[Measured]:
     """Train each width (`model.d_model`) with each seed for a few optimizer steps, and measure its coordinates.
 
-    `config` is the run but for width, seed and length; `make_module` makes the module of a run as it starts from its
-    config and the size of the vocabulary.
+    Width, seed and length replace those of `config`; `make_module(config, vocab_size)` makes the untrained module.
 
     Raises:
         UserError: a width is not possible, or the data is not usable.
@@ -69,19 +68,19 @@ def measure(
     if config.model.pretrained is not None:
         allowed = "has one width; a coordinate check needs several"
         raise ConfigError("model.pretrained", config.model.pretrained, allowed)
-    replaced = [
+    configs = [
         config.with_overrides({"model.d_model": width, "seed": seed, "train.steps": steps})
         for width in widths
         for seed in seeds
     ]
     corpus = prepare(config.data)
-    for one in replaced:
-        windows = TrainWindows(corpus.train, one.data.seq_len, one.train.batch_size, one.seed)
-        torch.manual_seed(one.seed)  # dropout
-        trained = _activations_and_updates(make_module(one, corpus.vocab_size), windows, one.train.steps)
-        decayed = _decay(make_module(one, corpus.vocab_size))
+    for run in configs:
+        windows = TrainWindows(corpus.train, run.data.seq_len, run.train.batch_size, run.seed)
+        torch.manual_seed(run.seed)  # dropout
+        trained = _activations_and_updates(make_module(run, corpus.vocab_size), windows, run.train.steps)
+        decayed = _decay(make_module(run, corpus.vocab_size))
         for coordinate in chain(trained, decayed):
-            yield Measured(one.model.d_model, one.seed, *coordinate)
+            yield Measured(run.model.d_model, run.seed, *coordinate)
 
 
 def _activations_and_updates(module: TrainingModule, windows: TrainWindows, steps: int) -> Iterator[Coordinate]:
@@ -106,7 +105,7 @@ def _activations_and_updates(module: TrainingModule, windows: TrainWindows, step
         yield "change", name, "", rms(end[name] - value)
     for name, matrix in of_model.items():
         change = matrix.effective_weight().detach() - weights[name]
-        # Projections of a joint product are not called themselves: they read what their part of the block reads.
+        # Projections in a joint product are not called: their input is that of attention or MLP.
         x = inputs[name] if name in inputs else inputs[name.rpartition(".")[0]]
         yield "update", name, matrix.role.value, rms(change[x] if matrix.role is Role.EMBEDDING else x @ change.T)
 
@@ -124,14 +123,14 @@ def _decay(module: TrainingModule) -> Iterator[Coordinate]:
 
 
 def _activations(model: Llama, ids_BT: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Activations by coordinate, and the input of every module that is called by its name."""
-    found: dict[str, Tensor] = {}
+    """Activations by coordinate, and the input of every called module by its name."""
+    activations: dict[str, Tensor] = {}
     inputs: dict[str, Tensor] = {}
 
     def visit(name: str, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
         inputs[name] = args[0]
         if activation(name) is not None and name != "embed_tokens":
-            found["logits" if name == "lm_head" else name] = out
+            activations["logits" if name == "lm_head" else name] = out
 
     probe(model, ids_BT, visit)
-    return found, inputs
+    return activations, inputs

@@ -1,4 +1,4 @@
-"""The contract between a group of diagnostics and the run that it reads."""
+"""The interface of a group of diagnostics."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Moment:
     config: RunConfig
     module: TrainingModule
     step: int
-    """The step that readings belong to: optimizer steps done, one less right after an update."""
+    """Step of the readings: optimizer steps done, minus one in `after_update`."""
     probe_BT: Tensor
     """Fixed validation windows, token ids."""
     windows_BT1: Sequence[Tensor] = ()
-    """Micro-batches of the step under way."""
+    """Micro-batches of the current step."""
     forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext
-    """Context of a forward in the run's precision."""
+    """Context of a forward pass in the run's precision."""
 
     @property
     def model(self) -> Llama:
@@ -39,36 +39,36 @@ class Moment:
 
     @cached_property
     def outputs(self) -> list[Reading]:
-        """`probe.outputs` of the fixed windows: one forward for all groups that need it."""
+        """`probe.outputs` of the fixed windows: one forward pass for all groups."""
         with self.forward_context():
             return outputs(self.model, self.probe_BT.to(self.model.device))
 
 
 class Group:
-    """What to read of a run, and when. A group overrides the hooks that it needs, and changes nothing of the run."""
+    """Hooks that return readings; a group overrides those that it needs. It must not change the run."""
 
     def check(self, config: RunConfig, processes: int) -> None:
-        """Raises: ConfigError when the group cannot be recorded in such a run with so many processes."""
+        """Raises: ConfigError when the run does not support the group, or the group this number of processes."""
 
     def state(self, moment: Moment) -> Iterable[Reading]:
-        """Readings of the state before a step, and of that at the end of the run."""
+        """Readings before a step, and at the end of the run."""
         return ()
 
     def before_update(self, moment: Moment) -> Iterable[Reading]:
-        """Readings between the backward pass and the update, before gradients are clipped."""
+        """Readings after the backward pass, before gradients are clipped."""
         return ()
 
     def after_update(self, moment: Moment) -> Iterable[Reading]:
-        """Readings right after that update."""
+        """Readings right after the update."""
         return ()
 
     def at_end(self, moment: Moment, start: Callable[[], Llama]) -> Iterable[tuple[int, Reading]]:
-        """(step, reading) of the whole run; `start` makes the model as the run began with it."""
+        """(step, reading) for the whole run; `start` makes the initial model."""
         return ()
 
 
 def make_group(name: str) -> Group:
-    """The group that the module of that name in `diagnostics.groups` defines."""
+    """The group defined in the module `diagnostics.groups.NAME`."""
     module = import_module(f"lit_mult.diagnostics.groups.{name}")
     (made,) = (
         value

@@ -1,4 +1,4 @@
-"""How far from pure noise still counts as noise, given how few entries a parameter has. Needs no torch."""
+"""Which ratios to the noise reference count as noise, depending on a parameter's number of entries. Needs no torch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from functools import cache
 import numpy as np
 
 TOLERANCE = 0.1
-"""Of a ratio to noise: the level of 10 % to which matrices at the balance are expected to follow noise."""
+"""Matrices at the balance of noise and decay are expected within 10 % of the noise reference."""
 
 
 @cache
 def noise_band(entries: int, tolerance: float = TOLERANCE) -> tuple[float, float]:
-    """Ratios of an RMS over `entries` entries to that of noise which count as noise.
+    """Lowest and highest ratio of RMS norms that counts as noise.
 
-    `tolerance` as a factor on both sides of 1, widened by what a sample of so few entries would do under noise (95 % of
-    chi-square with as many degrees of freedom as entries: for a matrix next to nothing).
+    A factor 1 + tolerance on both sides of 1, widened by the sampling error of `entries` entries (95 % interval of
+    chi-square with `entries` degrees of freedom; negligible for matrices).
     """
     draws = np.random.default_rng(0).chisquare(entries, 20_000) / entries
     low, high = np.sqrt(np.quantile(draws, (0.025, 0.975)))

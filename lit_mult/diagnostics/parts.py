@@ -1,4 +1,4 @@
-"""A model as diagnostics see it: its parameters by what they are in it, its matrices, and the norm of a tensor."""
+"""The parameters and matrices of a model by kind and role, and norms of tensors."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from lit_mult.nn.multipliers import MultipliedMatrix
 
 
 class TrainingModule(Protocol):
-    """What diagnostics use of the LightningModule that trains a run."""
+    """The part of the run's LightningModule that diagnostics use."""
 
     model: Llama
 
     def training_loss(self, window_BT1: Tensor) -> tuple[Tensor, Tensor]:
-        """What training minimizes (), and its mean cross-entropy ()."""
+        """Training loss () with z-loss, and mean cross-entropy ()."""
 
     def configure_optimizers(self) -> Any: ...
 
@@ -42,16 +42,16 @@ class Part:
 
     @property
     def parameter_name(self) -> str:
-        """Name in the model's state."""
+        """Name in the model's state dict."""
         return f"{self.module}.{'weight' if self.kind == 'norm' else self.kind}"
 
     def reading(self, what: str, value: Tensor) -> Reading:
-        """Reading of a quantity of this parameter, such as row_gradient_rms."""
+        """A reading of this parameter, named KIND_WHAT, such as row_gradient_rms."""
         return Reading(f"{self.kind}_{what}", self.module, self.role, value)
 
 
 def parts(model: nn.Module) -> Iterator[Part]:
-    """Every parameter once, frozen norms too; a tied head's weight is the embedding's."""
+    """Every parameter once, including frozen norms; a tied head's weight counts as the embedding's."""
     seen: set[int] = set()
     for name, module in model.named_modules():
         if isinstance(module, RMSNorm):
@@ -65,12 +65,12 @@ def parts(model: nn.Module) -> Iterator[Part]:
 
 
 def trainable_parts(model: nn.Module) -> list[Part]:
-    """Every parameter that the optimizer has."""
+    """The parameters that the optimizer trains."""
     return [part for part in parts(model) if part.parameter.requires_grad]
 
 
 def matrices(model: nn.Module) -> Iterator[tuple[str, MultipliedMatrix]]:
-    """Name and module of every matrix, a tied head too."""
+    """Name and module of every matrix, including a tied head."""
     for name, module in model.named_modules():
         if isinstance(module, MultipliedMatrix):
             yield name, module
@@ -82,6 +82,6 @@ def rms(x: Tensor) -> float:
 
 
 def device_rms(x: Tensor) -> Tensor:
-    """`rms` for readings: (), in float32, without waiting for the device."""
+    """`rms` as a tensor () in float32, without device synchronization."""
     value: Tensor = torch.linalg.vector_norm(x, dtype=torch.float32) / math.sqrt(x.numel())
     return value

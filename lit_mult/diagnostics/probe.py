@@ -1,4 +1,4 @@
-"""Activations of a model, from a forward of its own that leaves the model as it is.
+"""Activations of a model, measured in a separate forward pass.
 
 Shapes in names: B batch, T time, D width, H query heads, G key/value heads, R query heads of one key/value head,
 K head size.
@@ -29,14 +29,14 @@ _ACTIVATIONS = {
     "norm": ("final_norm_output_rms", "norm"),
     "lm_head": ("logits_rms", "logits"),
 }
-"""Module whose output is an activation to be measured -> quantity and role of the reading."""
+"""Module whose output is measured -> quantity and role of the reading."""
 
 
 @torch.no_grad()
 def probe(model: Llama, ids_BT: Tensor, visit: Visitor) -> None:
-    """Run the model without dropout, whatever mode it is in, and show every module that is called to `visit`.
+    """Run the model in eval mode, and call `visit` after every module.
 
-    Projections that the model joins in one product (query, key and value; gate and up) are not called themselves.
+    Projections in a joint product (query, key and value; gate and up) are not called as modules.
     """
     was_training = model.training
     handles = [module.register_forward_hook(partial(visit, name)) for name, module in model.named_modules()]
@@ -49,15 +49,15 @@ def probe(model: Llama, ids_BT: Tensor, visit: Visitor) -> None:
 
 
 def activation(name: str) -> tuple[str, str] | None:
-    """Quantity and role of the activation that a module puts out; None where it is none."""
+    """Quantity and role of a module's output; None if it is not measured."""
     return _ACTIVATIONS.get(re.sub(r"^layers\.\d+", "block", name))
 
 
 def outputs(model: Llama, ids_BT: Tensor) -> list[Reading]:
     """RMS of attention and MLP outputs, residual stream, attention logits, the final norm's output and the logits.
 
-    The residual stream is read behind the embedding and behind every block, attention logits before the softmax and
-    where the causal mask lets them through.
+    The residual stream is measured after the embedding and after every block, attention logits before the softmax and
+    within the causal mask.
     """
     found: list[Reading] = []
 
@@ -75,11 +75,11 @@ def outputs(model: Llama, ids_BT: Tensor) -> list[Reading]:
 
 
 def attention_logits_rms(q_BTHK: Tensor, k_BTGK: Tensor, scale: float) -> Tensor:
-    """RMS () of scale * q·k over all heads and the pairs of a query and a key that is not later."""
+    """RMS () of scale * q·k over all heads and all causal (query, key) pairs."""
     B, T, H, K = q_BTHK.shape
     G = k_BTGK.shape[2]
     total = torch.zeros((), device=q_BTHK.device)
-    for q_THK, k_TGK in zip(q_BTHK.float(), k_BTGK.float(), strict=True):  # all at once would take B times the memory
+    for q_THK, k_TGK in zip(q_BTHK.float(), k_BTGK.float(), strict=True):  # one sequence at a time saves memory
         q_GRTK = q_THK.view(T, G, H // G, K).permute(1, 2, 0, 3)
         k_G1KT = k_TGK.permute(1, 2, 0).unsqueeze(1)
         total = total + torch.linalg.vector_norm((q_GRTK @ k_G1KT).tril_()).square()

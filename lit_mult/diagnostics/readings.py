@@ -1,4 +1,4 @@
-"""The readings of a run: in memory and in checkpoints while it trains, and at the end as a parquet file."""
+"""The readings of a run: in memory, in checkpoints and, at the end, in a parquet file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Reading(NamedTuple):
     name: str
     role: str
     value: Tensor
-    """() on the model's device; float32, as not every device has float64."""
+    """() on the model's device; float32, as not every device supports float64."""
 
 
 def require_pyarrow() -> None:
@@ -42,13 +42,13 @@ class Readings:
         self._values: list[float] = []
 
     def add(self, group: str, step: int, readings: Iterable[Reading]) -> None:
-        """Take a group's readings of one step, with one transfer from the device."""
-        taken = list(readings)
-        if not taken:
+        """Add a group's readings of one step, with one transfer from the device."""
+        added = list(readings)
+        if not added:
             return
-        self._values += torch.stack([reading.value for reading in taken]).tolist()
-        self._steps += [step] * len(taken)
-        for quantity, name, role, _ in taken:
+        self._values += torch.stack([reading.value for reading in added]).tolist()
+        self._steps += [step] * len(added)
+        for quantity, name, role, _ in added:
             key = MetricKey(group, quantity, name, layer_of(name), role)
             self._keys.append(self._numbers.setdefault(key, len(self._numbers)))
 
@@ -67,11 +67,7 @@ class Readings:
         self._values = state["values"].tolist()
 
     def write(self, path: Path) -> None:
-        """Write all rows, whole or not at all, over the file of an earlier attempt.
-
-        Raises:
-            UserError: the place cannot be written.
-        """
+        """Write all rows, atomically, over the file of an earlier attempt. Raises: UserError when that fails."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 

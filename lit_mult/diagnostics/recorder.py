@@ -1,4 +1,4 @@
-"""Records what the multipliers learn while a run trains, and changes nothing of it."""
+"""Records diagnostics while a run trains, without changing the run."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from lit_mult.errors import UserError
 from lit_mult.nn.llama import Llama
 
 PROBE_WINDOWS = 8
-"""Validation windows on which outputs are measured, at most; no more than training has in one forward."""
+"""Most validation windows for outputs; never more than a training forward pass has."""
 
 
 class Diagnostics(Callback):
-    """Reads the groups of `train.diagnostics` every `train.diagnostics_every` optimizer steps.
+    """Records the groups of `train.diagnostics` every `train.diagnostics_every` optimizer steps.
 
-    Readings go through checkpoints, so that a resumed run has those of an unbroken one. Must stand before `Checkpoints`
-    in the list of callbacks.
+    Checkpoints contain the readings, so that a resumed run has all of them. Must come before `Checkpoints` in the list
+    of callbacks.
     """
 
     def __init__(self, config: RunConfig, probe_BT: Tensor) -> None:
-        """`probe_BT` is the fixed batch of token ids for outputs."""
+        """`probe_BT`: the fixed batch of token ids for outputs."""
         self.config, self.probe_BT = config, probe_BT
         self.every = config.train.diagnostics_every
         self.groups = {name: make_group(name) for name in sorted(set(config.train.diagnostics))}
@@ -50,14 +50,14 @@ class Diagnostics(Callback):
         return cls(config, probe_BT1[:, :-1])
 
     def check(self, processes: int) -> None:
-        """Raises: ConfigError when a group cannot be recorded with so many processes."""
+        """Raises: ConfigError when a group does not support this number of processes."""
         for group in self.groups.values():
             group.check(self.config, processes)
 
     def write(self, path: Path, module: TrainingModule, steps: int, start: Callable[[], Llama]) -> None:
-        """Add what groups say of the whole run after so many steps, and write all readings as parquet.
+        """Add the groups' `at_end` readings after so many steps, and write all readings as parquet.
 
-        `start` makes the model as the run began with it. Raises: UserError when the place cannot be written.
+        `start` makes the initial model. Raises: UserError when the file cannot be written.
         """
         moment = Moment(self.config, module, steps, self.probe_BT)
         for name, group in self.groups.items():
@@ -84,7 +84,7 @@ class Diagnostics(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._is_updating:  # the update came in this batch
+        if self._is_updating:  # this batch completed an optimizer step
             self._record("after_update", trainer.global_step - 1, trainer, pl_module)
             self._is_updating = False
 

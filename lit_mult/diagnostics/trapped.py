@@ -1,18 +1,17 @@
-"""Which parameters of a run move like noise: where it ended beside the Brownian reference of its optimizer.
+"""Which parameters of a run move like noise: a comparison with the Brownian reference of its optimizer.
 
-**The statistic.** A step is w <- (1 - lr * decay) w - lr * u, so that the end of a run is w_T = kept * w_0 + moved:
-what decay has left of the start, and the decayed sum of all updates. `moved` is compared, as RMS over entries,
+**The statistic.** A step is w <- (1 - lr * decay) w - lr * u. So a run ends at w_T = kept * w_0 + moved: the decayed
+start plus the decayed sum of all updates. The statistic compares `moved`, as RMS over entries,
 
     ratio = RMS(moved of the run) / RMS(moved of its Brownian reference).
 
-Once the balance of decay and noise is reached (kept = 0), moved is the parameter itself and the ratio that of the norms
-that arXiv:2601.04890 fig. 1 plots; before that, and for multipliers and norm weights, which hardly decay, it leaves out
-the start, which says nothing about learning. 1 means that updates add up as independent ones do; more, that gradients
-agree over steps; less, that the loss pulls the parameter back.
+At the balance of decay and noise (kept = 0), moved is the parameter itself, and the ratio is that of the norms in
+arXiv:2601.04890 fig. 1. Before that, and for multipliers and norm weights, which hardly decay, moved excludes the
+start, which is not learned. A ratio of 1 means that updates add up like independent ones; above 1, gradients agree over
+steps; below 1, the loss pulls the parameter back.
 
-**The verdict.** *trapped* when the ratio lies in the `noise_band` of so many entries (the tolerance of 10 %, widened by
-what chance does to few entries: a lone scalar's ratio may lie anywhere below 2.4); otherwise *free*. With few entries,
-*trapped* is weak evidence.
+**The verdict.** *trapped* when the ratio lies in the `noise_band` (10 %, widened for few entries: for a single scalar,
+any ratio below 2.4); otherwise *free*. With few entries, *trapped* is weak evidence.
 """
 
 from __future__ import annotations
@@ -50,8 +49,8 @@ def references(
 ) -> list[Reference]:
     """Simulate the reference of every trainable parameter of a run, in the model's order.
 
-    `start` (on the CPU) and `end` are the model before the first and after `steps` optimizer steps. See
-    `brownian.simulate` for the others.
+    `start` (on the CPU) and `end` are the model before and after `steps` optimizer steps; the rest as for
+    `brownian.simulate`.
     """
     rows = particles(config, len(end.embed_tokens.weight))
     motions = simulate(rows, config, steps, max_dim, every)
@@ -65,12 +64,11 @@ def references(
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row of brownian.csv: one parameter of a run beside its reference, noise.
+    """A row of brownian.csv: one parameter of a run and its noise reference.
 
-    Norms are the RMS over entries, at the end of the run. lr is the peak; balance is the closed form of the norm at
-    which noise and decay balance there, infinite without decay; kept is the share of the start that decay has left.
-    noise_predicted is noise_moved in closed form, over the run's schedule. The ratio moved / noise_moved of what is
-    trapped lies between low and high.
+    Norms are the RMS over entries at the end of the run; lr is the peak lr. balance: norm at which noise and decay
+    balance at this lr, in closed form; infinite without decay. kept: share of the start that remains. noise_predicted:
+    noise_moved in closed form, over the run's schedule. low, high: bounds of ratio = moved / noise_moved for trapped.
     """
 
     name: str
@@ -93,7 +91,7 @@ class Comparison:
 
 
 def compare(reference: Reference, tolerance: float = TOLERANCE) -> Comparison:
-    """Judge a parameter by its reference. Raises: UserError when the run has diverged."""
+    """Compare a parameter with its reference. Raises: UserError when the run has diverged."""
     row, motion, end = reference.row, reference.motion, reference.end
     if not math.isfinite(reference.moved):
         raise UserError(f"{row.name}: is not finite at the end of the run, which has diverged")
@@ -121,7 +119,7 @@ def compare(reference: Reference, tolerance: float = TOLERANCE) -> Comparison:
 
 
 def trajectories(found: list[Reference]) -> list[dict[str, Any]]:
-    """Rows of brownian_motion.csv: parameters that share a reference, joined by spaces; step and norm of its points."""
+    """Rows of brownian_motion.csv: parameters that share a reference (space-separated), step and norm."""
     names: dict[Particle, list[str]] = {}
     for reference in found:
         names.setdefault(reference.particle, []).append(reference.row.name)

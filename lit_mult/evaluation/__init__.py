@@ -1,1 +1,1 @@
-"""What a trained model can do: benchmarks through lm-eval, on live models."""
+"""Downstream evaluation: benchmarks through lm-eval, on live models."""

@@ -1,8 +1,8 @@
-"""A live model for lm-eval, with the results that lm-eval's own `HFLM` has for the exported model.
+"""A live model for lm-eval, with the results of lm-eval's `HFLM` for the exported model.
 
-It differs from `HFLM` only where that fails or answers wrongly: the separator replaces a blank context and an empty
-prompt, as it does an empty context; requests that read the same tokens but score more or fewer of them are scored
-separately. Decoding is greedy: a task that asks for anything else is refused.
+It differs from `HFLM` only where that fails or is wrong: the separator replaces not only an empty context but also a
+blank one, and an empty prompt; requests with the same tokens but different numbers of scored tokens are scored
+separately. Decoding is greedy; tasks that need another method are refused.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class LitMultLM(TemplateLM):  # type: ignore[misc] # lm-eval is not typed
         self.tokenizer = tokenizer
         self.max_length, self.batch_size, self.progress = max_length, batch_size, progress
         self.max_gen_toks = 256
-        """Tokens to generate where a task does not specify them; as in `HFLM`."""
+        """Tokens to generate if a task does not specify them; as in `HFLM`."""
         self.truncated = 0
-        """Requests so far that did not fit into max_length and lost the beginning of their text."""
-        # The choices of an item come one after another, each with the context again.
+        """Requests so far that were longer than max_length and lost their beginning."""
+        # The choices of an item are consecutive requests with the same context.
         self._encode = lru_cache(maxsize=64)(lambda text: self.tokenizer.encode(text).tolist())
 
     @property
@@ -69,7 +69,7 @@ class LitMultLM(TemplateLM):  # type: ignore[misc] # lm-eval is not typed
 
     @property
     def tokenizer_name(self) -> str:
-        """Tells the tokenizers of lm-eval's caches of requests apart."""
+        """Identifies the tokenizer in lm-eval's request caches."""
         return self.tokenizer.identity
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **ignored: Any) -> list[int]:
@@ -92,7 +92,7 @@ class LitMultLM(TemplateLM):  # type: ignore[misc] # lm-eval is not typed
         pairs: list[Pair] = []
         for (_, text), context, continuation in requests:
             if not continuation:
-                raise UserError(f"the continuation {text!r} has no tokens of its own")
+                raise UserError(f"the continuation {text!r} has no tokens")
             if len(continuation) > self.max_length:
                 excess = f"{len(continuation)} tokens, more than the context length {self.max_length}"
                 raise UserError(f"a continuation has {excess}; give a larger max_length")
@@ -124,8 +124,8 @@ class LitMultLM(TemplateLM):  # type: ignore[misc] # lm-eval is not typed
         """Greedy continuations, cut before the first of the strings in `until` or the separator.
 
         Raises:
-            UserError: a request asks for sampling or another way of decoding, or for as many tokens as fit into
-                max_length, which leaves no room for its prompt.
+            UserError: a request needs another decoding method, or max_length or more new tokens, which leaves no room
+                for its prompt.
         """
         by_prompt: dict[Prompt, list[int]] = {}
         for index, request in enumerate(requests):

@@ -1,4 +1,4 @@
-"""Trained runs through lm-eval: scores, item by item, as a record beside each run's."""
+"""Evaluates trained runs through lm-eval, and writes scores per item as a record beside each run's."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ class TrainedRun:
         return self.record.cell.cell if self.record.cell else self.folder.path.name
 
     def checkpoints(self, *, along: bool) -> dict[int, Path]:
-        """Optimizer steps -> checkpoint: the last one, there or not, and with `along` those kept on the way."""
+        """Step -> checkpoint: the final one (even if missing) and, with `along`, those of `train.keep_every`."""
         kept = {step: self.folder.kept_checkpoint(step) for step in self.folder.kept_steps()} if along else {}
         return kept | {self.record.steps: self.folder.final_checkpoint}
 
 
 def find_runs(path: Path, *, best: bool) -> list[TrainedRun]:
-    """The run in a folder or, in the folder of a study, its completed runs.
+    """The run in a folder, or the completed runs of a study.
 
-    With `best`, of a study only every seed of the best rate of each arm, setting and width (`frame.best_rates`).
+    With `best`, only those at the best learning rate of each arm, setting and width (`frame.best_rates`).
 
     Raises:
         UserError: there is no completed run.
@@ -73,24 +73,24 @@ def find_runs(path: Path, *, best: bool) -> list[TrainedRun]:
 
 @dataclass(frozen=True)
 class Options:
-    """How the tasks are run; the first three are part of what an evaluation is."""
+    """Options of an evaluation; the first three change its scores."""
 
     num_fewshot: int | None = None
-    """Examples in the prompt, instead of those that each task sets."""
+    """Examples in the prompt; None: as each task sets them."""
     limit: int | None = None
     """First items of each task only."""
     max_length: int | None = None
-    """Context length in tokens; None: those it was trained with (data.seq_len)."""
+    """Context length in tokens; None: data.seq_len."""
     batch_size: int = 64
-    """Requests that go through the model together."""
+    """Requests in a forward pass."""
     device: str | None = None
-    """None: a GPU where there is one."""
+    """None: a GPU if there is one."""
     log_samples: bool = False
     """Keep every prompt and answer."""
     progress: bool = True
 
     def label(self, suite: Suite) -> str:
-        """The suite with the options that were given."""
+        """The suite's name with the given options."""
         options = {"{} shots": self.num_fewshot, "first {} items": self.limit, "context {}": self.max_length}
         return ", ".join([suite.name, *(text.format(n) for text, n in options.items() if n is not None)])
 
@@ -98,9 +98,9 @@ class Options:
 def evaluate_all(
     runs: Sequence[TrainedRun], suite: Suite, options: Options, *, along: bool, report: Callable[[str], None]
 ) -> None:
-    """Evaluate the last checkpoint of every run and, `along`, those kept on the way; what is done stays done.
+    """Evaluate the final checkpoint of every run and, with `along`, those of `train.keep_every`; skip existing records.
 
-    `report` gets a line before each, with the time that is left, and warnings.
+    `report` gets progress lines and warnings.
 
     Raises:
         UserError: as `evaluate`; or a run has no checkpoint.
@@ -115,7 +115,7 @@ def evaluate_all(
         if not checkpoint.is_file():
             how = "a study keeps them with keep_checkpoints: true" if run.record.cell else "train it again"
             raise UserError(f"{run.folder.path}: has no checkpoint, so nothing to evaluate; {how}")
-    if pending:  # an unknown device or task is an error before the first evaluation starts
+    if pending:  # fail on an unknown device or task before the first evaluation
         _device(options.device)
         task_names(suite)
     start, eta = time.perf_counter(), ""
@@ -132,7 +132,7 @@ def evaluate_all(
 
 
 def _leak(run: TrainedRun) -> str | None:
-    """Why a run may have been trained on lines that the embedded benchmark asks for."""
+    """A warning if a run may have been trained on lines of the embedded benchmark."""
     data = run.record.config["data"]
     if not str(data["corpus"]).startswith("stdlib") or data["val_fraction"] >= HELD_OUT:
         return None
@@ -140,11 +140,11 @@ def _leak(run: TrainedRun) -> str | None:
 
 
 def evaluate(run: TrainedRun, suite: Suite, step: int, checkpoint: Path, options: Options) -> EvaluationRecord:
-    """Scores of a checkpoint; one that has been evaluated with these options is not evaluated again.
+    """Scores of a checkpoint, from its record if there is one.
 
     Raises:
         UserError: lm-eval or its data are missing, a task is unknown or fails, or the checkpoint or the corpus does not
-            fit.
+            match the run.
     """
     path = record_path(run, suite, step, options)
     if _is_done(path, options):
@@ -189,7 +189,7 @@ def evaluate(run: TrainedRun, suite: Suite, step: int, checkpoint: Path, options
     )
     if options.log_samples:
         _write_samples(_samples(path), output["samples"])
-    if path.is_file():  # evaluated again for its samples, or written by another process in the meantime
+    if path.is_file():  # evaluated again for its samples, or written by another process
         return EvaluationRecord.read(path)
     if run.folder.tensorboard.is_dir():
         add_scores(run.folder.tensorboard, record)
@@ -206,13 +206,13 @@ def _device(name: str | None) -> torch.device:
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
         raise UserError(f"--device {name}: cannot be used ({one_line(error)})") from None
     return device
 
 
 def record_path(run: TrainedRun, suite: Suite, step: int, options: Options) -> Path:
-    """Path of the record of an evaluation: other tasks, or other options, are another file."""
+    """Path of the record of an evaluation, which depends on tasks and options."""
     parts = [options.label(suite), suite.identity, [(column.task, column.num_fewshot) for column in suite.columns]]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]
     name = suite.name if suite.name.isidentifier() else "tasks"
@@ -220,7 +220,7 @@ def record_path(run: TrainedRun, suite: Suite, step: int, options: Options) -> P
 
 
 def _samples(record: Path) -> Path:
-    """Folder of the prompts and answers of an evaluation."""
+    """Folder of an evaluation's prompts and answers."""
     return record.with_suffix("")
 
 

@@ -1,4 +1,4 @@
-"""Greedy continuations of prompts, until a stop string, a separator or a number of tokens.
+"""Greedy generation until a stop string, a separator or a number of tokens.
 
 Shapes in names: B batch, T time, D width.
 """
@@ -19,19 +19,19 @@ _MARGIN = 4  # tokens decoded before a stop string: the first ones may lack a le
 
 @dataclass(frozen=True)
 class Prompt:
-    """What to continue, and when to end."""
+    """A prompt and its stopping criteria."""
 
     ids: tuple[int, ...]
     """Token ids, at least one."""
     until: tuple[str, ...]
-    """Strings that end the text as soon as it holds one of them; none is empty."""
+    """Stop strings, not empty."""
     max_tokens: int
-    """Number of tokens after which the text ends, at least 1."""
+    """Most tokens to generate, at least 1."""
 
 
 @dataclass
 class _Text:
-    """A continuation as it grows."""
+    """A continuation that is being generated."""
 
     prompt: Prompt
     tokenizer: Tokenizer
@@ -39,11 +39,11 @@ class _Text:
     ended: bool = False
 
     def __post_init__(self) -> None:
-        # A token holds at least a byte: a stop string that ends with the newest one begins within as many tokens.
+        # A token has at least one byte: a stop string at the end begins within as many tokens as it has bytes.
         self._tail = _MARGIN + max((len(stop.encode()) for stop in self.prompt.until), default=0)
 
     def append(self, token: int) -> None:
-        """Append the next token and find out whether it is the last."""
+        """Append the next token, and check the stopping criteria."""
         self.ids.append(token)
         self.ended = (
             token == self.tokenizer.separator_id or len(self.ids) == self.prompt.max_tokens or self._has_stopped()
@@ -65,10 +65,9 @@ def continue_greedily(
     batch_size: int,
     done: Callable[[int, str], object],
 ) -> None:
-    """Continue every prompt; `done` gets the index of each and its text, not yet cut before the stop string.
+    """Continue every prompt; `done` gets its index and text, including the stop string.
 
-    At most batch_size prompts are continued together, the longest first, so that what does not fit into memory fails
-    immediately.
+    Batches of at most batch_size prompts, the longest first, so that running out of memory fails at once.
     """
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index].ids))
     for indices in batched(order, batch_size):
@@ -92,6 +91,6 @@ def _continue_batch(model: Llama, texts: list[_Text]) -> None:
         active = [row for row, text in enumerate(texts) if not text.ended]
         if not active:
             return
-        if 2 * len(active) <= len(texts):  # not each time that one has ended: the whole cache is copied
+        if 2 * len(active) <= len(texts):  # only at half, as the whole cache is copied
             texts, next_B, cache = [texts[row] for row in active], next_B[active], cache.select(active)
         last_BD = model.hidden(next_B[:, None], cache)[:, 0]

@@ -1,4 +1,4 @@
-"""Calls of lm-eval: which tasks there are, and their scores; silent, and offline where nothing has to be downloaded."""
+"""Calls of lm-eval: tasks and scores; silent, and offline if all data are local."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lit_mult.evaluation.suites import Column, Suite
 from lit_mult.schema import Score
 
 _LOCAL = {"json", "csv", "parquet", "text", "arrow"}
-"""Builders of the datasets library that read files; any other name is a data set to be downloaded."""
+"""Builders of the datasets library that read files; any other name is downloaded."""
 _HUB_CLIENTS = {"huggingface_hub", "datasets", "httpx", "httpx2", "requests"}
 
 
@@ -31,11 +31,7 @@ def task_names(suite: Suite) -> list[str]:
 
 
 def run_suite(model: Any, suite: Suite, num_fewshot: int | None, limit: int | None) -> dict[str, Any]:
-    """What lm-eval gives for a suite, with the samples.
-
-    Raises:
-        UserError: a task cannot be loaded or run.
-    """
+    """lm-eval's output for a suite, with samples. Raises: UserError when a task cannot be loaded or run."""
     manager, names = _index(suite)
     tasks = [suite.name] if suite.as_group else names
     with quiet_lm_eval(offline=_is_local(manager, tasks)):
@@ -53,7 +49,7 @@ def run_suite(model: Any, suite: Suite, num_fewshot: int | None, limit: int | No
             )
         except UserError:
             raise
-        except Exception as error:  # of the hub, of files, of what a task requires or defines: lm-eval raises anything
+        except Exception as error:  # lm-eval raises many types
             if suite.needs and (isinstance(error, ImportError) or _is_of_the_hub(error)):
                 raise UserError(f"{suite.needs} ({one_line(error)})") from None
             reason = f"{type(error).__name__}: {one_line(error)}"
@@ -69,7 +65,7 @@ def read_scores(suite: Suite, output: Mapping[str, Any]) -> list[Score]:
 
 
 def _column_scores(column: Column, output: Mapping[str, Any]) -> Iterator[Score]:
-    """The score of a task or, of a group that has none of its own, those of its parts."""
+    """The score of a task or group, or of the parts of a group without a score."""
     results = output["results"][column.task]
     parts = output["group_subtasks"].get(column.task) or []
     keys = [key for key in results if "," in key and "_stderr," not in key]
@@ -87,7 +83,7 @@ def _column_scores(column: Column, output: Mapping[str, Any]) -> Iterator[Score]
     samples = [sample for sample in samples if sample["filter"] == name and metric in sample]
     items = [sample[metric] for sample in samples]
     value = float(results[key])
-    # Not every score is a mean over items (perplexity), nor every group's one that weighs its items alike.
+    # Some scores are no mean over items (perplexity), and some groups weight their items differently.
     numeric = all(isinstance(item, int | float) for item in items)
     if not numeric or not items or not math.isclose(sum(items) / len(items), value, abs_tol=1e-9):
         items = []
@@ -118,7 +114,7 @@ def _items_hash(samples: list[dict[str, Any]]) -> str:
 
 @contextmanager
 def quiet_lm_eval(*, offline: bool = False) -> Iterator[None]:
-    """Silence lm-eval and datasets; with `offline`, keep them from asking hosts whether local data are up to date.
+    """Silence lm-eval and datasets; with `offline`, prevent requests that check whether local data are up to date.
 
     Raises:
         UserError: lm-eval is not installed.
@@ -135,7 +131,7 @@ def quiet_lm_eval(*, offline: bool = False) -> Iterator[None]:
     switches = (hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE)
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    lm_eval_task.tqdm = partial(bar, disable=True)  # a bar for building each task's prompts, which takes no time
+    lm_eval_task.tqdm = partial(bar, disable=True)  # the bar for building prompts, which is fast
     if offline:
         hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
@@ -150,9 +146,9 @@ def quiet_lm_eval(*, offline: bool = False) -> Iterator[None]:
 
 @cache
 def _index(suite: Suite) -> tuple[Any, tuple[str, ...]]:
-    """lm-eval's index of tasks, and the names in it that make up the suite.
+    """lm-eval's index of tasks, and the suite's names in it.
 
-    The index of lm-eval's own tasks takes seconds, and is left out where the suite can do without.
+    lm-eval's built-in tasks take seconds to index, and are loaded only if the suite needs them.
     """
     with quiet_lm_eval():
         from lm_eval.tasks import TaskManager
@@ -169,28 +165,28 @@ def _index(suite: Suite) -> tuple[Any, tuple[str, ...]]:
 
 
 def _expanded(manager: Any, names: Sequence[str]) -> list[str]:
-    found = []
+    expanded = []
     for name in names:
         matched = manager.match_tasks([name]) if any(sign in name for sign in "*?[") else [name]
-        for one in matched or [name]:
-            entry = manager.task_index.get(one)
-            found += sorted(entry.tags) if entry is not None and entry.kind.name == "TAG" else [one]
-    return list(dict.fromkeys(found))
+        for match in matched or [name]:
+            entry = manager.task_index.get(match)
+            expanded += sorted(entry.tags) if entry is not None and entry.kind.name == "TAG" else [match]
+    return list(dict.fromkeys(expanded))
 
 
 def _holds(manager: Any, names: Sequence[str]) -> bool:
-    """Whether all of these tasks and groups are there, with the parts of groups."""
+    """Whether the index has all of these tasks and groups, and the groups' parts."""
     return all(entry is not None for entry in _leaves(manager, names))
 
 
 def _is_local(manager: Any, names: Sequence[str]) -> bool:
-    """Whether all data of these tasks are files on this machine, as far as their task files tell."""
+    """Whether, by their task files, all data of these tasks are local."""
     paths = [(entry.cfg or {}).get("dataset_path") for entry in _leaves(manager, names)]
     return all(path in _LOCAL or (path and Path(path).exists()) for path in paths)
 
 
 def _leaves(manager: Any, names: Sequence[str]) -> Iterator[Any]:
-    """The index entries of the registered tasks that these tasks and groups are made of; None for a missing one."""
+    """Index entries of the tasks in these tasks and groups; None for a missing one."""
     for name in names:
         entry = manager.task_index.get(name)
         parts = [] if entry is None else (entry.cfg or {}).get("task")
@@ -199,7 +195,7 @@ def _leaves(manager: Any, names: Sequence[str]) -> Iterator[Any]:
             if isinstance(part, str):
                 registered.append(part)
             elif "dataset_path" not in part and not isinstance(part.get("task"), list):
-                registered.append(str(part.get("group", part.get("task"))))  # with options of its own
+                registered.append(str(part.get("group", part.get("task"))))  # with options
             # else a task or group that is defined within the group
         yield from _leaves(manager, registered) if registered else [entry]
 

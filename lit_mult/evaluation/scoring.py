@@ -1,7 +1,7 @@
-"""Log-likelihoods of continuations, with as few tokens through the model as the requests allow.
+"""Log-likelihoods of continuations, computed from as few forward tokens as possible.
 
-Requests that read the same tokens share one row of a forward; rows that begin with the same long context, such as the
-choices of an item, read it once and continue from its keys and values. The head is applied where a token is predicted.
+Requests with the same input tokens share a row. Rows with the same long context, such as the choices of an item, share
+its keys and values. The head is applied only at scored positions.
 
 Shapes in names: B batch, T time, D width, V vocabulary, F families, N scored positions.
 """
@@ -23,8 +23,8 @@ Pair = tuple[list[int], list[int]]
 Score = tuple[float, bool]
 """Log-likelihood of a continuation in nats, and whether greedy decoding would give it."""
 
-_LOGITS_AT_ONCE = 2**24  # elements of a block of logits: enough for a device to be busy, and 64 MiB in float32
-_SHARED_AT_MOST = 0.75  # of the tokens, for a second forward to pay off
+_LOGITS_AT_ONCE = 2**24  # elements of a block of logits: keeps a device busy, 64 MiB in float32
+_SHARED_AT_MOST = 0.75  # share of the tokens below which a second forward pass pays off
 
 
 Item = TypeVar("Item")
@@ -32,15 +32,15 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class _Row:
-    """One sequence of input tokens and the requests that are answered by it."""
+    """One sequence of input tokens, and its requests."""
 
     inputs: tuple[int, ...]
     requests: list[tuple[int, list[int]]]
-    """Index of the request, continuation; a continuation is what the last inputs predict."""
+    """(index of the request, continuation, which the last inputs predict)."""
 
     @property
     def scored(self) -> int:
-        """Number of inputs whose prediction is scored; they are the last ones."""
+        """Number of inputs, at the end, whose prediction is scored."""
         return max(len(continuation) for _, continuation in self.requests)
 
     @property
@@ -56,10 +56,9 @@ class _Row:
 
 @torch.inference_mode()
 def log_likelihoods(model: Llama, pairs: Sequence[Pair], batch_size: int, done: Callable[[int], object]) -> list[Score]:
-    """Scores of all pairs, in their order; `done` gets the number of those that were just computed.
+    """Scores of all pairs, in their order; `done` gets the number of newly computed scores.
 
-    At most batch_size sequences go through the model together, the longest first, so that what does not fit into
-    memory fails immediately.
+    Batches of at most batch_size sequences, the longest first, so that running out of memory fails at once.
     """
     scores: dict[int, Score] = {}
     alone, families = _arrange(pairs)
@@ -73,18 +72,18 @@ def log_likelihoods(model: Llama, pairs: Sequence[Pair], batch_size: int, done: 
 
 
 def batched(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    """Items in slices of `size`, the last of which may be shorter."""
+    """Slices of `size` items; the last one may be shorter."""
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Token ids (B, T) of rows of different lengths, padded on the right, where causal attention does not look."""
+    """Token ids (B, T) of rows of different lengths, padded on the right, which causal attention ignores."""
     longest = max(len(row) for row in rows)
     return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
 
 
 def _arrange(pairs: Sequence[Pair]) -> tuple[list[_Row], list[list[_Row]]]:
-    """Rows to be read alone, and families of rows with one context; the longest first."""
+    """Single rows, and families of rows with one context; the longest first."""
     by_tokens: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
     for index, (context, continuation) in enumerate(pairs):
         by_tokens.setdefault((*context, *continuation[:-1]), []).append((index, continuation))
@@ -106,7 +105,7 @@ def _arrange(pairs: Sequence[Pair]) -> tuple[list[_Row], list[list[_Row]]]:
 
 
 def _read_alone(model: Llama, rows: Sequence[_Row]) -> Iterator[dict[int, Score]]:
-    """Answers to the requests of rows that share nothing."""
+    """Scores of rows that share no context."""
     ids_BT = padded([row.inputs for row in rows], model.device)
     hidden_BTD = model.hidden(ids_BT)
     T = ids_BT.shape[1]
@@ -115,7 +114,7 @@ def _read_alone(model: Llama, rows: Sequence[_Row]) -> Iterator[dict[int, Score]
 
 
 def _read_families(model: Llama, families: Sequence[list[_Row]], batch_size: int) -> Iterator[dict[int, Score]]:
-    """Answers to the requests of families: their contexts are read once, then all rows continue from them."""
+    """Scores of families: one forward pass for their contexts, then one for all rows."""
     contexts = [rows[0].context for rows in families]
     lengths = [len(context) for context in contexts]
     F = len(families)
@@ -141,7 +140,7 @@ def _read_families(model: Llama, families: Sequence[list[_Row]], batch_size: int
 def _predict(
     model: Llama, hidden_ND: Tensor, rows: Sequence[_Row], positions: Sequence[list[int]]
 ) -> Iterator[dict[int, Score]]:
-    """Answers to the requests of rows whose scored inputs have left their hidden vectors at `positions`."""
+    """Scores of rows, whose scored hidden vectors are at `positions`."""
     vocabulary = model.lm_head.weight.shape[0]
     most = max(1, _LOGITS_AT_ONCE // vocabulary // max(len(scored) for scored in positions))
     for some in batched(list(zip(rows, positions, strict=True)), most):

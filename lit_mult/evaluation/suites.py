@@ -1,4 +1,4 @@
-"""Suites of lm-eval tasks: the embedded benchmark, the paper's seven, and whatever the user names."""
+"""Suites of lm-eval tasks: the embedded benchmark, the paper's seven, and tasks that the user names."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from lit_mult.mini.benchmark import TASKS
 from lit_mult.mini.files import write_benchmark
 
 HELD_OUT = DataConfig().val_fraction
-"""Share of the standard library whose lines `mini_continuation` asks for: what a run validates on by default."""
+"""Share of the standard library from which `mini_continuation` takes lines: a run's default validation share."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A task, or a group taken as one, and its score."""
+    """A task, or a group treated as one task, and its score."""
 
     task: str
     metrics: tuple[str, ...] = ("acc_norm", "acc", "exact_match")
-    """Names of the score as lm-eval has it; the first that the task gives counts."""
+    """lm-eval's names of the score; the first that the task has is used."""
     side: Literal["knowledge", "reasoning"] | None = None
     chance: float | None = None
     num_fewshot: int | None = None
-    """Examples in the prompt; None: what the task says."""
+    """Examples in the prompt; None: as the task sets them."""
     is_group: bool = False
-    """Whether the name is that of a group, which matters to lm-eval where the number of examples is set."""
+    """Whether the name is a group's, for which lm-eval sets the number of examples differently."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Suite:
     include_paths: tuple[str, ...]
     """Folders of task files, besides lm-eval's own."""
     identity: str
-    """Of the task files, as far as they are not lm-eval's: other items are another evaluation."""
+    """Hash of the task files that are not lm-eval's: evaluations of different items have different records."""
     as_group: bool = False
-    """Ask for the group of the suite's name, which says how many examples each task has in its prompt."""
+    """Run the group of the suite's name, which sets the number of examples of each task."""
     needs: str = ""
-    """What to tell the user when the data cannot be fetched."""
+    """Error message when the data cannot be downloaded."""
 
     @property
     def tasks(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The model card: what an exported model is, and how well it was checked."""
+"""The model card of an exported model."""
 
 from __future__ import annotations
 
@@ -128,5 +128,5 @@ def _base(pretrained: str) -> str:
 
 
 def _bare(source: str) -> str:
-    """A hub name as it is, the last part of a path: the rest describes the machine, not the model."""
+    """A hub name, or the last part of a path."""
     return source if source.startswith("hf:") else Path(source).name

@@ -1,4 +1,4 @@
-"""Whether two models give the same logits, and a Hugging Face folder the weights that were written to it."""
+"""Checks that two models have the same logits, and that a Hugging Face folder loads with the written weights."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ class Agreement:
 
     tokens: int
     largest_difference: float
-    """Largest absolute difference of two logits; nan where one is not finite."""
+    """Largest absolute difference of logits; nan if one is not finite."""
     largest_logit: float
     """Largest absolute logit of the first model."""
     same_argmax: float
-    """Share of the tokens at which both models give the same id the highest logit."""
+    """Share of the tokens with equal argmax."""
 
     @property
     def bound(self) -> float:
-        """Largest difference that rounding explains in float32: 1e-4 at logits up to 10, and in proportion beyond.
+        """Largest difference due to float32 rounding: 1e-4 for logits up to 10, and proportional beyond.
 
-        Measured over random multipliers of every kind, rounding makes up to a tenth of that, while a multiplier that
-        is left out moves logits by the order of the logits themselves.
+        With random multipliers of every kind, rounding causes at most a tenth of it; a missing multiplier changes
+        logits by their own order of magnitude.
         """
         return _TOLERANCE * max(1.0, self.largest_logit / _USUAL_LOGIT)
 
     @property
     def within_rounding(self) -> bool:
-        """Whether rounding alone can have made the difference."""
+        """Whether rounding explains the difference."""
         return math.isfinite(self.largest_logit) and self.largest_difference <= self.bound
 
 
 @torch.no_grad()
 def agreement(ours: Callable[[Tensor], Tensor], theirs: Callable[[Tensor], Tensor], ids_BT: Tensor) -> Agreement:
-    """Compare the logits (B, T, V) that two models give to ids (B, T)."""
+    """Compare the logits (B, T, V) of two models for ids (B, T)."""
     difference, logit, same = torch.zeros(()), torch.zeros(()), 0
     for part_BT in ids_BT.split(_BATCH):
         ours_BTV, theirs_BTV = ours(part_BT).float(), theirs(part_BT).float()
@@ -60,7 +60,7 @@ def load_back(folder: Path, weights: dict[str, Tensor]) -> Callable[[Tensor], Te
     """The model in a folder as transformers loads it: ids (B, T) -> logits (B, T, V).
 
     Raises:
-        UserError: it cannot be loaded, or its weights are not, bit for bit, those that were written.
+        UserError: it cannot be loaded, or its weights are not bit-identical to those written.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging

@@ -1,4 +1,4 @@
-"""A trained model as a Hugging Face folder, checked before it appears."""
+"""Exports a trained model as a Hugging Face folder, and checks it."""
 
 from __future__ import annotations
 
@@ -38,20 +38,19 @@ def export(
     dtype: ExportType = "float32",
     record: RunRecord | None = None,
 ) -> Agreement:
-    """Write a model as a folder that `AutoModelForCausalLM` and `AutoTokenizer` load with no code of ours.
+    """Write a model as a folder that `AutoModelForCausalLM` and `AutoTokenizer` load without lit_mult.
 
-    The merged float32 weights are written, loaded back through transformers and compared with the trained model on
-    validation text; bfloat16 ones are then the rounding of the very weights that were compared, bit for bit. The folder
-    appears when all of that has held, and otherwise not at all.
+    The merged float32 weights are written, loaded back through transformers, and compared with the trained model on
+    validation text; bfloat16 weights are these weights, rounded. The folder appears only if all checks pass.
 
-    The model has its multipliers and `step` optimizer steps behind it, and is in float32, on the CPU, in eval mode; the
-    record is for the model card. A folder `out` that is there must be empty.
+    The model has its multipliers, and is in float32, on the CPU, in eval mode; `step` and the record are for the model
+    card. An existing folder `out` must be empty.
 
     Returns:
-        How the folder's logits, computed in `dtype`, agree with the trained model's.
+        Agreement of the folder's logits, computed in `dtype`, with the trained model's.
 
     Raises:
-        UserError: `out` is taken or cannot be written, a weight is not finite, logits differ by more than rounding, or
+        UserError: `out` exists or cannot be written, a weight is not finite, logits differ by more than rounding, or
             the export extra is not installed.
     """
     require_export_extra()
@@ -92,7 +91,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
 
 
 def hf_config(config: RunConfig, vocab_size: int, separator_id: int, dtype: str) -> dict[str, Any]:
-    """The config.json of the run's model once its multipliers are merged."""
+    """The config.json of the merged model."""
     model = config.model
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -107,9 +106,9 @@ def hf_config(config: RunConfig, vocab_size: int, separator_id: int, dtype: str)
         "head_dim": model.head_dim,
         "rms_norm_eps": model.norm_eps,
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
-        "rope_theta": model.rope_theta,  # where readers older than transformers 5 look for it
+        "rope_theta": model.rope_theta,  # for transformers before version 5
         "max_position_embeddings": config.data.seq_len,
-        "tie_word_embeddings": False,  # merging takes a tied head apart
+        "tie_word_embeddings": False,  # merging unties the head
         "attention_dropout": 0.0,
         "bos_token_id": separator_id,
         "eos_token_id": separator_id,
@@ -122,18 +121,17 @@ def _write_model(folder: Path, fields: dict[str, Any], weights: dict[str, Tensor
     from safetensors.torch import save_file
 
     save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
-    (folder / WEIGHTS_NAME).chmod(folder.stat().st_mode & 0o666)  # safetensors writes for the owner's eyes alone
+    (folder / WEIGHTS_NAME).chmod(folder.stat().st_mode & 0o666)  # safetensors writes with mode 600
     _write_json(folder / CONFIG_NAME, fields)
     ends = {name: fields[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     _write_json(folder / "generation_config.json", ends)
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> None:
-    """Write tokenizer.json and tokenizer_config.json; `max_length` is that of the longest text in training, in tokens.
+    """Write tokenizer.json and tokenizer_config.json; `max_length` is the context length in training.
 
-    `AutoTokenizer.from_pretrained(folder)` then gives the ids of `tokenizer.encode` for every text, and adds none:
-    what a template would put around a text (a post-processor) is left out, as the model has never seen it. Begin, end
-    and padding are all the separator.
+    `AutoTokenizer.from_pretrained(folder)` then gives the ids of `tokenizer.encode`. A post-processor, which would add
+    tokens that the model has never seen, is removed. The bos, eos and pad tokens are the separator.
     """
     path = folder / "tokenizer.json"
     tokenizer.save(path)
@@ -145,7 +143,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> None
         "eos_token": separator,
         "pad_token": separator,
         "clean_up_tokenization_spaces": False,
-        # A text that spells out a special token stays text, as in training; but a NUL is the byte 0.
+        # Special tokens are not recognized in texts, as in training; but a NUL is the byte 0.
         "split_special_tokens": not isinstance(tokenizer, ByteTokenizer),
         "model_max_length": max_length,
     }

@@ -1,4 +1,4 @@
-"""A Hugging Face folder of a Llama: its architecture in our terms, its weights, and a hash of both."""
+"""Reads a Hugging Face folder of a Llama: its architecture, its weights, and a hash of both."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from lit_mult.nn.llama import Llama
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 _INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
 FIXED_FIELDS = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-"""Fields of Hugging Face's config in which our Llama has no choice."""
+"""Fields of Hugging Face's config with a fixed value in our Llama."""
 _ROPE_FIELDS = {"rope_type", "type", "rope_theta"}
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a config.json says, in our terms."""
+    """The architecture in a config.json."""
 
     fields: dict[str, Any]
-    """Fields of `ModelConfig` by name; those that concern training alone are not among them."""
+    """Fields of `ModelConfig`, without those that affect only training."""
     vocab_size: int
     max_length: int
-    """Tokens of the longest text that the model was made for."""
+    """max_position_embeddings."""
 
 
 def require_export_extra() -> None:
@@ -51,7 +51,7 @@ def read_architecture(folder: Path) -> Architecture:
     """The architecture of the model in a Hugging Face folder.
 
     Raises:
-        ConfigError: there is no model, or one that our Llama cannot be.
+        ConfigError: there is no model, or one that our Llama cannot represent.
         UserError: the export extra is not installed.
     """
     require_export_extra()
@@ -66,11 +66,11 @@ def read_architecture(folder: Path) -> Architecture:
     if data.get("quantization_config") is not None:
         raise unusable(folder, "is quantized; only plain weights can be read")
     try:
-        theirs = LlamaConfig.from_dict(data)  # which knows what older files leave out
+        theirs = LlamaConfig.from_dict(data)  # has defaults for fields that older files lack
         return Architecture(_model_fields(theirs, folder), int(theirs.vocab_size), int(theirs.max_position_embeddings))
     except ConfigError:
         raise
-    except Exception as error:  # transformers has its own for every kind of bad value
+    except Exception as error:  # transformers raises many types
         raise unusable(folder, f"its {CONFIG_NAME} is not usable ({one_line(error)})") from None
 
 
@@ -105,7 +105,7 @@ def _model_fields(theirs: Any, folder: Path) -> dict[str, Any]:
 
 
 def hf_name(name: str) -> str:
-    """Hugging Face's name of a weight of ours."""
+    """Hugging Face's name of one of our weights."""
     return name if name.startswith("lm_head.") else f"model.{name}"
 
 
@@ -135,7 +135,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def content_hash(folder: Path) -> str:
-    """16 hex digits of a folder's config.json and weights; its path plays no part.
+    """16 hex digits of a folder's config.json and weights, independent of its path.
 
     Raises:
         ConfigError: there is no config.json, or there are no weights.

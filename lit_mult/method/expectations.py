@@ -1,4 +1,4 @@
-"""Exponents in the width that muP promises, stated from the theory and not from `rules`, which they are to check.
+"""Width exponents that muP predicts. They come from theory, not from `rules`, which they check.
 
 Sources: arXiv:2203.03466 table 3 and app. D.1; arXiv:2601.04890 table 1.
 
@@ -9,7 +9,7 @@ Sources: arXiv:2203.03466 table 3 and app. D.1; arXiv:2601.04890 table 1.
 | change, update | all                                    | 0                                                         |
 | decay          | width rule lr, coupled decay           | that of the lr, the optimizer's `width_exponent` (AdamW    |
 |                |                                        | -1, Muon -1/2) of hidden matrices and head; embedding 0    |
-| decay          | lr_wd, multiplier, independent decay   | 0: the balance is reached alike at every width            |
+| decay          | lr_wd, multiplier, independent decay   | 0: the balance is reached equally fast at every width     |
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where learnable multipliers stand: the paper's tables (arXiv:2601.04890 app. C) as data, and patterns over them."""
+"""Which matrices have learnable multipliers: the paper's tables (arXiv:2601.04890 app. C), and overrides by pattern."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from lit_mult.registry.contracts import NONE, ROW, ROW_COLUMN, Axes, Axis
 from lit_mult.registry.kinds import KINDS
 from lit_mult.registry.roles import Role
 
-# RMSNorm weights stay and are the column multipliers of a block's first matrices and of the head. Rows on the
-# head would be a shortcut to the marginal token distribution (paper sec. 4.4).
+# RMSNorm weights act as column multipliers of a block's first matrices and of the head. Row multipliers on the head
+# would be a shortcut to the marginal token distribution (paper sec. 4.4).
 PLACEMENTS: dict[str, dict[Role, Axes]] = {
     # No two multipliers trade scale channel by channel (single factors remain, see redundancy.py).
     "minimal": {
@@ -26,7 +26,7 @@ PLACEMENTS: dict[str, dict[Role, Axes]] = {
         Role.DOWN_PROJ: ROW_COLUMN,
         Role.LM_HEAD: NONE,
     },
-    # What the paper ran: slightly better, but its symmetries need weight decay on the multipliers.
+    # Used in the paper: slightly better, but its symmetries need weight decay on the multipliers.
     "full": {
         Role.EMBEDDING: ROW_COLUMN,
         Role.Q_PROJ: ROW,
@@ -58,8 +58,8 @@ def parse_axes(text: str, field: str = "placement.overrides") -> Axes:
 def place(kind: MultiplierKind, placement: PlacementConfig, matrices: Mapping[str, Role]) -> dict[str, Axes]:
     """Learnable multipliers of every matrix.
 
-    The kind says what it makes of the table's. Overrides come last, in their order, and are taken as written, but for
-    kinds that have no learnable multipliers.
+    The kind transforms the axes of the table (`Kind.axes`). Overrides replace the result, in order, unless the kind has
+    no learnable multipliers.
 
     Args:
         kind: the multiplier option of the run.

@@ -1,4 +1,4 @@
-"""The plan of a run: for every matrix its scaling, multipliers and start, from which model and optimizer are built."""
+"""The plan of a run: scaling, multipliers and init of every matrix, from which model and optimizer are built."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lit_mult.registry.roles import Role, Shape
 
 @dataclass(frozen=True)
 class MatrixPlan:
-    """Everything that is decided about one weight matrix before it exists."""
+    """Settings of one weight matrix."""
 
     name: str
     """Module name, as in Hugging Face's Llama without its `model.` prefix."""
@@ -28,15 +28,15 @@ class MatrixPlan:
     axes: Axes
     """Its learnable multipliers."""
     start: dict[Axis, float]
-    """Value at which each learnable multiplier starts; its expectation where that depends on the weights."""
+    """Initial value of each learnable multiplier; its expectation if that depends on the weights."""
     constant: float
-    """Fixed factor of the effective matrix: the width rule's and, where it is not learned, the preset's."""
+    """Fixed factor of the effective matrix: the width rule's and, unless a multiplier learns it, the preset's."""
     init_std: float
     optimizer: str
     lr: float
     """Peak learning rate of the matrix."""
     weight_decay: float
-    """Weight decay as the optimizer takes it: a step shrinks the matrix by lr * weight_decay."""
+    """Weight decay for the optimizer: a step shrinks the matrix by lr * weight_decay."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class RunPlan:
 
 
 def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
-    """Decide every matrix of a run: placement, width rule, multipliers by role and optimizer settings brought together.
+    """Combine placement, width rule, multipliers by role and optimizer settings of a run.
 
-    The multipliers by role are the config's own and, for roles it does not name, the preset's; the tier cuts both. The
-    forward one is used as the kind says (`registry.kinds.Kind.forward`): not at all, as a constant, or as the start of
-    a learnable multiplier (and as a constant where the placement has none).
+    Multipliers by role are the config's and, for other roles, the preset's; the tier restricts both. Depending on
+    `registry.contracts.Kind.forward`, the forward multiplier is unused, a constant, or the initial value of a learnable
+    multiplier (a constant for matrices without one).
 
     Raises:
         UserError: the preset, a multiplier or a placement override is not usable.
@@ -76,8 +76,8 @@ def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
     kind = KINDS[config.multipliers]
     axes_by_name = place(config.multipliers, config.placement, roles)
 
-    # A tied head has the embedding's weight, so its constant does all of its scaling: logits start as those of an
-    # untied head and, as the embedding's learning rate is the same at every width, change with width as those do.
+    # A tied head shares the embedding's weight, so its constant does all of its scaling: logits start as those of an
+    # untied head and, as the embedding's lr does not depend on width, scale with width in the same way.
     head_std = init_std(Role.LM_HEAD, shapes[Role.LM_HEAD], base_shapes[Role.LM_HEAD], config.parametrization)
     tied = head_std / config.parametrization.embedding_std if config.model.tie_embeddings else None
 
@@ -89,11 +89,11 @@ def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
         forward = given.forward.get(role, 1.0)
         start = {axis: kind.start(axis, shapes[role], rule.init_std) for axis in Axis if axis in axes}
         if start:
-            # One multiplier carries the whole value: scalar before row before column.
+            # One multiplier gets the whole value: scalar before row before column.
             start[next(iter(start))] *= forward
             forward = 1.0
         lr = config.optim.lr * rule.lr * given.lr.get(role, 1.0)
-        # The width rule's factor makes up for the lr's; independent decay has the lr divided out instead.
+        # The width rule's factor compensates for the lr's; independent decay divides the lr out instead.
         weight_decay = config.optim.weight_decay * given.weight_decay.get(role, 1.0)
         weight_decay *= rule.weight_decay if config.optim.weight_decay_mode == "coupled" else 1 / lr
         matrices[name] = MatrixPlan(
@@ -119,7 +119,7 @@ def _vector_plans(config: RunConfig) -> tuple[VectorPlan, VectorPlan]:
     unit = 1.0 if optim.vector_lr_mode == "absolute" else optim.lr
     norm_lr = unit * optim.vector_lr
     multiplier_lr = unit * (optim.vector_lr if optim.multiplier_lr is None else optim.multiplier_lr)
-    # Optimizers decay by lr * weight_decay a step; independent decay divides the lr out beforehand.
+    # Optimizers decay by lr * weight_decay; independent decay divides the lr out.
     decay_unit = 1.0 if optim.weight_decay_mode == "coupled" else 1 / multiplier_lr
     multiplier_decay = optim.multiplier_weight_decay * decay_unit
     norm, multiplier = (trained_by(role, config.optimizer) for role in (Role.NORM, Role.MULTIPLIER))

@@ -11,7 +11,7 @@
         lr: {q_proj: 1.5}
         tuning: {...}               # what finding them took; written by a tuning study
 
-A run uses the part of them that its tier names, with its config's own multipliers in place of the preset's.
+A run uses the parts in its tier; multipliers in its config override the preset's.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TIER_PARTS: Final[dict[Tier, tuple[Part, ...]]] = {
     "LRWD": ("lr", "weight_decay"),
     "FULL": ("lr", "weight_decay", "forward"),
 }
-"""What each tier uses of the multipliers (arXiv:2601.04890 fig. 7)."""
+"""Parts of the multipliers that each tier uses (arXiv:2601.04890 fig. 7)."""
 
 _PARTS = TIER_PARTS["FULL"]
 _SHIPPED = resources.files(__package__) / "presets"
@@ -75,7 +75,7 @@ class RoleMultipliers(_Multipliers):
     """Multipliers by role; a role that is not named has 1."""
 
     tuning: Tuning | None = None
-    """Cost and gain of finding them; None when they come from elsewhere."""
+    """Cost and gain of tuning them; None if unknown."""
 
     def at_tier(self, tier: Tier) -> RoleMultipliers:
         """The part that a tier uses; the rest is 1."""
@@ -83,7 +83,7 @@ class RoleMultipliers(_Multipliers):
 
 
 class Preset(_Multipliers):
-    """Multipliers by role, for every optimizer or by optimizer."""
+    """Multipliers by role, for all optimizers or per optimizer."""
 
     version: Literal[1] = 1
     """Version of the format."""
@@ -102,11 +102,7 @@ class Preset(_Multipliers):
         return {name: _role_multipliers(multipliers, f"optimizers.{name}") for name, multipliers in value.items()}
 
     def multipliers(self, optimizer: OptimizerName, tier: Tier) -> RoleMultipliers:
-        """What a tier uses under an optimizer.
-
-        Raises:
-            ConfigError: all numbers of the preset are for other optimizers.
-        """
+        """The parts in a tier, for an optimizer. Raises: ConfigError when the preset is for other optimizers only."""
         shared = {part: getattr(self, part) for part in _PARTS}
         if optimizer not in self.optimizers and self.optimizers and not any(shared.values()):
             allowed = f"has multipliers for {', '.join(self.optimizers)} only, not for {optimizer}"
@@ -114,7 +110,7 @@ class Preset(_Multipliers):
         return self.optimizers.get(optimizer, RoleMultipliers(**shared)).at_tier(tier)
 
     def to_yaml(self) -> str:
-        """The text of a preset file, roles in the order of the forward pass; `load_preset` gives the preset back."""
+        """The text of a preset file, roles in the order of the forward pass."""
         head = {"version": self.version, "name": self.name, "source": self.source}
         return yaml.safe_dump(head | self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, width=110)
 
@@ -142,12 +138,9 @@ def load_preset(name_or_path: str) -> Preset:
 
 
 def apply_preset(config: RunConfig, preset: Preset) -> RunConfig:
-    """The config with a preset's numbers for its optimizer written into it, so that it depends on no file.
+    """The config with a preset's numbers for its optimizer inlined, so that it depends on no file.
 
-    Multipliers that the config has already stay; so does its tier, which cuts both when a run is planned.
-
-    Raises:
-        ConfigError: all numbers of the preset are for other optimizers.
+    Multipliers in the config take precedence. Raises: ConfigError when the preset is for other optimizers only.
     """
     ours = preset.multipliers(config.optimizer, "FULL").model_dump(mode="json")
     parts = {f"parametrization.{part}": ours[part] | getattr(config.parametrization, part) for part in _PARTS}
@@ -155,7 +148,7 @@ def apply_preset(config: RunConfig, preset: Preset) -> RunConfig:
 
 
 def inlined(config: RunConfig) -> RunConfig:
-    """The config with the numbers of its preset in place of the preset's path; unchanged with a shipped preset.
+    """The config with the numbers of its preset file inlined; unchanged with a shipped preset.
 
     Raises:
         UserError: the preset cannot be loaded, or has no numbers for the optimizer.
@@ -165,12 +158,12 @@ def inlined(config: RunConfig) -> RunConfig:
 
 
 def run_multipliers(config: RunConfig) -> RoleMultipliers:
-    """The multipliers that a run uses: its config's own and, for the other roles, its preset's, cut to its tier.
+    """The multipliers that a run uses: its config's and, for other roles, its preset's, restricted to its tier.
 
-    Forward multipliers are among them where the kind of multipliers uses them.
+    Without forward multipliers if the kind does not use them.
 
     Raises:
-        UserError: the preset is not usable, or the config's multipliers name no role or hold a value not allowed.
+        UserError: the preset, or a role or value in the config's multipliers, is not valid.
     """
     settings = config.parametrization
     own = _role_multipliers({part: getattr(settings, part) for part in _PARTS}, "parametrization")
@@ -186,11 +179,11 @@ def _shipped(name: str) -> Traversable:
 
 
 def _role_multipliers(data: Any, where: str) -> RoleMultipliers:
-    """Multipliers out of plain values; a complaint names the field below `where`."""
+    """Validate multipliers; errors name the field below `where`."""
     try:
         return RoleMultipliers.model_validate(data)
     except ConfigError as error:
-        found = error
+        cause = error
     except ValidationError as error:
-        found = config_error(error)
-    raise ConfigError(f"{where}.{found.field}".rstrip("."), found.value, found.allowed)
+        cause = config_error(error)
+    raise ConfigError(f"{where}.{cause.field}".rstrip("."), cause.value, cause.allowed)

@@ -1,6 +1,6 @@
 """Redundant multipliers of a run: which symmetry, which parameters, how many degrees of freedom, and what to do.
 
-The derivation is `parametrization.symmetry`. Source: arXiv:2601.04890 sec. 4.1, app. C.
+Derived by `method.symmetry`. Source: arXiv:2601.04890 sec. 4.1, app. C.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from lit_mult.registry.roles import Role
 
 
 class Kind(StrEnum):
-    """How a redundancy comes about."""
+    """Types of redundancy."""
 
     CHANNELS = "channel by channel"
-    """A factor of its own for every channel passes between two places."""
+    """Two parameters can exchange one factor per channel."""
     FACTOR = "one factor"
-    """A single number passes between two places, the same for all channels."""
+    """Two parameters can exchange a single factor, the same for all channels."""
     NORMALIZATION = "normalization"
-    """What is written to the residual stream may grow or shrink as a whole: every norm divides it out again (up to
-    its epsilon)."""
+    """The scale of the residual stream is free: every norm divides it out (up to its epsilon)."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Redundancy:
     powers: dict[str, int]
     """Parameter -> power p: free factors f multiply its entries by f^p."""
     channels: Index
-    """What the free factors are indexed by; () for a single one."""
+    """Index of the free factors; () for a single one."""
     freedom: int
     """Degrees of freedom: the number of free factors."""
     decays: dict[str, float]
@@ -48,13 +47,13 @@ class Redundancy:
     """Parameter -> its own index."""
     sizes: Mapping[Factor, int]
     spare: frozenset[str]
-    """Multipliers that the paper's minimal table does without."""
+    """Multipliers that are not in the paper's minimal table."""
 
     def direction(self, values: Floats) -> dict[str, Floats]:
-        """Logarithms of the factors on each parameter's entries, for chosen logarithms of the free factors.
+        """Logarithms of the factors on each parameter's entries, from logarithms of the free factors.
 
         Args:
-            values: one number for each combination of `channels`, in that shape; () for a single factor.
+            values: in the shape of `channels`; () for a single factor.
         """
         moved = {}
         for name, power in self.powers.items():
@@ -67,16 +66,16 @@ class Redundancy:
     def held(self) -> bool:
         """Whether weight decay stops the drift.
 
-        A generator moves the sum of decayed squares by powers of both signs: between them decay has a balance, and
-        pulls back to it. For a normalization it has one between decay, which shrinks, and noise, which grows what no
-        gradient holds. Where everything that decays stands on one side, decay itself moves the scale to the other.
+        If decaying parameters have powers of both signs, the sum of their squares has a minimum along the direction, to
+        which decay pulls back. If all powers have one sign, decay itself moves the scale to the other side. In a
+        normalization the balance is between decay, which shrinks, and noise, which grows the scale.
         """
         signs = {power > 0 for name, power in self.powers.items() if self.decays[name] > 0}
         return len(signs) == (1 if self.kind is Kind.NORMALIZATION else 2)
 
     @property
     def remedy(self) -> str:
-        """What holds it, and which multiplier to drop: the one with fewest entries, then one that `minimal` lacks."""
+        """Advice: whether decay holds it, and which multiplier to drop (fewest entries, then not in `minimal`)."""
         droppable = [name for name in self.powers if not name.endswith(_NORM_SUFFIX)]
         size = {name: math.prod(self.sizes[factor] for factor in self.indices[name]) for name in droppable}
         matrix, _, axis = min(droppable, key=lambda name: (size[name], name not in self.spare)).rpartition(".")
@@ -92,9 +91,9 @@ _NORM_SUFFIX = "norm.weight"
 
 
 def redundancies(config: RunConfig, vocab_size: int) -> list[Redundancy]:
-    """All redundancies of a run's multipliers and norm weights, in the order of the forward pass; the residual's last.
+    """All redundancies of a run's multipliers and norm weights, in the order of the forward pass; normalization last.
 
-    Together their directions are a basis: the sum of `freedom` is the dimension of the null space.
+    Their directions are a basis: the sum of `freedom` is the dimension of the null space.
 
     Raises:
         UserError: a placement override is not usable.
@@ -143,7 +142,7 @@ def _sizes(config: RunConfig, vocab_size: int) -> dict[Factor, int]:
 
 
 def _pieces(config: RunConfig, roles: Mapping[str, Role]) -> Iterator[tuple[list[str], str | None]]:
-    """Matrices between two uses of the residual stream, and the norm weight that they read."""
+    """Matrices between two uses of the residual stream, and the norm weight before them."""
     yield ["embed_tokens"], None
     for layer in range(config.model.n_layers):
         block = f"layers.{layer}"
@@ -173,12 +172,12 @@ def _decays(names: Iterable[str], decay: float) -> dict[str, float]:
 
 
 def drifts(found: Iterable[Redundancy]) -> bool:
-    """Whether something moves without end: a redundancy beyond single factors between two places, not held by decay."""
+    """Whether a redundancy, other than a single exchanged factor, is not held by decay."""
     return any(not redundancy.held for redundancy in found if redundancy.kind is not Kind.FACTOR)
 
 
 def table(found: Iterable[Redundancy]) -> list[tuple[str, ...]]:
-    """For people: heading and rows; redundancies that differ in their layer alone share a row."""
+    """Header and rows for printing; redundancies that differ only in their layer share a row."""
     merged: dict[tuple[str, str, str], list[Redundancy]] = {}
     for redundancy in found:
         factors = (f"{name}^{power}" if power != 1 else name for name, power in redundancy.powers.items())

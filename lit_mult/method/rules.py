@@ -7,7 +7,7 @@ With m = d / d_base, table 1 of arXiv:2601.04890 for a hidden matrix under AdamW
     lr_wd        1/m    m              1
     multiplier   1      1              1/m
 
-and all three come out of one number, the `width_factor` by which a unit update of the effective matrix must shrink.
+and all three follow from the `width_factor` by which a unit update of the effective matrix must shrink.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Scaling:
 def width_factor(
     role: Role, shape: Shape, base_shape: Shape, optimizer: OptimizerName, config: ParametrizationConfig
 ) -> float:
-    """Factor on the size of an update that keeps the change of the activations the same at every width.
+    """Factor on the size of an update for which activations change equally at every width.
 
-    A change dW moves the output by dW x, and x has unit RMS. The condition for a change of constant RMS is a spectral
-    norm |dW|_2 ~ sqrt(d_out / d_in) (arXiv:2310.17813 cond. 1); what an optimizer has to do for it is derived in
-    `registry.optimizers`. For embedding, norms and multipliers the input is one-hot or element-wise, no sum grows with
-    width, and the factor is 1.
+    A change dW moves the output by dW x, and x has unit RMS. The change has constant RMS if the spectral norm is
+    |dW|_2 ~ sqrt(d_out / d_in) (arXiv:2310.17813 cond. 1); `registry.optimizers` derives the factor of each optimizer.
+    For embedding, norms and multipliers, the input is one-hot or element-wise, no sum grows with width, and the factor
+    is 1.
 
     Raises:
         ConfigError: the optimizer of the role has no width factor, or not under this width rule.
@@ -55,8 +55,8 @@ def width_factor(
         raise unsupported(spec.name, "width factor", "parametrization.rule = mup")
     if config.width_rule not in spec.width_rules:
         raise unsupported(spec.name, "such width rule", f"parametrization.width_rule = {config.width_rule}")
-    sides = (Matrix(*one, init_std(role, one, base_shape, config)) for one in (shape, base_shape))
-    return spec.width_factor(*sides)
+    pair = (Matrix(*sides, init_std(role, sides, base_shape, config)) for sides in (shape, base_shape))
+    return spec.width_factor(*pair)
 
 
 def init_std(role: Role, shape: Shape, base_shape: Shape, config: ParametrizationConfig) -> float:

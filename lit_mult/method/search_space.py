@@ -1,4 +1,4 @@
-"""What a tuning of the muP multipliers searches at each tier (arXiv:2601.04890 fig. 7), as factors around 1.
+"""Search space of the muP multipliers at each tier (arXiv:2601.04890 fig. 7), as factors around 1.
 
     tier   part             roles                                                      range
     NONE   nothing
@@ -9,13 +9,12 @@
            weight_decay     all nine                                                   2^-2 .. 2^2
            forward          embedding, k_proj, o_proj, gate_proj, down_proj, lm_head   2^-3 .. 2^3
 
-The nine roles are embedding, q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj and lm_head. Every factor is
-searched uniformly in its logarithm; it comes on top of the width rule and of the base learning rate and weight decay.
+The nine roles are embedding, q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj and lm_head. Factors are
+sampled log-uniformly, and multiply the width rule's factor and the base learning rate or weight decay.
 
-The forward multipliers are those of these roles that Falcon-H1 tuned away from 1 (arXiv:2507.22448). The other three
-are redundant, as only the product of two scales shows: the logits of attention hold q_proj times k_proj, its output is
-linear in v_proj and in o_proj, that of the gated MLP in up_proj and in down_proj. The scale of gate_proj stands for
-itself: it decides how sharply the gate opens.
+The forward multipliers are those that Falcon-H1 tuned away from 1 (arXiv:2507.22448). The other three are redundant, as
+only products of two scales matter: q_proj times k_proj in attention logits, v_proj times o_proj in attention outputs,
+and up_proj times down_proj in the gated MLP. The scale of gate_proj matters alone: it sets how sharply the gate opens.
 """
 
 from __future__ import annotations
@@ -48,5 +47,5 @@ def search_space(tier: Tier) -> dict[str, tuple[float, float]]:
 
 
 def neutral(fields: Iterable[str]) -> dict[str, float]:
-    """The point of a search space at which every factor is 1: the untuned model."""
+    """The point of a search space with all factors 1: the untuned model."""
     return dict.fromkeys(fields, 1.0)

@@ -1,10 +1,10 @@
-"""Which multipliers and norm weights can trade scale without changing the function: a null space, not a table.
+"""Which multipliers and norm weights can exchange scale without changing the function, computed as a null space.
 
 Sources: arXiv:2601.04890 sec. 4.1 (multiplicative and normalization symmetries), app. C (placements).
 
-**Setting.** Every entry of a learnable multiplier or norm weight moves by a factor exp(direction). With generic
-matrices the function stays the same if and only if every *wire* (the activations between two operations) is scaled by
-factors that the next operation lets through. With logarithms both are linear, one equation an operation:
+**Setting.** Every entry of a learnable multiplier or norm weight changes by a factor exp(direction). With generic
+matrices, the function is unchanged if and only if every *wire* (the activations between two operations) is scaled by
+factors that the next operation passes on. In logarithms both are linear, with one equation per operation:
 
 | operation                         | equation on the logarithms                                          |
 |-----------------------------------|---------------------------------------------------------------------|
@@ -17,15 +17,15 @@ factors that the next operation lets through. With logarithms both are linear, o
 | silu(gate) * up                   | gate: 0; the product has up's factor                                 |
 | logits                            | 0                                                                    |
 
-**Classes of indices.** Nothing tells channels of one kind apart, so the equations fall into independent parts, one for
-each set S of index factors (token, residual channel, group, head in group, half, rotary pair, hidden channel): the part
-in which a direction varies over S with zero mean along each factor. It has one unknown for every multiplier or wire
-indexed by all of S, whatever the sizes, and each solution counts prod(size - 1) times. S = {} are factors common to all
-channels. Between embedding, blocks and head only the residual wire is shared; with it at 0 each piece is solved alone,
-and where every writer can follow a change of it, there is one normalization redundancy more.
+**Classes of indices.** Channels of one kind are interchangeable, so the equations decompose into independent parts, one
+for each set S of index factors (token, residual channel, group, head in group, half, rotary pair, hidden channel): the
+part in which a direction varies over S with zero mean along each factor. It has one unknown for every multiplier or
+wire indexed by all of S, for any sizes, and each solution counts prod(size - 1) times. S = {} are factors common to all
+channels. Embedding, blocks and head share only the residual wire. With this wire at 0 each piece is solved separately;
+if every writer can follow a change of it, there is one more redundancy, the normalization.
 
-Not counted: what a multiplier trades with its own matrix W (the matrices' decay and noise fix that, which is the point
-of the method), and what signs or permutations do.
+Not counted: exchanges of a multiplier with its own matrix W (decay and noise of the matrix fix these, which is the
+point of the method), signs and permutations.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ _INDICES: dict[Role, tuple[Index, Index]] = {
 
 @dataclass(frozen=True)
 class _Wire:
-    """Factors that an activation may be scaled by and still be used as before; `sign` where two matrices share them."""
+    """Factors by which an activation can be scaled; `sign` relates two matrices that share them."""
 
     name: str
     index: Index
@@ -88,12 +88,12 @@ class _Wire:
 
 
 _ONE = _Wire("", ())
-"""A wire that lets no factor through."""
+"""A wire that cannot be scaled."""
 _RESIDUAL = _Wire("residual", ())
 _NORM = _Wire("norm", _CHANNEL)
 _SCORE: Index = (Factor.GROUP, Factor.PAIR)
 
-# The wire that a matrix of a role reads and the one that it writes; the embedding reads tokens.
+# Role -> the wire that the matrix reads, and the one that it writes; the embedding reads tokens.
 _WIRES: dict[Role, tuple[_Wire, _Wire]] = {
     Role.EMBEDDING: (_ONE, _RESIDUAL),
     Role.Q_PROJ: (_NORM, _Wire("score", _SCORE)),
@@ -117,7 +117,7 @@ class Unknown:
 
 @dataclass(frozen=True)
 class Solution:
-    """A family of directions that change nothing: see `redundancy.Redundancy`."""
+    """A family of directions that leave the function unchanged: see `redundancy.Redundancy`."""
 
     powers: dict[str, int]
     channels: Index
@@ -128,7 +128,7 @@ class Piece:
     """The equations between two uses of the residual stream, for any set S of index factors."""
 
     def __init__(self, roles: Mapping[str, Role], norm: str | None, axes: Mapping[str, Axes]) -> None:
-        """Take the matrices (name -> role), the norm weight that they read, and the axes of every matrix."""
+        """Take the matrices (name -> role), the norm weight before them, and the axes of every matrix."""
         self.roles, self.norm, self.axes = roles, norm, axes
         self.unknowns: list[Unknown] = [Unknown(norm, _CHANNEL)] if norm else []
         for name, role in roles.items():
@@ -139,13 +139,13 @@ class Piece:
                     self.unknowns.append(Unknown(f"{name}.{axis}", index_by_axis[axis]))
 
     def solve(self, sizes: Mapping[Factor, int]) -> list[Solution]:
-        """A basis of the solutions with the residual at 0, each touching as few parameters as can be."""
+        """A basis of the solutions with the residual at 0, each with as few parameters as possible."""
         freedom: dict[tuple[tuple[str, int], ...], int] = {}
         channels: dict[tuple[tuple[str, int], ...], set[Factor]] = {}
         for part in self._parts():
             times = math.prod(sizes[factor] - 1 for factor in part)
             names, matrix = self._matrix(part)
-            # The common factors of channels that are free one by one come first: they belong to the same redundancy.
+            # First the common factors of channels that are free one by one: they belong to the same redundancy.
             known = [dict(powers) for powers in freedom] if not part else []
             for powers in _circuits(names, matrix, known):
                 key = tuple(powers.items())
@@ -163,7 +163,7 @@ class Piece:
         return any(_WIRES[role][1] == _RESIDUAL for role in self.roles.values())
 
     def follow_residual(self) -> dict[str, int] | None:
-        """Powers by which the parameters scale what the piece writes, by one factor; None where they cannot."""
+        """Powers with which the parameters scale the piece's output by one factor; None if impossible."""
         names, matrix = self._matrix((), residual=True)
         order = sorted(range(len(names)), key=lambda number: names[number] not in self._nearest())
         names, matrix = [names[number] for number in order], matrix[:, order]
@@ -174,13 +174,13 @@ class Piece:
         return None
 
     def _nearest(self) -> set[str]:
-        """The multipliers that scale what is written to the residual without a detour."""
+        """The multipliers that scale the output to the residual directly."""
         writers = [name for name, role in self.roles.items() if _WIRES[role][1] == _RESIDUAL]
         out = {name: Axis.COLUMN if self.roles[name] is Role.EMBEDDING else Axis.ROW for name in writers}
         return {f"{name}.{axis}" for name in writers for axis in (Axis.SCALAR, out[name])}
 
     def _parts(self) -> list[Index]:
-        """The sets S that any parameter has, largest first."""
+        """All sets S of the parameters' indices, largest first."""
         found = {
             subset
             for unknown in self.unknowns
@@ -190,7 +190,7 @@ class Piece:
         return sorted(found, key=lambda part: (-len(part), part))
 
     def _matrix(self, part: Index, residual: bool = False) -> tuple[list[str], Floats]:
-        """Equations of the part S, wires eliminated: names of the unknowns, and one row an equation."""
+        """Equations of the part S with wires eliminated: names of the unknowns, and one row per equation."""
         wires = sorted({wire.name for role in self.roles.values() for wire in _WIRES[role]} - {_ONE.name})
         free = [unknown.name for unknown in self.unknowns if set(part) <= set(unknown.index)]
         columns = {name: number for number, name in enumerate([*free, *wires])}
@@ -228,25 +228,25 @@ class Piece:
             equation([(self.norm, 1), (_NORM.name, -1)])
         kept = [*free, _RESIDUAL.name] if residual and _RESIDUAL.name in columns else free
         matrix = np.array(rows)
-        for name in wires:  # wires that cannot vary over S, and the residual where it stands still
+        for name in wires:  # wires that cannot vary over S, and the residual if it is fixed
             index = next(wire.index for role in self.roles.values() for wire in _WIRES[role] if wire.name == name)
             if not set(part) <= set(index) or (name == _RESIDUAL.name and not residual):
                 matrix[:, columns[name]] = 0
         eliminated = matrix[:, [columns[name] for name in wires if name not in kept]]
-        # Combinations of equations in which no wire is left.
+        # Combinations of equations without wires.
         return kept, _null_space(eliminated.T).T @ matrix[:, [columns[name] for name in kept]]
 
 
 def _circuits(
     names: list[str], matrix: Floats, known: list[dict[str, int]], through: str | None = None
 ) -> list[dict[str, int]]:
-    """A basis of the null space in which every vector has the smallest support that is left, as whole numbers.
+    """A basis of the null space, greedily with the smallest supports, as integers.
 
     Args:
-        names: unknowns, a column of the matrix each.
+        names: unknowns, one per column of the matrix.
         matrix: (equations, unknowns)
-        known: vectors to take into the basis first.
-        through: take only vectors in which this unknown is not 0; with it, the first found is all that is wanted.
+        known: vectors to include first.
+        through: return only the first vector in which this unknown is not 0.
     """
     nullity = len(names) - _rank(matrix)
     basis: list[Floats] = []

@@ -1,9 +1,9 @@
 """Element-wise pieces of the decoder with hand-written backward passes: the same mathematics in fewer passes.
 
-At small width a training step spends as long on reading and writing activations as on matrix products, and autograd
-writes twice what is needed: the slices of a joint projection each get a zero-padded gradient, which are then added.
-Each function here is tested against autograd on the textbook formula, which is what a compiler is given instead: it
-fuses passes itself, and has no code for complex numbers.
+At small width a training step spends as much time on memory traffic of activations as on matrix products, and autograd
+doubles it: each slice of a joint projection gets a zero-padded gradient, and these are added. Tests compare each
+function with autograd on the textbook formula. Under torch.compile the textbook formula is used: the compiler fuses
+passes itself, and does not support complex numbers.
 
 Shapes in names: N rows, B batch, T time, D width, H query heads, G key/value heads, K head size, F hidden.
 """
@@ -33,11 +33,11 @@ def rotary_table(length: int, head_dim: int, theta: float, device: torch.device)
 
 
 def pair_rotary_rows(weight: Tensor, head_dim: int) -> Tensor:
-    """Reorder the rows of a query or key weight (..., H*K, D) so that those of a rotary pair are neighbours.
+    """Reorder the rows of a query or key weight (..., H*K, D) so that those of a rotary pair are adjacent.
 
-    Weights keep the half-split layout of Hugging Face, in which i and i + K/2 are a pair; one that lies side by side is
-    a complex number, and its rotation one product. Attention scores do not depend on the order of a head's components.
-    A compiler keeps the halves: its vector instructions load neighbours.
+    Stored weights have Hugging Face's half-split layout, in which i and i + K/2 are a pair. An adjacent pair is a
+    complex number, and its rotation is one product. Attention scores do not depend on the order of a head's components.
+    Under torch.compile the halves stay: they vectorize better.
     """
     if torch.compiler.is_compiling():
         return weight
@@ -46,7 +46,7 @@ def pair_rotary_rows(weight: Tensor, head_dim: int) -> Tensor:
 
 
 def _as_complex(x: Tensor) -> Tensor:
-    """Pairs of neighbours (..., K) as complex numbers (..., K/2); low precision is widened to float32."""
+    """Adjacent pairs (..., K) as complex numbers (..., K/2); 16-bit types are converted to float32."""
     x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     return torch.view_as_complex((x if x.stride(-1) == 1 else x.contiguous()).unflatten(-1, (-1, 2)))
 
@@ -122,7 +122,7 @@ class RMSNormFunction(torch.autograd.Function):
 def rotate_qkv(qkv_BTNK: Tensor, rotation_TK2: Tensor, n_heads: int, n_kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Split a joint projection (B, T, H+2G, K), rotary rows paired, into rotated queries and keys, and values.
 
-    Rotations are (T, K/2, 2), or (B, T, K/2, 2) where the rows stand at different positions.
+    Rotations are (T, K/2, 2), or (B, T, K/2, 2) if rows are at different positions.
     """
     if torch.compiler.is_compiling():
         cosine, sine = rotation_TK2[..., None, :, 0], rotation_TK2[..., None, :, 1]

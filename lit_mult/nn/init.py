@@ -16,21 +16,21 @@ def initialize(model: nn.Module, plan: RunPlan, seed: int) -> None:
 
     | parameter                   | start                                                       |
     |-----------------------------|-------------------------------------------------------------|
-    | matrices                    | N(0, init_std^2), `parametrization.rules.init_std`          |
-    | learnable multipliers       | as their kind says: 1, or the preset's forward multiplier   |
+    | matrices                    | N(0, init_std^2), `method.rules.init_std`                   |
+    | learnable multipliers       | depends on their kind: 1, or the preset's multiplier        |
     | RMSNorm weights, frozen too | 1                                                           |
 
-    Matrices are drawn on the CPU in the order of the forward pass and multipliers take nothing from the generator:
-    arms that differ in their multipliers alone start from the same matrices, on every device.
+    Matrices are sampled on the CPU in the order of the forward pass, and multipliers do not use the generator: arms
+    that differ only in their multipliers start from the same matrices, on every device.
     """
     generator = torch.Generator().manual_seed(seed)
-    drawn: set[int] = set()
+    sampled: set[int] = set()
     for name, module in model.named_modules():
         if isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
         elif isinstance(module, MultipliedMatrix):
             matrix = plan.matrices[name]
-            if id(module.weight) not in drawn:  # a tied head was drawn as the embedding
+            if id(module.weight) not in sampled:  # a tied head is the embedding
                 module.weight.copy_(torch.randn(matrix.shape, generator=generator) * matrix.init_std)
-                drawn.add(id(module.weight))
+                sampled.add(id(module.weight))
             module.start_multipliers(matrix)

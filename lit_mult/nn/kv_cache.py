@@ -1,4 +1,4 @@
-"""Keys and values of the tokens that a decoder has read, so that generating a token costs one token.
+"""A cache of attention keys and values for generation.
 
 Shapes in names: B batch, T new tokens, S slots, G key/value heads, K head size.
 """
@@ -12,18 +12,18 @@ from torch import Tensor
 
 
 class LayerCache:
-    """The part of a `KVCache` that belongs to one attention layer."""
+    """The keys and values of one attention layer."""
 
     def __init__(self, keys_BSGK: Tensor, values_BSGK: Tensor) -> None:
         self.keys_BSGK, self.values_BSGK = keys_BSGK, values_BSGK
         self.span: Span | None = None
-        """Of the tokens that are being read; set by `KVCache.extend`."""
+        """Of the new tokens; set by `KVCache.extend`."""
 
     def extend(self, k_BTGK: Tensor, v_BTGK: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Add the keys and values of T new tokens.
 
-        Returns keys and values (B, S', G, K) that the new tokens attend to, and the mask (1 or B, 1, T, S') of who
-        attends to what; None for plain causal attention (T > 1) and where every token attends to all (T = 1).
+        Returns keys and values (B, S', G, K) that the new tokens attend to, and the attention mask (1 or B, 1, T, S');
+        None for plain causal attention (T > 1), or if every token attends to all (T = 1).
         """
         span = self.span
         assert span is not None, "KVCache.extend comes first"
@@ -44,11 +44,11 @@ class Span:
         self.first, self.seen = cache.longest, cache.longest + length
         device = cache.lengths_B.device
         self.slots_N: Tensor | None = None
-        """Slots of all new tokens in a flattened batch (B*T,); None where every row takes first..seen-1."""
+        """Slots of all new tokens in a flattened batch (B*T,); None if every row uses first..seen-1."""
         self.mask_B1TS: Tensor | None = None
         if not cache.ragged:
             self.rotation = cache.rotation_SK2[self.first : self.seen]
-            """Rotations of the new tokens (T, K/2, 2), or (B, T, K/2, 2) where rows differ in length."""
+            """Rotations of the new tokens (T, K/2, 2), or (B, T, K/2, 2) if rows differ in length."""
             position_BT = torch.arange(self.first, self.seen, device=device)[None]
         else:
             position_BT = cache.lengths_B[:, None] + torch.arange(length, device=device)
@@ -60,10 +60,10 @@ class Span:
 
 
 class KVCache:
-    """Up to `slots` tokens a row; row b has read lengths_B[b], which lie in its first slots.
+    """Up to `slots` tokens per row; row b has lengths_B[b] tokens, in its first slots.
 
-    Rows of different lengths are padded on the right, so that causal attention alone ignores padding and reading
-    prompts needs no mask of T x T. `truncate` drops the padding, and later tokens overwrite it.
+    Rows of different lengths are padded on the right, so that causal attention ignores the padding, and prompts need no
+    T x T mask. `truncate` drops the padding, and later tokens overwrite it.
 
         cache = model.empty_cache(batch=2, slots=100)
         hidden_BTD = model.hidden(prompts_BT, cache)  # padded on the right
@@ -72,14 +72,14 @@ class KVCache:
     """
 
     def __init__(self, layers: Sequence[LayerCache], rotation_SK2: Tensor, lengths: Sequence[int]) -> None:
-        """`rotation_SK2` is the rotary table of all slots; `Llama.empty_cache` makes a cache that has read nothing."""
+        """`rotation_SK2` is the rotary table of all slots; `Llama.empty_cache` makes an empty cache."""
         self.layers, self.rotation_SK2 = layers, rotation_SK2
         self.slots = len(rotation_SK2)
         self._set_lengths(lengths)
 
     def _set_lengths(self, lengths: Sequence[int]) -> None:
         self.lengths = list(lengths)
-        # On the host, so that no step waits for a device.
+        # On the host, so that no step synchronizes with the device.
         self.longest, self.ragged = max(lengths), len(set(lengths)) > 1
         self.lengths_B = torch.tensor(self.lengths, device=self.rotation_SK2.device)
 
@@ -100,11 +100,7 @@ class KVCache:
         return span.rotation
 
     def truncate(self, lengths: Sequence[int]) -> None:
-        """Drop all but the first lengths[b] tokens of each row.
-
-        Raises:
-            ValueError: a row has read fewer.
-        """
+        """Drop all but the first lengths[b] tokens of each row. Raises: ValueError when a row has read fewer."""
         if any(wanted > kept for wanted, kept in zip(lengths, self.lengths, strict=True)):
             raise ValueError(f"rows of {self.lengths} tokens cannot be truncated to {list(lengths)}")
         self._set_lengths(lengths)

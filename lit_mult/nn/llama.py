@@ -27,8 +27,7 @@ class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float, kind: NormKind) -> None:
         """Allocate the weight, uninitialized (see `nn.init`).
 
-        Its shape is (size,), or () for the kind scalar; a frozen one has `requires_grad` False and stays in the state
-        dict.
+        Its shape is (size,), or () for the kind scalar; a frozen weight has `requires_grad` False.
         """
         super().__init__()
         self.weight = nn.Parameter(torch.empty(() if kind == "scalar" else size), requires_grad=kind != "frozen")
@@ -68,7 +67,7 @@ class Attention(nn.Module):
         """Rotated queries (B, T, H, K) and keys (B, T, G, K), rotary rows paired, and values (B, T, G, K)."""
         B, T, _ = x_BTD.shape
         H, G = self.n_heads, self.n_kv_heads
-        # One product for the three: joining weights is cheap, reading and differentiating x three times is not.
+        # One joint product: concatenating weights is cheap, reading and differentiating x three times is not.
         qkv_weight = self.form_joint_weight() if self.joint_weight is None else self.joint_weight
         qkv_BTNK = self.linear(x_BTD, qkv_weight).view(B, T, H + 2 * G, self.head_dim)
         return rotate_qkv(qkv_BTNK, rotation_TK2, H, G)
@@ -136,7 +135,7 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """Token ids (B, T) -> logits (B, T, V); with a cache the ids follow the tokens that it holds."""
+    """Token ids (B, T) -> logits (B, T, V); with a cache the ids follow the cached tokens."""
 
     def __init__(self, config: ModelConfig, plan: RunPlan) -> None:
         """Allocate the model that `plan` describes, uninitialized (see `nn.init.initialize`)."""
@@ -150,7 +149,7 @@ class Llama(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is, and ids must be."""
+        """Device of the parameters, on which ids must be."""
         return self.embed_tokens.weight.device
 
     def forward(self, ids_BT: Tensor, cache: KVCache | None = None) -> Tensor:
@@ -158,13 +157,13 @@ class Llama(nn.Module):
         return logits_BTV
 
     def hidden(self, ids_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Input of `lm_head` (B, T, D), for inference that needs logits at some of the positions alone.
+        """Input of `lm_head` (B, T, D), for inference that needs logits at some positions only.
 
-        With a cache the tokens follow those that it holds, and are added to it.
+        With a cache, the tokens follow the cached ones and are added to it.
         """
         x_BTD = self.embed_tokens(ids_BT)
         if cache is None:
-            # Computed in every forward: cheap, and a stored table goes stale (meta device, inference mode).
+            # Computed in every forward pass: cheap, and a stored table becomes stale (meta device, inference mode).
             rotation_TK2 = rotary_table(ids_BT.shape[1], self.head_dim, self.rope_theta, x_BTD.device)
             for block in self.layers:
                 x_BTD = block(x_BTD, rotation_TK2)
@@ -176,17 +175,17 @@ class Llama(nn.Module):
         return out_BTD
 
     def empty_cache(self, batch: int, slots: int) -> KVCache:
-        """A cache for `batch` rows of up to `slots` tokens each, with the model's device and dtype."""
+        """A cache for `batch` rows of up to `slots` tokens each, on the model's device and in its dtype."""
         weight, size = self.embed_tokens.weight, (batch, slots, self.n_kv_heads, self.head_dim)
-        # Zeros: masked values are still multiplied by a weight of 0, and uninitialized ones may be NaN.
+        # Zeros: masked values are multiplied by a weight of 0, and uninitialized ones may be NaN.
         layers = [LayerCache(weight.new_zeros(size), weight.new_zeros(size)) for _ in self.layers]
         return KVCache(layers, rotary_table(slots, self.head_dim, self.rope_theta, weight.device), [0] * batch)
 
     @torch.no_grad()
     def join_weights(self) -> None:
-        """Form the joint weights once, for a model whose parameters will not change any more.
+        """Form the joint weights once, for a model whose parameters no longer change.
 
-        Generating a single token, copying the weights takes as long as multiplying by them.
+        For a single token, concatenating the weights takes as long as multiplying by them.
         """
         for module in self.modules():
             if isinstance(module, Attention | MLP):

@@ -1,4 +1,4 @@
-"""Multipliers folded into the weights: the trained model as a plain Llama, which costs nothing extra to run."""
+"""Merging multipliers into the weights, which gives a plain Llama without extra cost at inference."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from lit_mult.nn.multipliers import MultipliedMatrix
 def merged(model: Llama) -> Llama:
     """A copy for inference with W_eff (arXiv:2601.04890 eq. 2 and 3) in place of W, and no multipliers.
 
-    Products are formed in float64 and cast once. An attention scale other than 1 / sqrt(head_dim), the one a plain
-    Llama has, goes into the query matrix. A head tied to the embedding comes apart from it: the two share W, but not
-    their multipliers. The scalar of a norm becomes a constant vector.
+    Products are computed in float64 and cast once. The query matrix absorbs an attention scale other than a plain
+    Llama's 1 / sqrt(head_dim). A tied head is untied: it shares W with the embedding, but not the multipliers. A scalar
+    norm becomes a constant vector.
     """
     plain = copy.deepcopy(model).requires_grad_(False).eval()
     for module in plain.modules():
         if isinstance(module, Attention | MLP):
-            module.joint_weight = None  # of the model that was copied
+            module.joint_weight = None  # not merged
         if isinstance(module, Attention):
             usual = 1 / math.sqrt(module.head_dim)
             module.q_proj.constant *= module.scale / usual
@@ -31,7 +31,7 @@ def merged(model: Llama) -> Llama:
         if isinstance(module, RMSNorm):
             module.weight = nn.Parameter(module.weight_vector().clone(), requires_grad=False)
             module.is_scalar = False
-    # All are formed before any is put in place: a tied head reads the embedding's W.
+    # Compute all before replacing any: a tied head reads the embedding's W.
     matrices = [module for module in plain.modules() if isinstance(module, MultipliedMatrix)]
     weights = [matrix.merged_weight() for matrix in matrices]
     for matrix, weight in zip(matrices, weights, strict=True):

@@ -1,8 +1,8 @@
 """Weight matrices with multipliers. The plain kinds: W_eff[i,j] = constant * scalar * row[i] * W[i,j] * column[j].
 
 Source: arXiv:2601.04890 eq. 2 and 3; autograd through `effective_weight` gives eq. 4. Fixed multipliers are the
-constant, learnable ones are parameters, and both take this one path. The product is formed on the weight (d_out * d_in
-elements, once a forward), never on activations (batch * time * width elements).
+constant, learnable ones are parameters. The product is formed on the weight (d_out * d_in elements, once per forward
+pass), never on activations (batch * time * width elements).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def effective_weight(
     """
     scale = constant if scalar is None else constant * scalar
     plain = scalar is None and not isinstance(constant, Tensor) and constant == 1.0
-    # The scale joins a vector where there is one, so that the matrix is read as few times as possible.
+    # The scale multiplies a vector if there is one, to read the matrix as few times as possible.
     if row is not None:
         weight = weight * (row if plain else row * scale)[..., :, None]
         plain = True
@@ -50,13 +50,13 @@ def effective_weight(
 
 
 def constant_start(axis: Axis, weight: Tensor, plan: MatrixPlan) -> Tensor:
-    """The start of a multiplier that does not depend on the weights: everywhere what the plan says."""
+    """The plan's initial value of a multiplier, independent of the weights."""
     return weight.new_full(axis.shape(plan.shape), plan.start[axis])
 
 
 @dataclass(frozen=True)
 class Formula:
-    """What a kind of multipliers (`registry.kinds`) computes."""
+    """The computation of a kind of multipliers (`registry.kinds`)."""
 
     effective_weight: Callable[..., Tensor]
     """W_eff from the arguments of `effective_weight`, which may have a leading dimension (stacks)."""

@@ -1,4 +1,4 @@
-"""AdamW: `torch.optim.AdamW`, what it makes of pure noise, and its update of many models at once."""
+"""AdamW: `torch.optim.AdamW`, its noise reference, and its update of stacks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
 
 
 def build(groups: list[dict[str, Any]], config: OptimConfig) -> AdamW:
-    """The optimizer of the parameter groups, each of which has its own lr and weight_decay."""
+    """The optimizer; each group has an lr and weight_decay."""
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
     return AdamW(groups, betas=config.betas, eps=config.eps, fused=devices <= _FUSED_DEVICES)
 
@@ -51,7 +51,7 @@ NOISE = NoiseReference(by_shape=False, autocorrelation=autocorrelation)
 
 
 class StackedAdamW(StackedUpdate):
-    """Element-wise, so that all parameters of all members are one tensor."""
+    """Element-wise, on one tensor of all parameters of all members."""
 
     states = ("exp_avg", "exp_avg_sq")
     counts_steps = True

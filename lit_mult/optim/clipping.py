@@ -1,4 +1,4 @@
-"""Gradient clipping that leaves the multipliers out of the norm (arXiv:2601.04890 sec. 4.3)."""
+"""Gradient clipping over part of the parameters, as without multipliers (arXiv:2601.04890 sec. 4.3)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,12 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """2-norm () of all gradients together; parameters without a gradient count as 0."""
+    """Joint 2-norm () of all gradients; a missing gradient counts as 0."""
     return get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float | None) -> Tensor:
-    """Scale the gradients so that their joint norm is at most `limit`; gradients of other parameters stay as they are.
-
-    Returns:
-        The norm () before clipping.
-    """
+    """Scale the gradients so that their joint norm is at most `limit`; return the norm () before."""
     norm = gradient_norm(parameters)
     if limit is not None:
         clip_grads_with_norm_(parameters, limit, norm)

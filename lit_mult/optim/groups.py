@@ -16,13 +16,13 @@ from lit_mult.registry.roles import Role
 
 @dataclass(frozen=True)
 class ParameterPlan:
-    """What is decided about one parameter; a row of the table that `lit-mult parameters` prints."""
+    """Optimizer settings of one parameter; a row of the table that `lit-mult parameters` prints."""
 
     name: str
     parameter: nn.Parameter
     role: Role
     multipliers: str
-    """Learnable multipliers of a matrix and its constant factor; empty for the others."""
+    """Learnable multipliers of a matrix and its constant factor; empty for other parameters."""
     optimizer: str
     lr: float
     weight_decay: float
@@ -30,10 +30,10 @@ class ParameterPlan:
 
 
 def plan_parameters(model: nn.Module, plan: RunPlan) -> list[ParameterPlan]:
-    """Role, optimizer, peak lr and weight decay of every trainable parameter, in the model's order.
+    """Role, optimizer, peak lr, weight decay and init of every trainable parameter, in the model's order.
 
     Raises:
-        ValueError: a trainable parameter belongs to no module of a known role.
+        ValueError: a trainable parameter has no known role.
     """
     rows: dict[int, ParameterPlan] = {}
     for module_name, module in model.named_modules():

@@ -20,7 +20,7 @@ class HybridOptimizer(Optimizer):
         """Each group names its `optimizer` and has its own `lr` and `weight_decay`.
 
         Raises:
-            ValueError: a parameter stands in two groups, or a group names an optimizer that is not registered.
+            ValueError: a parameter is in two groups, or a group's optimizer is not registered.
         """
         for group in groups:
             if group["optimizer"] not in OPTIMIZERS:
@@ -34,7 +34,7 @@ class HybridOptimizer(Optimizer):
         self._complete = True
 
     def _link(self) -> None:
-        """Give every part its slice of the groups and the shared state; both are replaced when a state is loaded."""
+        """Give every part its slice of the groups and the shared state, which loading a state replaces."""
         start = 0
         for part in self._parts:
             end = start + len(part.param_groups)
@@ -42,7 +42,7 @@ class HybridOptimizer(Optimizer):
             start = end
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Only for the constructor: a later group would belong to no optimizer and never be trained."""
+        """Only for the constructor: a later group would belong to no optimizer."""
         if getattr(self, "_complete", False):
             raise RuntimeError("groups are fixed at construction; build the optimizer anew")
         super().add_param_group(param_group)
@@ -53,7 +53,7 @@ class HybridOptimizer(Optimizer):
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
         first, *others = self._parts
-        loss: Tensor | None = first.step(closure)  # type: ignore[arg-type]  # which calls it before any update
+        loss: Tensor | None = first.step(closure)  # type: ignore[arg-type]  # calls the closure before any update
         for part in others:
             part.step()
         return loss

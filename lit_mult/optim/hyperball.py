@@ -28,10 +28,10 @@ _TINY = 1e-12
 
 
 class Hyperball(Optimizer):
-    """Moves matrices over spheres; the state holds the radius and what the update needs."""
+    """Moves matrices on spheres; the state has the radius and the state of the update."""
 
     def __init__(self, groups: list[dict[str, Any]], update: Update, **defaults: Any) -> None:
-        """`defaults` are what `update` reads of a parameter group."""
+        """`defaults`: further settings of a group, for `update`."""
         super().__init__(groups, {"lr": 1e-2, "weight_decay": 0.0, **defaults})
         self._update = update
 
@@ -86,12 +86,12 @@ def adam_updates(
 
 
 def build_adam(groups: list[dict[str, Any]], config: OptimConfig) -> Hyperball:
-    """`hyperball`, from the parameter groups, each of which has its own lr."""
+    """`hyperball`; each group has an lr."""
     return Hyperball(groups, adam_updates, betas=config.betas, eps=config.eps)
 
 
 def build_muon(groups: list[dict[str, Any]], config: OptimConfig) -> Hyperball:
-    """`muon-hyperball`, from the parameter groups, each of which has its own lr."""
+    """`muon-hyperball`; each group has an lr."""
     settings = {"momentum": config.muon_momentum, "ns_steps": config.muon_ns_steps, "eps": 1e-7}
     return Hyperball(groups, orthogonal_momenta, nesterov=True, ns_coefficients=NS_COEFFICIENTS, **settings)
 

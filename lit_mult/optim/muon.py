@@ -1,4 +1,4 @@
-"""Muon: its Newton-Schulz iteration batched over matrices of equal shape, what it makes of noise, and stacks of it."""
+"""Muon: Newton-Schulz batched over matrices of equal shape, its noise reference, and its update of stacks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lit_mult.optim.stacking import StackedUpdate
 from lit_mult.registry.roles import Shape
 
 RMS_OF_ADAM = 0.2
-"""Entries of an update, about: those of Adam's (arXiv:2502.16982 eq. 4)."""
+"""Approximate RMS of Adam's updates, which Muon's match (arXiv:2502.16982 eq. 4)."""
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration, as `torch.optim.Muon` has them."""
 _EPS = 1e-7  # of torch.optim.Muon
@@ -49,12 +49,12 @@ def by_shape(parameters: Iterable[Tensor]) -> Iterable[list[Tensor]]:
 def orthogonal_momenta(
     parameters: list[Tensor], states: Mapping[Tensor, dict[str, Tensor]], group: Mapping[str, Any]
 ) -> list[Tensor]:
-    """Take the gradients of matrices of one shape into their momenta, and orthogonalize these.
+    """Update the momenta of matrices of one shape, and orthogonalize them.
 
     Args:
         parameters: matrices with gradients.
-        states: their states, which get a momentum_buffer.
-        group: with momentum, nesterov, ns_coefficients, ns_steps and eps, as of `torch.optim.Muon`.
+        states: their states, with a momentum_buffer from the first call on.
+        group: momentum, nesterov, ns_coefficients, ns_steps and eps, as in `torch.optim.Muon`.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     for parameter in parameters:
@@ -72,8 +72,8 @@ def orthogonal_momenta(
 class Muon(torch.optim.Muon):
     """`torch.optim.Muon` (same groups, state and mathematics, update matched to Adam's RMS), faster for many matrices.
 
-    torch iterates over one matrix after the other, in bfloat16. Here equal shapes go together, and CPUs, most of which
-    have no fast bfloat16, use float32: at width 128 the step takes a fifth of the time.
+    torch orthogonalizes one matrix at a time, in bfloat16. This batches equal shapes, and uses float32 on CPUs, most of
+    which have no fast bfloat16: at width 128 the step takes a fifth of the time.
     """
 
     @torch.no_grad()
@@ -85,7 +85,7 @@ class Muon(torch.optim.Muon):
         for group in self.param_groups:
             for parameters in by_shape(group["params"]):
                 updates = orthogonal_momenta(parameters, self.state, group)
-                # 0.2 sqrt(max(A, B)) gives an orthogonal update the RMS that Adam's has (arXiv:2502.16982 eq. 4).
+                # 0.2 sqrt(max(A, B)) matches the RMS of Adam's update (arXiv:2502.16982 eq. 4).
                 scale = group["lr"] * RMS_OF_ADAM * math.sqrt(max(parameters[0].shape))
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(parameters, updates, alpha=-scale)
@@ -93,7 +93,7 @@ class Muon(torch.optim.Muon):
 
 
 def build(groups: list[dict[str, Any]], config: OptimConfig) -> Muon:
-    """The optimizer of the parameter groups, each of which has its own lr and weight_decay."""
+    """The optimizer; each group has an lr and weight_decay."""
     return Muon(
         groups,
         momentum=config.muon_momentum,
@@ -107,13 +107,13 @@ def autocorrelation(config: OptimConfig, shape: Shape) -> Autocorrelation:
     """R of an entry of Muon's matched update 0.2 sqrt(max(shape)) O, O the orthogonalized momentum.
 
     The Nesterov momentum x has coefficients (1 - mu) (1 + mu, mu^2, mu^3, ...), hence a correlation rho(k) = b mu^k
-    with 1 / sum rho = (1 - mu)^2 [(1 + mu)^2 + mu^4 / (1 - mu^2)]. x is Gaussian and O an odd function of it that
-    turns with it, so that its covariance is a power series in rho with odd powers and positive coefficients: the linear
-    one is the square of the projection L of O on x, and the rest of the power P counts as cubic:
+    with 1 / sum rho = (1 - mu)^2 [(1 + mu)^2 + mu^4 / (1 - mu^2)]. x is Gaussian and O is an odd, rotation-equivariant
+    function of it. So its covariance is a power series in rho with odd powers and positive coefficients: the linear
+    coefficient is the square of the projection L of O on x, and the rest of the power P is treated as cubic:
 
         R(k) = 0.04 max(shape) / size * [L^2 rho + (P - L^2) rho^3].
 
-    L and P are those of one Gaussian matrix of this shape, orthogonalized by Muon's own iteration.
+    L and P are measured on one Gaussian matrix of this shape, orthogonalized by Muon's iteration.
     """
     mu = config.muon_momentum
     momentum = torch.randn(shape, generator=torch.Generator().manual_seed(0))

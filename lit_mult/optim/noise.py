@@ -1,4 +1,4 @@
-"""What an optimizer makes of pure noise: the reference by simulation and, where there is one, in closed form.
+"""How an optimizer moves a parameter under pure noise, in closed form where one is known.
 
 Source: arXiv:2601.04890 sec. 3, eq. 1 (norm ~ sqrt(lr / weight decay)); the constants are derived here.
 
@@ -11,8 +11,8 @@ which for small lr * decay is (lr / (2 decay)) * sum R(k): the update's *long-ru
 
     RMS(w) = c sqrt(lr / (2 decay)),     c^2 = (2 lr decay / (1 - a^2)) * sum R(k) a^|k|.
 
-An average with rate beta has sum R(k) = 1 whatever beta is, and c would be 1; what makes it less is that the noise
-divides itself (AdamW) and that orthogonalization loses part of the signal's direction (Muon).
+An exponential average has sum R(k) = 1 for any beta, and would give c = 1. c is smaller because noise is divided by its
+own size (AdamW), and because orthogonalization loses part of the momentum's direction (Muon).
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Autocorrelation:
     def spread(self, rates: Iterable[float], decay: float) -> float:
         """RMS of the decayed sum of updates over a schedule, from 0.
 
-        With q the covariance of that sum with the update to come, one exponential of R after the other,
+        With q_j the covariance of that sum with the next update, for each exponential of R,
 
             D^2 <- (1 - lr decay)^2 D^2 + 2 (1 - lr decay) lr q + lr^2 R(0),   q_j <- rate_j ((1 - lr decay) q_j + lr).
 
-        The series counts as stationary from the first step on; bias correction makes the first updates larger.
+        Updates are taken as stationary from the first step; with bias correction the first ones are larger.
 
         Args:
             rates: learning rate of every step.
@@ -68,17 +68,17 @@ class Autocorrelation:
 
 
 def decoupled(lr: float, weight_decay: float) -> float:
-    """Share of a parameter that a step with decoupled weight decay keeps."""
+    """Factor of decoupled weight decay on a parameter."""
     return 1 - lr * weight_decay
 
 
 @dataclass(frozen=True)
 class NoiseReference:
-    """How `diagnostics.brownian` simulates an optimizer on pure noise, and what it should find."""
+    """How `diagnostics.brownian` simulates an optimizer on pure noise, and the expected result."""
 
     by_shape: bool
-    """Whether the update of an entry depends on the whole matrix, and not on the entry's own gradients alone."""
+    """Whether the update of an entry depends on the whole matrix, not only on its own gradients."""
     autocorrelation: Callable[[OptimConfig, Shape], Autocorrelation] | None
-    """Of an entry's update, for a matrix of this shape; None: there is no closed form."""
+    """Of an entry's update, for a matrix of this shape; None if there is no closed form."""
     kept: Callable[[float, float], float] = decoupled
-    """(lr, weight_decay) -> share of a parameter that a step keeps of it."""
+    """(lr, weight_decay) -> factor of a step on the parameter."""

@@ -1,4 +1,4 @@
-"""What an optimizer gives for stacks of models: its update on one buffer with a row for each member.
+"""The interface of an optimizer's update of stacks: on one buffer with a row per member.
 
 Shapes in names: M members, P numbers of a member.
 """
@@ -19,18 +19,18 @@ class StackedUpdate(ABC):
     """The update of all parameters that one optimizer trains in a stack, and its state."""
 
     states: ClassVar[tuple[str, ...]]
-    """Names of its state tensors, as the state of a run's own optimizer has them."""
+    """Names of its state tensors, as in the state of the plain optimizer."""
     counts_steps: ClassVar[bool] = False
-    """Whether that state has the number of steps, too."""
+    """Whether that state has a `step` too."""
     by_shape: ClassVar[bool] = False
-    """Whether it works on whole matrices; those of one shape then lie side by side."""
+    """Whether it needs whole matrices; those of one shape are then adjacent."""
 
     def __init__(self, like_MP: Tensor, matrices: Sequence[tuple[slice, torch.Size]], config: OptimConfig) -> None:
         """Allocate the state.
 
         Args:
             like_MP: the parameters.
-            matrices: columns and shape (d_out, d_in) of matrices side by side, where it works `by_shape`.
+            matrices: with `by_shape`, columns and shape (d_out, d_in) of adjacent matrices.
             config: of the members.
         """
         self.state = {name: torch.zeros_like(like_MP) for name in self.states}
@@ -38,4 +38,4 @@ class StackedUpdate(ABC):
 
     @abstractmethod
     def update(self, gradients_MP: Tensor, step: int) -> Tensor:
-        """What is subtracted (M, P) from the decayed parameters at a learning rate of 1; `step` counts from 0."""
+        """Update (M, P) to subtract from the decayed parameters at a learning rate of 1; `step` counts from 0."""

@@ -1,6 +1,6 @@
-"""What can be chosen: one entry for each multiplier kind and optimizer, under a closed contract. Needs no torch.
+"""Registries of multiplier kinds and optimizers. Needs no torch.
 
-Entries of installed packages join through the entry points `lit_mult.kinds` and `lit_mult.optimizers`.
+Other packages add entries through the entry points `lit_mult.kinds` and `lit_mult.optimizers`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Entry = TypeVar("Entry")
 
 
 def with_plugins(own: tuple[Entry, ...], group: str) -> dict[str, Entry]:
-    """Name -> entry: the package's own, then those that installed packages bring as entry points of a group.
+    """Name -> entry: the built-in ones, then those of installed packages' entry points.
 
     Raises:
         UserError: an entry point cannot be loaded, is not such an entry, or has a name that is taken.
@@ -37,7 +37,7 @@ def with_plugins(own: tuple[Entry, ...], group: str) -> dict[str, Entry]:
 
 
 def load(path: str) -> Any:
-    """The object that an entry names as "module:attribute"; imported when it is first needed, as it may need torch."""
+    """Import the object at "module:attribute"; lazily, as it may need torch."""
     module, _, attribute = path.partition(":")
     return getattr(import_module(module), attribute)
 

@@ -1,4 +1,4 @@
-"""The contracts of what can be chosen; entries of other packages import them from here. Needs no torch."""
+"""The types of registry entries, also for other packages. Needs no torch."""
 
 from __future__ import annotations
 
@@ -31,31 +31,31 @@ ROW_COLUMN: Axes = frozenset({Axis.ROW, Axis.COLUMN})
 
 @dataclass(frozen=True)
 class Kind:
-    """A choice of `multipliers`: what it adds to a weight matrix W (d_out, d_in), and what may be done with it.
+    """A choice of `multipliers` for weight matrices W (d_out, d_in).
 
-    A kind has some of three multipliers, which act on the effective matrix as a product:
+    A kind uses some of three multipliers, which act on the effective matrix as a product:
 
         W_eff[i,j] = constant * scalar * row[i] * W'[i,j] * column[j]
 
-    W' is W, or what the kind's formula makes of it. So shapes, redundancies (`method.symmetry`) and merging (W_eff in
-    place of W) are the same for all kinds, and a kind says the rest: which multipliers, their start, the formula.
+    W' is W, transformed by the kind's formula. So shapes, redundancies (`method.symmetry`) and merging (W_eff in place
+    of W) are the same for all kinds; a kind defines its multipliers, their initial values and the formula.
     """
 
     name: str
     label: str
-    """What it is, in words for a model card or a figure."""
+    """Description for model cards and figures."""
     help: str
-    """What it is, for `--help`."""
+    """Description for `--help`."""
     axes: Callable[[Axes], Axes]
-    """Learnable multipliers of a matrix, from those that the placement table gives it."""
+    """Axes in the placement table -> learnable multipliers of a matrix."""
     forward: Literal["unused", "constant", "start"]
-    """Use of a preset's forward multipliers: none; a constant; or, with `placement.init: preset`, where the learnable
-    multipliers start."""
+    """Use of a preset's forward multipliers: none; as a constant; or, with `placement.init: preset`, as initial values
+    of learnable multipliers."""
     formula: str = "lit_mult.nn.multipliers:PRODUCT"
     """The `nn.multipliers.Formula` that makes W_eff."""
     start: Callable[[Axis, Shape, float], float] = lambda axis, shape, init_std: 1.0
-    """(axis, shape, init std of W) -> value at which the multiplier starts where W_eff is to be W; where that depends
-    on the very weights, its expectation."""
+    """(axis, shape, init std of W) -> initial value of the multiplier for W_eff = W; its expectation if that depends on
+    the weights."""
 
     @property
     def is_learnable(self) -> bool:
@@ -68,7 +68,7 @@ class Kind:
 
 
 class Matrix(NamedTuple):
-    """What the step of an optimizer on a matrix may depend on."""
+    """Properties of a matrix that an optimizer's width factor may depend on."""
 
     d_out: int
     d_in: int
@@ -77,33 +77,32 @@ class Matrix(NamedTuple):
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """A choice of `optimizer`: which parameters it trains, how its steps scale with width, what may be done with it.
+    """A choice of `optimizer`: which parameters it trains, and how its steps scale with width.
 
-    What an entry leaves out (None) is unsupported: whatever needs it raises one line (`optimizers.unsupported`), and
-    nothing falls back to another optimizer's formula.
+    None means unsupported: a feature that needs the entry raises `optimizers.unsupported`. There are no fallbacks.
     """
 
     name: str
     label: str
-    """How it is written in tables and figures."""
+    """Name in tables and figures."""
     help: str
-    """What it is, for `--help`."""
+    """Description for `--help`."""
     trains: frozenset[Role]
-    """Roles of the matrices that it updates."""
+    """Roles of the matrices that it trains."""
     build: str
     """"module:callable" that makes the `torch.optim.Optimizer` from (parameter groups, OptimConfig)."""
     others: Mapping[Role, str] = field(default_factory=dict)
-    """Role -> optimizer of parameters that it does not train; AdamW trains the roles that are not named."""
+    """Role -> optimizer of other parameters; AdamW for all other roles."""
     width_factor: Callable[[Matrix, Matrix], float] | None = None
-    """(matrix, the same at base width) -> factor on the lr at which activations change alike at every width."""
+    """(matrix, the same at base width) -> factor on the lr for which activations change equally at every width."""
     width_exponent: float | None = None
-    """Power of the width that `width_factor` has for a hidden matrix of fixed aspect ratio, stated independently of
-    it: the coordinate check holds one against the other."""
+    """Exponent of `width_factor` in the width, for a hidden matrix of fixed aspect ratio; stated independently, as the
+    coordinate check compares the two."""
     width_rules: frozenset[str] = frozenset({"lr", "lr_wd", "multiplier"})
-    """Values of `parametrization.width_rule` that make sense for it."""
+    """Supported values of `parametrization.width_rule`."""
     decays: bool = True
     """Whether weight decay applies to its matrices."""
     noise: str | None = None
-    """"module:attribute" of its `optim.noise.NoiseReference`: what it makes of gradients that are pure noise."""
+    """"module:attribute" of its `optim.noise.NoiseReference`."""
     stacked: str | None = None
-    """"module:class" of its `optim.stacking.StackedUpdate`: the update of many models at once."""
+    """"module:class" of its `optim.stacking.StackedUpdate`."""

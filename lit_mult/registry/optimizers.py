@@ -1,4 +1,4 @@
-"""The optimizers. A run has one, which trains the matrices of the roles that it names; `others` says who the rest."""
+"""The optimizers. A run has one, which trains some roles; `others` names the optimizers of the rest."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def muon_width_factor(matrix: Matrix, base: Matrix) -> float:
     """Muon matched to Adam's RMS: dW = 0.2 lr sqrt(max(d_out, d_in)) O with O orthogonal.
 
     So |dW|_2 is lr sqrt(max(d_out, d_in)) and lr ~ sqrt(d_out / d_in / max(d_out, d_in)), which is 1 / sqrt(m) for a
-    fixed aspect ratio, not 1 / m: an orthogonal update does not pile up in one direction.
+    fixed aspect ratio, not 1 / m: an orthogonal update does not accumulate in one direction.
     """
     unit = matrix.d_out / matrix.d_in / max(matrix.d_out, matrix.d_in)
     base_unit = base.d_out / base.d_in / max(base.d_out, base.d_in)
@@ -43,7 +43,7 @@ def muon_hyperball_width_factor(matrix: Matrix, base: Matrix) -> float:
     """An orthogonal step of relative size lr: |dW|_2 = lr R / sqrt(min(d_out, d_in)).
 
     Hence lr ~ sqrt(min(d_out, d_in)) / (init_std d_in), 1 for hidden matrices of a fixed aspect ratio
-    (as in arXiv:2603.28743, which has no width factor). It presumes a momentum of full rank: over few different tokens
+    (as in arXiv:2603.28743, which has no width factor). This assumes a momentum of full rank: with few different tokens
     (bytes) its rank r does not grow with width, |dW|_2 is lr R / sqrt(r), and updates grow by up to sqrt(m). The
     coordinate check shows both (docs/decisions.md).
     """
@@ -107,18 +107,18 @@ OPTIMIZERS: Final = with_plugins(
 
 
 def trained_by(role: Role, optimizer: str) -> str:
-    """The optimizer of a parameter's role in a run of this optimizer."""
+    """The optimizer that trains a role in a run with `optimizer`."""
     spec = OPTIMIZERS[optimizer]
     return optimizer if role in spec.trains else spec.others.get(role, "adamw")
 
 
 def check_stacked_form(optimizer: str) -> None:
-    """Raises: ConfigError when a run of this optimizer cannot be trained together with others as a stack."""
+    """Raises: ConfigError when runs with this optimizer cannot be stacked."""
     for name in sorted({trained_by(role, optimizer) for role in Role}):
         if OPTIMIZERS[name].stacked is None:
             raise unsupported(name, "stacked form", "training runs together")
 
 
 def unsupported(optimizer: str, lacks: str, feature: str) -> ConfigError:
-    """The error of a feature that needs what an optimizer's entry leaves out."""
+    """The error of a feature that an optimizer does not support."""
     return ConfigError("optimizer", optimizer, f"has no {lacks}, which {feature} needs")

@@ -1,4 +1,4 @@
-"""The closed set of roles a parameter can have."""
+"""Roles of parameters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Shape = tuple[int, int]
 
 
 class Role(StrEnum):
-    """What a parameter is for; its scaling and its optimizer follow from this alone."""
+    """Role of a parameter, which determines its scaling and its optimizer."""
 
     EMBEDDING = "embedding"
     Q_PROJ = "q_proj"
@@ -26,7 +26,7 @@ class Role(StrEnum):
 HIDDEN_ROLES = frozenset(
     {Role.Q_PROJ, Role.K_PROJ, Role.V_PROJ, Role.O_PROJ, Role.GATE_PROJ, Role.UP_PROJ, Role.DOWN_PROJ}
 )
-"""Matrices between hidden activations: both of their sides grow with width, and Muon may train them."""
+"""Matrices between hidden activations: both dimensions grow with width."""
 
 MATRIX_ROLES = HIDDEN_ROLES | {Role.EMBEDDING, Role.LM_HEAD}
 """Roles that a weight matrix can have; the others are vectors or scalars."""

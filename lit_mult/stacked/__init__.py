@@ -1,1 +1,1 @@
-"""Runs of equal shapes trained as one model: everything that only a stack needs."""
+"""Stacks: runs of equal shapes trained as one model."""

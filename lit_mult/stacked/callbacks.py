@@ -1,4 +1,4 @@
-"""Histories and checkpoints of a stack: those of its members, each in the form of a run by itself."""
+"""Histories and checkpoints of a stack, one per member in the format of a single run."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from lit_mult.training.history import History
 
 
 class StackHistory(History):
-    """Keeps the history of every member; one that diverges or is pruned leaves while the others train on.
+    """Keeps the history of every member; a member that diverges or is pruned leaves, and the others continue.
 
-    The weights of a member that has left are trained on and never read again: without it the stack would have other
-    shapes. The module has losses (M,), and time is shared out equally among the members that have not left.
+    The weights of a member that has left are still updated, so that shapes do not change, but never read. The module
+    has losses (M,). Time is divided equally among the remaining members.
     """
 
     def __init__(self, members: Sequence[History], on_leave: Callable[[int], None]) -> None:
-        """`on_leave(member)` is called when a member leaves before the others, after its last validation."""
+        """`on_leave(member)` is called when a member leaves early, after its last validation."""
         super().__init__(members[0].config)
         self.members, self.on_leave = list(members), on_leave
-        self._staying = list(range(len(members)))
+        self._remaining = list(range(len(members)))
 
     @property
     def state_key(self) -> str:
@@ -41,8 +41,8 @@ class StackHistory(History):
         return any(member.lacks_validation(step) for member in self.members)
 
     def add_seconds(self, account: Literal["train_seconds", "val_seconds"], seconds: float) -> None:
-        for index in self._staying:
-            self.members[index].add_seconds(account, seconds / len(self._staying))
+        for index in self._remaining:
+            self.members[index].add_seconds(account, seconds / len(self._remaining))
 
     def _record_train(self, trainer: Trainer, pl_module: Any, mean: Tensor) -> None:
         losses, running = mean.tolist(), self.running()
@@ -51,13 +51,13 @@ class StackHistory(History):
             self.members[index].add_train(trainer.global_step, losses[index])
 
     def _record_val(self, trainer: Trainer, mean: Tensor) -> None:
-        losses = mean.reshape(-1).tolist()  # of one member, torchmetrics has made it ()
-        for index in self._staying:  # a member that has just diverged, too
+        losses = mean.reshape(-1).tolist()  # torchmetrics squeezes a single member's to ()
+        for index in self._remaining:  # also a member that has just diverged
             self.members[index].add_val(trainer.global_step, losses[index])
 
     def _end(self, trainer: Trainer, pl_module: LitStack) -> None:
         step = trainer.global_step
-        ended = [index for index in self._staying if self.members[index].ended_at is not None]
+        ended = [index for index in self._remaining if self.members[index].ended_at is not None]
         if not self.running():
             trainer.should_stop = True
             return
@@ -72,10 +72,10 @@ class StackHistory(History):
                 self.members[index].add_val(step, losses[index])
         for index in ended:
             self.on_leave(index)
-        self._staying = [index for index in self._staying if index not in ended]
+        self._remaining = [index for index in self._remaining if index not in ended]
 
     def state_dict(self) -> dict[str, Any]:
-        """{"members": the state of each}, of which the module puts one in a checkpoint."""
+        """{"members": state of each}; `LitStack` writes one of them to each checkpoint."""
         if self._clock is not None:
             self._lap("train_seconds")
         states = [member.state_dict() for member in self.members]
@@ -91,7 +91,7 @@ class StackHistory(History):
 
 
 class StackCheckpoints(Checkpoints):
-    """Writes a checkpoint of each member that is running to its folder."""
+    """Writes a checkpoint of each running member to its folder."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class StackCheckpoints(Checkpoints):
 
     def _save(self, trainer: Trainer, step: int) -> None:
         running = self.history.running()
-        # Removed at the end, so that a process killed in between leaves a step that all members have.
+        # Removed last, so that a killed process leaves checkpoints of all members at one step.
         others = [path for member in running for path in self.folders[member].other_checkpoints(step)]
         for member in running:
             self.module.save_member(member, self.folders[member].checkpoint(step))

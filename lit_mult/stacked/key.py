@@ -1,4 +1,4 @@
-"""Which runs can be trained together as one stack: those of equal shapes, data and steps."""
+"""Which runs can be stacked: those of equal shapes, data and steps."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ MEMBER_FIELDS: Final = (
     "train.divergence_factor",
     "model.z_loss",
 )
-"""Dotted fields, or whole sections, of a run config in which the members of one stack may differ."""
+"""Fields, or whole sections, of a run config in which the members of a stack may differ."""
 
-# Of these, the ones that bear on what members must have in common all the same.
+# Member fields that affect something which members must share.
 _SHARED_IN_PART = ("multipliers", "placement", "parametrization.attention_scale")
 
 
 def stack_key(config: RunConfig) -> str | None:
-    """A hash that is equal for runs that can be stacked together; None for a run that must be trained by itself.
+    """A hash that is equal for runs that can be stacked; None for a run that cannot.
 
-    It covers all fields but `MEMBER_FIELDS`, the learnable multipliers of every matrix, and the scale of attention.
+    It covers all fields except `MEMBER_FIELDS`, the learnable multipliers of every matrix, and the attention scale.
 
     Raises:
         ConfigError: an override of the placement is not usable.
@@ -59,14 +59,14 @@ def stack_key(config: RunConfig) -> str | None:
 
 
 def always_stackable(fields: Iterable[str]) -> bool:
-    """Whether runs that differ in these dotted fields alone are sure to have one key, or all None."""
+    """Whether runs that differ only in these dotted fields always have the same key (or None)."""
     return all(_is_within(field, MEMBER_FIELDS) and not _is_within(field, _SHARED_IN_PART) for field in fields)
 
 
 def _can_be_stacked(config: RunConfig) -> bool:
     trainer = config.trainer
     return not (
-        config.model.dropout  # its random numbers would be others
+        config.model.dropout  # its random numbers would differ
         or config.train.diagnostics
         or trainer.accumulate_grad_batches > 1
         or trainer.devices != 1
@@ -74,7 +74,7 @@ def _can_be_stacked(config: RunConfig) -> bool:
         or trainer.strategy != "auto"
         or trainer.tensorboard
         or trainer.extra
-        or trainer.precision.startswith("16")  # its gradient scaler skips a step of all for one's overflow
+        or trainer.precision.startswith("16")  # the gradient scaler skips a step of all members if one overflows
     )
 
 

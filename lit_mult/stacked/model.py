@@ -1,8 +1,8 @@
-"""Models of equal shapes as one: every parameter has a leading dimension, of which each model has one index.
+"""M models of equal shapes as one, whose parameters have a leading dimension M.
 
-A GPU is idle for most of a small model's step, waiting for the next kernel; a stack of M models launches as many
-kernels as one of them. Activations hold the members' batches one after the other, M*B rows in all. Members never meet:
-the modules below multiply them by their own weights, and everything else in the model works row by row.
+A small model's step on a GPU is dominated by kernel launches, and a stack launches as many kernels as one model.
+Activations concatenate the members' batches to M*B rows. The modules below multiply each member's rows by its own
+weights; all other operations are independent between rows.
 
 Shapes in names: M members, B batch of one, N rows of one, T time, D width, V vocabulary.
 """
@@ -63,7 +63,7 @@ class _Matrix(MultipliedMatrix):
     """W_eff (M, d_out, d_in) from a weight of that shape, scalar (M,), row (M, d_out) and column (M, d_in)."""
 
     def effective_weight(self) -> Tensor:
-        # The scale joins a vector (M, d) where there is one, and the matrix otherwise.
+        # The scale multiplies a vector (M, d) if there is one, or else the matrix.
         size = (-1, 1) if self.row is not None or self.column is not None else (-1, 1, 1)
         constant = self.constant.view(size) if isinstance(self.constant, Tensor) else self.constant
         scalar = None if self.scalar is None else self.scalar.view(size)
@@ -105,13 +105,13 @@ _STACKED: dict[type[nn.Module], type[nn.Module]] = {
 
 @torch.no_grad()
 def stack(models: Sequence[Llama]) -> Llama:
-    """A model whose parameters and constants are those of all, (M, ...); ids are (M*B, T), member after member.
+    """Stack the parameters and constants of models, (M, ...); token ids are (M*B, T), one member after the other.
 
     Raises:
         ValueError: the models do not have the same tensors, as with different placements.
     """
     shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in models]
-    if any(other != shapes[0] for other in shapes[1:]):
+    if any(shape != shapes[0] for shape in shapes[1:]):
         raise ValueError("only models of the same tensors can be stacked")
     stacked = copy.deepcopy(models[0])
     done: dict[int, nn.Parameter] = {}
@@ -131,5 +131,5 @@ def stack(models: Sequence[Llama]) -> Llama:
 
 
 def member_state(stacked: nn.Module, index: int) -> dict[str, Tensor]:
-    """The state of one member, as of a model of its own; views of the stack's."""
+    """The state dict of one member, as of a single model; views of the stack's tensors."""
     return {name: value[index] for name, value in stacked.state_dict().items()}

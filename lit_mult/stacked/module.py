@@ -1,7 +1,6 @@
-"""The LightningModule and the data of a stack: runs of equal shapes trained as one, each by its own config.
+"""The LightningModule and DataModule of a stack.
 
-Checkpoints are written and read member by member, in the form of those of `LitLlama`, so that a run can resume in
-another stack or by itself.
+Each member has its own checkpoints, in the format of `LitLlama`, so that a run can resume alone or in another stack.
 
 Shapes in names: M members, S seeds of the data order, B batch of one member, N = M * B rows, T time.
 """
@@ -34,7 +33,7 @@ from lit_mult.training.module import LitLlama, compiled
 
 
 class StackDataModule(TextDataModule):
-    """Serves training batches (S, B, T+1) of the S seeds that members have, and one validation set."""
+    """Serves training batches (S, B, T+1) for the members' S seeds, and one validation set."""
 
     def __init__(self, config: RunConfig, corpus: TokenizedCorpus, seeds: Sequence[int]) -> None:
         """`config` is that of any member. Raises: as `TextDataModule`."""
@@ -49,7 +48,7 @@ class StackDataModule(TextDataModule):
 def stacked_objective(model: Llama, window_NT1: Tensor, z_loss_M: Tensor | None, members: int) -> tuple[Tensor, Tensor]:
     """`training.module.objective` of every member (M,), and the mean cross-entropies (M,).
 
-    The sum over members is what is differentiated: members share nothing, so each has the gradient of its own.
+    Training differentiates the sum over members: they share no parameters, so each gets the gradient of its loss.
     """
     logits_NTV = model(window_NT1[:, :-1]).float()
     loss_N = F.cross_entropy(logits_NTV.flatten(0, 1), window_NT1[:, 1:].flatten(), reduction="none")
@@ -85,14 +84,14 @@ class LitStack(LightningModule):
     z_loss_M: Tensor | None
 
     def __init__(self, members: Sequence[LitLlama], checkpoints: Sequence[Path] = ()) -> None:
-        """Stack the models of `members`; with `checkpoints`, one of each member, training resumes from these."""
+        """Stack the models of `members`; training resumes from `checkpoints`, if given, one per member."""
         super().__init__()
-        # A tuple registers no submodules: members are kept for their configs and the form of their checkpoints.
+        # In a tuple, members are no submodules: only their configs and checkpoint format are used.
         self.members, self.checkpoints = tuple(members), tuple(checkpoints)
         self.configs = [member.config for member in members]
         self.model = stack([member.model for member in members])
         self.seeds = list(dict.fromkeys(config.seed for config in self.configs))
-        """Of the data order, as batches have them."""
+        """Seeds of the data order, in the order of a batch."""
         seed_M = torch.tensor([self.seeds.index(config.seed) for config in self.configs])
         self.register_buffer("seed_M", seed_M, persistent=False)
         z_losses = [config.model.z_loss for config in self.configs]
@@ -100,7 +99,7 @@ class LitStack(LightningModule):
         self.val_loss = _MemberMeans(len(members))
         self.last_train_loss: Tensor | None = None
         """Mean cross-entropy (M,) of the latest batch, z-loss left out."""
-        self._saved = 0  # the member that a checkpoint is written of
+        self._saved = 0  # the member whose checkpoint is being written
         compile_it = self.configs[0].trainer.compile
         self._objective = compiled(stacked_objective) if compile_it else stacked_objective
         self._own_optimizers = [_optimizer(member) for member in members]
@@ -128,14 +127,15 @@ class LitStack(LightningModule):
 
     def configure_optimizers(self) -> StackedOptimizer:
         parameters = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        self._optimizer = StackedOptimizer(parameters, [one.plan_parameters() for one in self.members], self.configs)
+        rows = [member.plan_parameters() for member in self.members]
+        self._optimizer = StackedOptimizer(parameters, rows, self.configs)
         return self._optimizer
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
-        """The optimizer clips, member by member."""
+        """Nothing: the optimizer clips, member by member."""
 
     def save_member(self, index: int, path: Path, *, weights_only: bool = False) -> None:
-        """Write a checkpoint of a member; see `save_checkpoint`."""
+        """Write the checkpoint of a member; see `save_checkpoint`."""
         self._saved = index
         save_checkpoint(self.trainer, path, weights_only=weights_only)
 
@@ -154,10 +154,10 @@ class LitStack(LightningModule):
             callbacks[History.__qualname__] = callbacks[History.__qualname__]["members"][self._saved]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Replace the state of the one member whose checkpoint Lightning has read by that of all."""
+        """Replace the state of the member whose checkpoint Lightning has read by that of all members."""
         states = [torch.load(path, map_location="cpu", weights_only=True) for path in self.checkpoints]
         weights = [state["state_dict"] for state in states]
-        checkpoint["state_dict"] = {name: torch.stack([one[name] for one in weights]) for name in weights[0]}
+        checkpoint["state_dict"] = {name: torch.stack([state[name] for state in weights]) for name in weights[0]}
         moments = []
         for member, (optimizer, _), state in zip(self.members, self._own_optimizers, states, strict=True):
             optimizer.load_state_dict(state["optimizer_states"][0])
@@ -174,7 +174,7 @@ def _optimizer(member: LitLlama) -> tuple[HybridOptimizer, LambdaLR]:
 
 
 def _fill(optimizer: HybridOptimizer, schedule: LambdaLR, member: LitLlama, moments: Moments, step: int) -> None:
-    """Set a run's own optimizer and schedule to their state after `step` steps in the stack."""
+    """Set a member's own optimizer and schedule to their state after `step` steps of the stack."""
     for row in member.plan_parameters():
         optimizer.state[row.parameter] = moments[row.name]
     rates = [rate * factor(step) for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]

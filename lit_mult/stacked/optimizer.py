@@ -1,8 +1,8 @@
-"""The optimizer of a stack of models: one update of everything, with a learning rate and a decay for each member.
+"""The optimizer of a stack: one fused update, with a learning rate and a weight decay per member.
 
-All parameters lie in one buffer, of which the model's are views, and so do gradients and the optimizers' states: an
-update is a dozen kernels, whatever the number of parameters. The mathematics is that of `optim.hybrid.HybridOptimizer`,
-clipping and schedule included, and the state of a member goes out and comes in as that of a `HybridOptimizer`.
+Parameters are views of one buffer, and so are gradients and optimizer states: an update is a dozen kernels for any
+number of parameters. The mathematics is that of `optim.hybrid.HybridOptimizer` with clipping and schedule, and members'
+states are saved and loaded in its format.
 
 Shapes in names: S steps, C schedules, M members, P numbers of a member.
 """
@@ -35,7 +35,7 @@ Moments = dict[str, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class _Group:
-    """Neighbours in the buffer that a member trains with one lr and weight decay."""
+    """Adjacent columns of the buffer with one lr and weight decay per member."""
 
     columns: slice
     lr_M1: Tensor
@@ -45,7 +45,7 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Part:
-    """All that one optimizer trains: neighbours in the buffer."""
+    """The columns of one optimizer, adjacent in the buffer."""
 
     columns: slice
     groups: list[_Group]
@@ -64,9 +64,9 @@ class StackedOptimizer(Optimizer):
         """Move the parameters into one buffer, on their device.
 
         Args:
-            parameters: name -> parameter (M, ...) of the stack, as far as it is trained.
-            rows: what is decided about the parameters of every member, by parameter in one order.
-            configs: of the members, which differ in learning rates, decays, schedule and clipping at most.
+            parameters: name -> trainable parameter (M, ...) of the stack.
+            rows: plans of every member's parameters, in the same order.
+            configs: of the members, which may differ in learning rates, decays, schedule and clipping.
 
         Raises:
             ValueError: a parameter has no plan.
@@ -122,7 +122,7 @@ class StackedOptimizer(Optimizer):
         return loss
 
     def _clip(self) -> None:
-        """As `optim.clipping.clip_gradients` does, member by member."""
+        """Clip like `optim.clipping.clip_gradients`, member by member."""
         own, rest = self._gradients_MP[:, self._multipliers], self._gradients_MP[:, self._multipliers.stop :]
         norm_M1 = torch.linalg.vector_norm(rest, dim=1, keepdim=True)
         counted_M1 = torch.linalg.vector_norm(own, dim=1, keepdim=True) * self._clip_multipliers_M1
@@ -131,7 +131,7 @@ class StackedOptimizer(Optimizer):
         own.mul_(torch.where(self._clip_multipliers_M1 > 0, factor_M1, 1))
 
     def moments(self, member: int) -> Moments:
-        """Copies of the state of a member, on the CPU."""
+        """A copy of a member's state, on the CPU."""
         moments: Moments = {}
         for name, states in self._states():
             moments[name] = {state: values[member].cpu().clone() for state, values in states.items()}
@@ -140,7 +140,7 @@ class StackedOptimizer(Optimizer):
         return moments
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the steps done and the `moments` of every member: {"step": ..., "members": [...]}."""
+        """Load {"step": steps done, "members": [`moments` of each]}."""
         self._step = state_dict["step"]
         for name, states in self._states():
             for member, moments in enumerate(state_dict["members"]):
@@ -174,11 +174,11 @@ class StackedOptimizer(Optimizer):
         return _Group(self._span(rows), self._tensor(lr)[:, None], self._tensor(weight_decay)[:, None])
 
     def _span(self, rows: list[tuple[ParameterPlan, ...]]) -> slice:
-        """Columns of parameters that lie side by side."""
+        """Columns of adjacent parameters."""
         return slice(self._columns[rows[0][0].name].start, self._columns[rows[-1][0].name].stop)
 
     def _tensor(self, values: Sequence[Any]) -> Tensor:
-        """Rates and limits, in float32 at least: bfloat16 would take 1 - lr * weight_decay for 1."""
+        """Rates and limits, at least in float32: bfloat16 would round 1 - lr * weight_decay to 1."""
         dtype = torch.promote_types(self._weights_MP.dtype, torch.float32)
         return torch.tensor(values, dtype=dtype, device=self._weights_MP.device)
 
@@ -197,7 +197,7 @@ def _within(columns: slice, part: slice) -> slice:
 
 
 def _sort_key(rows: tuple[ParameterPlan, ...]) -> tuple[Any, ...]:
-    """Puts side by side: multipliers (first of all), an optimizer's parameters, matrices of a shape, equal rates."""
+    """Sorts by: multipliers first, optimizer, shape (if relevant), rates; each of these is adjacent in the buffer."""
     first = rows[0]
     shape = tuple(first.parameter.shape) if _stacked_update(first.optimizer).by_shape else ()
     rates = [(row.lr, row.weight_decay) for row in rows]

@@ -1,4 +1,4 @@
-"""Runs of equal shapes, trained together, from configs to records."""
+"""Trains a stack, from configs to records."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ def run_stack(
     on_record: Callable[[int, RunRecord], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> list[RunRecord]:
-    """Train runs of equal shapes as one stack, and write a record of each, the same as `run` would up to rounding.
+    """Train runs of equal shapes as one stack; the records are those of `run` up to rounding.
 
-    A run resumes from its newest checkpoint, whether a stack or `run` wrote it; runs whose checkpoints are of different
-    steps make a stack for each step. One that has finished gives its record at once. A member that diverges, or is
-    pruned, has its record at once, too, and the others train on.
+    A run resumes from its newest checkpoint, written by a stack or by `run`; runs with checkpoints of different steps
+    train in a stack per step. Finished runs return their records at once. A member that diverges or is pruned gets its
+    record at once, and the others continue.
 
     Args:
         members: runs with equal `stack_key`.
         on_progress: called with (member, step, training loss) every `train.log_every` steps.
-        prune: called with (member, validation curve) as that of `run`; True ends the member there.
+        prune: called with (member, validation curve), see `run`; True ends the member.
         on_record: called with (member, record) for every record that is written.
-        should_stop: called after every step; True writes checkpoints and raises `Interrupted`, as a signal does.
+        should_stop: called after every step; True writes checkpoints and raises `Interrupted`, like a signal.
 
     Returns:
         The records in the order of the members.
@@ -112,34 +112,33 @@ def run_stack(
 
 
 def _by_step(folders: dict[int, RunFolder]) -> list[dict[int, Path | None]]:
-    """Members that can train together, each with the checkpoint to resume from: those that have one of the same step.
+    """Group members by the step of the checkpoint to resume from, a step that all members have if there is one.
 
-    A stack that was killed while it wrote has left the newest checkpoint of some members alone, and the previous one
-    of all of them.
+    A stack that was killed while it saved leaves the newest checkpoint of some members, and the previous one of all.
     """
-    steps = {index: {step_of(path): path for path in folder.resumable()} for index, folder in folders.items()}
-    common = set.intersection(*(set(found) for found in steps.values())) if steps else set()
+    by_member = {index: {step_of(path): path for path in folder.resumable()} for index, folder in folders.items()}
+    common = set.intersection(*(set(steps) for steps in by_member.values())) if by_member else set()
     groups: defaultdict[int, dict[int, Path | None]] = defaultdict(dict)
-    for index, found in steps.items():
-        step = max(common or found, default=0)
-        groups[step][index] = found.get(step)
+    for index, steps in by_member.items():
+        step = max(common or steps, default=0)
+        groups[step][index] = steps.get(step)
     return list(groups.values())
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What a stack needs of a member."""
+    """A member that trains."""
 
     member: Member
     folder: RunFolder
     history: History
     checkpoint: Path | None
-    """To resume from; all members of a stack have one of the same step, or none."""
+    """To resume from; all members of a stack have one of the same step, or all have none."""
     on_record: Callable[[RunRecord], None]
 
 
 def _train(runs: Sequence[_Run], corpus: TokenizedCorpus, should_stop: Callable[[], bool] | None) -> None:
-    """Train members whose checkpoints are of one step to the end, and write their records."""
+    """Train members whose checkpoints have the same step, and write their records."""
     config, folders = runs[0].member.config, [run.folder for run in runs]
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     unfinished = list(range(len(runs)))

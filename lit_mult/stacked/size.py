@@ -1,4 +1,4 @@
-"""How many members a stack has: as requested, or as many as fit on a GPU and are worth it."""
+"""Number of members of a stack: as requested, or as many as fit on a GPU and pay off."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from lit_mult.registry.roles import Role
 
 _MOST = 64
 MOST_SUGGESTIONS = 10
-"""Trials requested from TPE at once under auto: as many as it samples at random before it models results."""
+"""Trials requested from TPE at once under auto: as many as its random startup trials."""
 _SHARE_OF_MEMORY = 0.8
 _FULL_GPU_FLOP = 2e11
-"""FLOP of a step above which one model is taken to fill a GPU by itself: an assumption, not a measurement."""
+"""FLOP of a step above which one model is assumed to saturate a GPU; not measured."""
 _BYTES = {"bf16-mixed": 2, "bf16-true": 2, "bf16": 2, "64-true": 8, "64": 8}
 """Size of an activation by trainer.precision; 4 with any other."""
 
@@ -31,12 +31,11 @@ def asked_members(vectorize: str | int) -> int | None:
 
 
 def members_that_fit(config: RunConfig, vocab_size: int, free_bytes: int) -> int:
-    """Members of a stack of runs like this one on a GPU with so much free memory: 1 to 64.
+    """Estimate how many runs like this one fit as a stack into the free memory of a GPU: 1 to 64.
 
-    An estimate. A weight of a matrix takes seven times 4 bytes: itself, autograd's gradient and the optimizer's, two
-    moments, and two temporaries of a step; vectors are left out. A token takes its activations and four times its
-    logits, which are float32 in any precision. 80 % of the memory is used. Where one model's step fills the GPU there
-    is nothing to gain, and the answer is 1.
+    A matrix entry takes 7 * 4 bytes: weight, autograd's and the optimizer's gradient, two moments, and two temporaries
+    of a step; vectors are neglected. A token takes its activations and four times its logits (always float32). 80 % of
+    the memory is used. 1 when a single model's step saturates the GPU.
     """
     model = config.model
     shapes = model.matrix_shapes(vocab_size)

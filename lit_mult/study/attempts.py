@@ -1,4 +1,4 @@
-"""The attempts at a cell: one numbered lease each, so that no two run at once and every death is on file."""
+"""The attempts at a cell: one numbered lease each, so that only one runs at a time and every death is recorded."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import Literal
 from lit_mult.study.lease import Lease, is_alive, read_lease
 
 RETRIES = 3
-"""Deaths in a row without progress that a cell is forgiven, by default."""
+"""Default number of deaths in a row without progress after which a cell is still retried."""
 
 State = Literal["running", "stopped", "failed", "died"]
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt as its file tells it."""
+    """One attempt at a cell, read from its lease."""
 
     cell: str
     number: int
     state: State
-    """running; stopped on request; failed for a reason of the cell's own; or died, which its process could not tell."""
+    """stopped: on request. failed: training raised an error. died: its process ended without closing the lease."""
     machine: str
     pid: int
     since: str
     """UTC, ISO 8601."""
     from_step: int
-    """Step of the checkpoint that it began from; 0: from the start."""
+    """Step of the checkpoint that it resumed from; 0: from the start."""
     reason: str
 
 
@@ -52,11 +52,11 @@ class Attempts:
         number = self._number(before[-1]) + 1 if before else 1
         try:
             return Lease(self._path(cell, number), {"from_step": from_step}, successor=self._path(cell, number + 1))
-        except FileExistsError:  # somebody else was faster
+        except FileExistsError:  # another process was faster
             return None
 
     def is_running(self, cell: str) -> bool:
-        """Whether somebody is at work on the cell."""
+        """Whether a process runs the cell."""
         paths = self._paths(cell)
         return bool(paths) and is_alive(paths[-1])
 
@@ -65,14 +65,14 @@ class Attempts:
         return [_read(cell, self._number(path), path) for path in self._paths(cell)]
 
     def cells(self) -> Iterator[str]:
-        """Cells with an attempt on file."""
+        """Cells with an attempt."""
         yield from sorted({path.name.rsplit(".", 2)[0] for path in self.folder.glob("*.*.json") if path.name[0] != "."})
 
     def given_up(self, cell: str, retries: int) -> str | None:
-        """Why the cell is not to be tried again; None while it may be.
+        """Why the cell is not retried; None while it is.
 
-        A failure of its own is final. A death is not, as its machine may have gone down for other reasons; but more
-        than `retries` deaths in a row that began from the same step are taken for the cell's doing.
+        A failure is final. A death is not, as its machine may have gone down for other reasons; but after more than
+        `retries` deaths in a row from the same step, the cell is taken to be the cause.
         """
         attempts = self.of(cell)
         if not attempts:
@@ -85,20 +85,19 @@ class Attempts:
         return None
 
     def deaths(self, cell: str) -> int:
-        """Deaths in a row that began from the same step, up to now."""
+        """Latest deaths in a row from the same step."""
         return _deaths(self.of(cell))
 
     def clear(self, cell: str) -> None:
-        """Forget the attempts at a cell."""
-        for path in self._paths(cell):  # the newest last: a number is not used again while others look
+        for path in self._paths(cell):  # the newest last, so that other processes do not reuse a number meanwhile
             path.unlink(missing_ok=True)
 
     def _path(self, cell: str, number: int) -> Path:
         return self.folder / f"{cell}.{number}.json"
 
     def _paths(self, cell: str) -> list[Path]:
-        found = (path for path in self.folder.glob(f"{cell}.*.json") if re.fullmatch(r".*\.\d+\.json", path.name))
-        return sorted(found, key=self._number)
+        paths = (path for path in self.folder.glob(f"{cell}.*.json") if re.fullmatch(r".*\.\d+\.json", path.name))
+        return sorted(paths, key=self._number)
 
     @staticmethod
     def _number(path: Path) -> int:
@@ -107,7 +106,9 @@ class Attempts:
 
 def _deaths(attempts: list[Attempt]) -> int:
     ended = [attempt for attempt in reversed(attempts) if attempt.state != "stopped"]
-    return len(list(takewhile(lambda one: one.state == "died" and one.from_step == attempts[-1].from_step, ended)))
+    return len(
+        list(takewhile(lambda attempt: attempt.state == "died" and attempt.from_step == attempts[-1].from_step, ended))
+    )
 
 
 def _read(cell: str, number: int, path: Path) -> Attempt:

@@ -1,4 +1,4 @@
-"""Study files: read by path or, for the shipped ones, by name; the presets they name are read in."""
+"""Study files: read by path or, for shipped ones, by name, together with the presets that they name."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lit_mult.study.spec import StudySpec
 def load_study(name_or_path: str, presets: Sequence[str] = (), profile: str | None = None) -> StudySpec:
     """Read a study file by path, or a shipped one by name.
 
-    `profiles` in the file maps names to what is different in that variant of the study, such as one for a GPU: the
-    fields given there replace those of the file, and the profile's name is added to the study's.
+    `profiles` in the file maps the name of a variant, such as gpu, to the fields that it replaces; the profile's name
+    is appended to the study's.
 
     Args:
         name_or_path: a file, or the name of a shipped study.
         presets: preset files to use in place of those that the study names: FILE where it names one, NAME=FILE where
             it names several.
-        profile: name of a profile in the file; None: the file as it stands.
+        profile: name of a profile in the file.
 
     Raises:
         UserError: there is no such study, preset or profile, or it is not valid.
@@ -60,7 +60,7 @@ def _with_profile(data: dict[str, Any], name: str | None) -> dict[str, Any]:
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`below` with the fields of `above` in place of its own, mappings field by field."""
+    """`below` updated with `above`, recursively in mappings."""
     return below | {
         key: _merged(below[key], value) if isinstance(value, dict) and isinstance(below.get(key), dict) else value
         for key, value in above.items()
@@ -72,12 +72,12 @@ def _presets(named: Any, given: Sequence[str]) -> dict[str, Any]:
     if not isinstance(named, dict):
         raise ConfigError("presets", named, "must map names to preset files")
     sources = dict(named)
-    for one in given:
-        name, _, source = one.rpartition("=")
+    for option in given:
+        name, _, source = option.rpartition("=")
         if not name and len(named) == 1:
             name = next(iter(named))
         if name not in named:
-            raise UserError(f"--preset {one}: the study names {', '.join(named) or 'no preset'}; give NAME=FILE")
+            raise UserError(f"--preset {option}: the study names {', '.join(named) or 'no preset'}; give NAME=FILE")
         sources[name] = source
     for name, source in sources.items():
         if source is None:

@@ -1,4 +1,4 @@
-"""The results folder of a study: whose it is, its finished cells, and the sweeps that are running on it."""
+"""The results folder of a study: its plan, its finished cells, and the sweeps that run on it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from lit_mult.study.spec import StudySpec, canonical
 
 
 class StudyFolder(StudyPaths):
-    """The files of a study, and who works on them. Sweeps on several machines may share it."""
+    """The files of a study and the leases on them. Sweeps on several machines may share a folder."""
 
     @property
     def attempts(self) -> Attempts:
         return Attempts(self.attempts_folder)
 
     def finished(self, cell_id: str) -> RunRecord | None:
-        """The record of a cell, if it has one; a damaged one is renamed to *.damaged, and the cell has none then."""
+        """The record of a cell; None if it has none. A damaged record is renamed to *.damaged."""
         path = self.record(cell_id)
         if not path.is_file():
             return None
@@ -40,7 +40,7 @@ class StudyFolder(StudyPaths):
             return None
 
     def clear(self, cell_id: str) -> None:
-        """Remove what a finished cell has left, if its process was killed right after it had written the record."""
+        """Remove the work files of a finished cell, which a process killed after writing the record leaves."""
         run = self.cell(cell_id)
         if not (run.final_checkpoint.exists() or run.tensorboard.exists()):
             shutil.rmtree(run.path, ignore_errors=True)
@@ -48,11 +48,7 @@ class StudyFolder(StudyPaths):
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for a moment, against other sweeps. Not reentrant.
-
-        Raises:
-            UserError: the folder cannot be written.
-        """
+        """Exclude other sweeps for a short time. Not reentrant. Raises: UserError when the folder cannot be written."""
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")
@@ -61,7 +57,7 @@ class StudyFolder(StudyPaths):
             yield
 
     def check(self, spec: StudySpec, corpora: list[str]) -> None:
-        """Check that the folder is free or holds this very study, on corpora of these hashes; nothing is written.
+        """Check that the folder is free or holds this study on corpora of these hashes; nothing is written.
 
         Raises:
             UserError: the folder holds another study, another version of this one, or other files.
@@ -71,18 +67,18 @@ class StudyFolder(StudyPaths):
             wanted = {"spec": canonical(spec), "corpora": corpora}
             if changes := differences({"spec": _canonical(held["spec"]), "corpora": held.get("corpora")}, wanted):
                 raise UserError(f"{self.path}: holds another version of this study ({changes}); name a new --out")
-        # A sweep that was killed while it claimed the folder leaves hidden files and nothing else.
+        # A sweep that was killed while it claimed the folder leaves only hidden files.
         elif self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
             raise UserError(f"{self.path}: is not empty and holds no study; name a new --out")
 
     def claim(self, spec: StudySpec, corpora: list[str]) -> str:
-        """Write the plan, unless it is there; to be called while `locked`.
+        """Write the plan, unless it is there. Call while `locked`.
 
         Returns:
-            The identity of the folder, which ties a storage to it.
+            The folder's id, which ties a storage to it.
 
         Raises:
-            UserError: see `check`; or the folder cannot be written.
+            UserError: as `check`; or the folder cannot be written.
         """
         self.check(spec, corpora)
         held = self._held() or {}
@@ -101,33 +97,24 @@ class StudyFolder(StudyPaths):
         return str(plan["id"])
 
     def join(self) -> Lease:
-        """A lease for a new sweep.
-
-        Raises:
-            UserError: the folder cannot be written.
-        """
+        """A lease for a new sweep. Raises: UserError when the folder cannot be written."""
         with writing(self.sweeps_folder):
             return Lease(self.sweep(secrets.token_hex(4)), {})
 
     def sweep(self, name: str) -> Path:
-        """The lease of a sweep."""
         return self.sweeps_folder / f"{name}.json"
 
     def running_sweeps(self) -> list[Path]:
-        """Leases of the sweeps that are running."""
+        """Leases of running sweeps."""
         return [path for path in sorted(self.sweeps_folder.glob("[!.]*.json")) if is_alive(path)]
 
     def remove_dead_sweeps(self) -> None:
-        """Remove the leases that killed sweeps have left."""
+        """Remove the leases of killed sweeps."""
         for path in set(self.sweeps_folder.glob("[!.]*.json")) - set(self.running_sweeps()):
             path.unlink(missing_ok=True)
 
     def spec(self) -> StudySpec:
-        """The study that the folder holds.
-
-        Raises:
-            UserError: it holds none, or the plan is damaged.
-        """
+        """The study in the folder. Raises: UserError when there is none, or its plan is damaged."""
         held = self._held()
         if held is None:
             raise UserError(f"{self.path}: holds no study")
@@ -155,7 +142,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _canonical(held: dict[str, Any]) -> dict[str, Any]:
-    """A plan as this version would have written it: fields that have come since have their defaults."""
+    """A plan as this version would write it: newer fields have their defaults."""
     try:
         return canonical(StudySpec.from_dict(held))
     except ConfigError:

@@ -1,4 +1,4 @@
-"""Values of a nuisance factor: a list, powers of two, or a range to sample from; and the growth of a grid of rates."""
+"""Values of a nuisance factor: a list, powers of two, or a range to sample from; and how a learning-rate grid grows."""
 
 from __future__ import annotations
 
@@ -57,21 +57,21 @@ Grid = Annotated[
 
 
 def grid_values(grid: Grid) -> list[Any]:
-    """Values of a grid; of a distribution, its two ends."""
+    """The values; of a distribution, its two ends."""
     if isinstance(grid, PowersOfTwo):
         return grid.values
     return [grid.low, grid.high] if isinstance(grid, Distribution) else grid
 
 
 def next_rate(rates: Sequence[float], losses: Mapping[float, float]) -> float | None:
-    """The rate that a log-uniform grid lacks while its optimum lies at an edge: one step beyond that edge.
+    """The learning rate one step beyond the edge of a log-uniform grid at which its optimum lies.
 
     Args:
         rates: the rates of the grid, two or more, in any order.
         losses: rate -> loss, lower is better; a rate whose runs diverged has an infinite one.
 
     Returns:
-        None when the optimum lies inside, or when no rate has a finite loss.
+        None when the optimum lies inside the grid, or when no rate has a finite loss.
     """
     ordered = sorted(rates)
     best = min(ordered, key=lambda rate: losses[rate])

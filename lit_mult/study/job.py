@@ -1,4 +1,4 @@
-"""A cell as a worker sees it: what it is told, what it answers, and how one is run."""
+"""A cell in a worker: the job it receives, the messages it sends, and how it runs."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from lit_mult.training.folder import RunFolder
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know of a cell; plain values, so that it can cross a process border."""
+    """Everything a worker needs to run a cell; plain values, so that it can be pickled."""
 
     config: dict[str, Any]
     cell: dict[str, Any]
     attempts: Path
     """Folder of the study's attempts."""
     work: Path
-    """Folder for the run while it is under way; removed at the end when nothing in it is to be kept."""
+    """Run folder; removed at the end when nothing in it is kept."""
     record: Path
     diagnostics: Path
     keep_checkpoint: bool
     prune: bool
-    """Ask after every validation whether the cell is pruned."""
+    """Ask after every validation whether to prune the cell."""
 
     @property
     def id(self) -> str:
@@ -41,7 +41,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Progress:
-    """A point of the training-loss curve of the cell under way."""
+    """A point of the training-loss curve."""
 
     step: int
     loss: float
@@ -49,7 +49,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The validation losses so far, (step, nats per token); the worker waits to hear whether the cell is pruned."""
+    """The validation losses so far, (step, nats per token); the worker waits for the pruning decision."""
 
     curve: list[tuple[int, float]]
 
@@ -63,12 +63,12 @@ class Finished:
 
 @dataclass(frozen=True)
 class AlreadyClaimed:
-    """Somebody else is at work on the cell."""
+    """Another process runs the cell."""
 
 
 @dataclass(frozen=True)
 class LogMessage:
-    """A line for whoever watches the sweep."""
+    """A line for the progress display."""
 
     line: str
 
@@ -81,7 +81,7 @@ class Failed:
     died: bool = False
     """The process ended before the cell did."""
     bad_input: bool = False
-    """The user must fix it: other cells would fail alike."""
+    """The user must fix it: other cells would fail in the same way."""
     trace: str = ""
 
 
@@ -91,14 +91,14 @@ Outcome = Finished | AlreadyClaimed | Failed
 
 @dataclass(frozen=True)
 class ActiveAttempt:
-    """An attempt at a cell that this process is making."""
+    """This process's attempt at a cell."""
 
     job: Job
     lease: Lease
 
     @classmethod
     def begin(cls, job: Job) -> Self | Outcome:
-        """Begin an attempt; the outcome where there is nothing (left) to do, or no way to do it."""
+        """Begin an attempt; an outcome when the cell cannot run or need not."""
         attempts = Attempts(job.attempts)
         checkpoint = RunFolder(job.work).newest_checkpoint()
         try:
@@ -107,10 +107,10 @@ class ActiveAttempt:
             return Failed(f"{job.attempts}: cannot be written ({error.strerror})", bad_input=True)
         if lease is None:
             return AlreadyClaimed()
-        begun = cls(job, lease)
+        attempt = cls(job, lease)
         if job.record.is_file():  # finished since the sweep chose it
-            return begun.finished(RunRecord.read(job.record))
-        return begun
+            return attempt.finished(RunRecord.read(job.record))
+        return attempt
 
     def finished(self, record: RunRecord) -> Finished:
         """End the attempt: the cell has its record."""
@@ -121,8 +121,8 @@ class ActiveAttempt:
         return Finished(record)
 
     def failed(self, error: Exception) -> Finished | Failed:
-        """End the attempt: training raised; the study continues without this cell and says so."""
-        if self.job.record.is_file():  # by somebody who took this process for dead
+        """End the attempt: training raised an error."""
+        if self.job.record.is_file():  # another process finished the cell after this lease expired
             return self.finished(RunRecord.read(self.job.record))
         if isinstance(error, UserError):
             self.stopped(reason_of(error))
@@ -131,7 +131,7 @@ class ActiveAttempt:
         return Failed(reason_of(error), trace=traceback.format_exc())
 
     def stopped(self, reason: str = "") -> None:
-        """End the attempt; another one resumes from its checkpoint."""
+        """End the attempt; the next one resumes from its checkpoint."""
         self.lease.close("stopped", reason)
 
 
@@ -141,22 +141,22 @@ def reason_of(error: Exception) -> str:
 
 
 def run_job(job: Job, post: Callable[[Message], bool], stop: Callable[[], bool] = lambda: False) -> Outcome:
-    """Run one cell in this process; only a stop on request (`Interrupted`) escapes as an exception.
+    """Run one cell in this process. The only exception that escapes is a stop on request (`Interrupted`).
 
     Args:
         job: the cell.
-        post: takes the messages on the way; its answer to `Evaluated` is whether the cell is to be pruned.
-        stop: asked after every step whether to write a checkpoint and leave.
+        post: takes the messages before the outcome; for `Evaluated` it returns whether to prune the cell.
+        stop: called after every step; True writes a checkpoint and stops.
     """
-    begun = ActiveAttempt.begin(job)
-    return run_begun(begun, post, stop) if isinstance(begun, ActiveAttempt) else begun
+    attempt = ActiveAttempt.begin(job)
+    return run_attempt(attempt, post, stop) if isinstance(attempt, ActiveAttempt) else attempt
 
 
-def run_begun(begun: ActiveAttempt, post: Callable[[Message], bool], stop: Callable[[], bool]) -> Outcome:
-    """Run one cell whose attempt has begun; see `run_job`."""
+def run_attempt(attempt: ActiveAttempt, post: Callable[[Message], bool], stop: Callable[[], bool]) -> Outcome:
+    """Run the cell of an attempt; see `run_job`."""
     from lit_mult.training.run import run
 
-    job, lease = begun.job, begun.lease
+    job, lease = attempt.job, attempt.lease
 
     def progress(step: int, loss: float) -> None:
         post(Progress(step, loss))
@@ -174,10 +174,10 @@ def run_begun(begun: ActiveAttempt, post: Callable[[Message], bool], stop: Calla
             should_stop=lambda: lease.lost or stop(),
         )
     except (Interrupted, KeyboardInterrupt, BrokenPipeError, EOFError) as error:
-        begun.stopped()
+        attempt.stopped()
         if isinstance(error, Interrupted) and lease.lost and not stop():
             return AlreadyClaimed()
         raise
     except Exception as error:
-        return begun.failed(error)
-    return begun.finished(record)
+        return attempt.failed(error)
+    return attempt.finished(record)

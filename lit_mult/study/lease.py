@@ -1,9 +1,9 @@
-"""Leases: files that say who works on what, and whether that process is still there.
+"""Leases: files that show which process works on what, and whether that process is alive.
 
-A lease is a JSON file that its holder created, keeps locked and touches now and then. On the holder's own machine the
-lock tells whether it lives (the kernel drops the lock with the process); from another machine, where locks may not be
-seen, the file's age tells. This asks of the results folder no more than creation that fails when the file exists,
-so it works the same whatever storage Optuna uses.
+The holder creates a JSON file, keeps it locked and refreshes its modification time. On the holder's machine the lock
+shows whether the process is alive (the kernel releases it with the process); on other machines, where locks may not be
+visible, the file's age does. All this needs of the results folder is exclusive file creation, and it works with any
+Optuna storage.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from typing import Any
 from lit_mult import atomic
 
 LEASE_SECONDS = 60.0
-"""A holder on another machine that has not touched its file for so long is taken for dead."""
+"""A lease held on another machine expires when its file has not been refreshed for so long."""
 
 
 @cache
 def machine() -> str:
-    """Name of this machine: the host's, and what tells apart two hosts (or containers) of the same name."""
+    """Host name and boot id, which distinguishes hosts (or containers) of the same name."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
     except OSError:  # not on Linux
@@ -37,17 +37,17 @@ def machine() -> str:
 
 
 class Lease:
-    """A lease that this process holds, from its creation until it is closed or the process ends."""
+    """A lease that this process holds until it is closed or the process ends."""
 
     def __init__(self, path: Path, content: dict[str, Any], successor: Path | None = None) -> None:
-        """Create the file; `content` goes into it beside machine, pid and time.
+        """Create the file, with `content`, machine, pid and time.
 
-        `successor` is the lease of whoever takes this process for dead, as may happen when it or its machine stood
-        still for a while: `lost` says whether it has been seen.
+        `successor` is the next lease on the same work. Another process creates it when this lease expired, as when this
+        process was suspended; `lost` is True once the file exists.
 
         Raises:
-            FileExistsError: somebody has created this lease before.
-            OSError: the place cannot be written.
+            FileExistsError: the lease exists already.
+            OSError: the folder cannot be written.
         """
         self.path, self.successor, self.lost = path, successor, False
         self.content = {
@@ -57,7 +57,7 @@ class Lease:
             **content,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Locked and complete before it appears under its name, or it could be taken for a dead one.
+        # Locked and complete before it gets its name, or others could consider it expired.
         scratch = atomic.scratch_path(path)
         try:
             self._file = scratch.open("w")
@@ -74,10 +74,10 @@ class Lease:
         threading.Thread(target=self._refresh, name=f"lease {path.stem}", daemon=True).start()
 
     def close(self, ended: str, reason: str = "") -> None:
-        """End the lease; the file stays and says how it ended."""
+        """End the lease; the file stays and records how it ended."""
         self._closed.set()
         self.content |= {"ended": ended, "reason": reason}
-        with suppress(OSError):  # a full disk: it will read as that of a process that died
+        with suppress(OSError):  # on a full disk the lease reads as one of a process that died
             self._write()
             self._file.close()
 
@@ -95,7 +95,7 @@ class Lease:
 
 
 def read_lease(path: Path) -> dict[str, Any]:
-    """Content of a lease file; empty where it has gone or is damaged."""
+    """Content of a lease file; empty when it is missing or damaged."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -104,14 +104,14 @@ def read_lease(path: Path) -> dict[str, Any]:
 
 
 def is_alive(path: Path) -> bool:
-    """Whether the holder of a lease file is still there and has not closed it."""
+    """Whether the holder of a lease file is alive and has not closed it."""
     try:
         with path.open() as file:
             content = read_lease(path)
             if "ended" in content:
                 return False
             if content.get("machine", machine()) != machine():
-                return _now_beside(path) - path.stat().st_mtime < LEASE_SECONDS
+                return _file_system_time(path) - path.stat().st_mtime < LEASE_SECONDS
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -121,7 +121,7 @@ def is_alive(path: Path) -> bool:
         return False
 
 
-def _now_beside(path: Path) -> float:
-    """Time by the clock of the file system, as the machines' own may differ."""
+def _file_system_time(path: Path) -> float:
+    """Time by the clock of the file system: clocks of the machines may differ."""
     with tempfile.TemporaryFile(dir=path.parent) as file:
         return os.fstat(file.fileno()).st_mtime

@@ -1,4 +1,4 @@
-"""What this machine can run at once."""
+"""CPU cores and GPUs of this machine, shared out among workers."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ class Slot:
 
     threads: int
     gpus: str | None = None
-    """Value of CUDA_VISIBLE_DEVICES; None: as it is."""
+    """Value of CUDA_VISIBLE_DEVICES; None: unchanged."""
 
 
 def slots(workers: int | None, cells: int, trainer: TrainerConfig) -> list[Slot]:
-    """Shares for as many workers as asked for; by default one for each GPU (as many as a cell uses) or CPU core.
+    """A slot per worker; by default one worker per GPU (or group of GPUs that a cell uses) or CPU core.
 
-    On CPUs, single-threaded workers side by side beat one with all threads, the more the smaller the model (1.1 to
-    1.25 times on two cores). More workers than GPUs share them.
+    On CPUs, several single-threaded workers beat one with all threads, more so for smaller models (1.1 to 1.25 times on
+    two cores). More workers than GPUs share them.
 
     Args:
         workers: number of workers; None chooses.
-        cells: cells that wait; no more workers than these.
+        cells: waiting cells, an upper limit to the workers.
         trainer: accelerator and devices of the cells.
 
     Raises:
-        UserError: a cell asks for more GPUs than there are.
+        UserError: a cell needs more GPUs than there are.
     """
     gpus = gpus_for(trainer)
     groups: list[str | None] = [None]
@@ -47,25 +47,25 @@ def slots(workers: int | None, cells: int, trainer: TrainerConfig) -> list[Slot]
 
 
 def gpus_for(trainer: TrainerConfig) -> list[str]:
-    """The GPUs that cells may use, as CUDA_VISIBLE_DEVICES takes them."""
+    """The GPUs that cells may use, in the format of CUDA_VISIBLE_DEVICES."""
     return _gpus() if trainer.accelerator in ("auto", "gpu", "cuda") else []
 
 
 def memory_of(gpus: Sequence[str], *, sharing: int) -> int | None:
-    """Bytes of GPU memory that are free for each of `sharing` workers on a GPU; None where no GPU is used."""
+    """Free bytes of GPU memory for each of `sharing` workers on a GPU; None without a GPU."""
     free = free_gpu_memory() if gpus else None
     return None if free is None else free // sharing
 
 
 def free_gpu_memory() -> int | None:
-    """Free bytes of the visible GPU that has the least of them; None without a GPU."""
+    """Fewest free bytes of any visible GPU; None without a GPU."""
     import torch
 
     return min((torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())), default=None)
 
 
 def gpus_per_cell(devices: int | str, available: int) -> int:
-    """Number of GPUs that Lightning's `devices` stands for: a number, a list such as "0,1", -1 or auto for all."""
+    """Number of GPUs in Lightning's `devices`: a number, a list such as "0,1", -1 or auto for all."""
     listed = [name for name in str(devices).split(",") if name.strip()]
     if len(listed) > 1:
         return len(listed)
@@ -73,14 +73,13 @@ def gpus_per_cell(devices: int | str, available: int) -> int:
 
 
 def _cores() -> int:
-    """CPU cores this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _gpus() -> list[str]:
-    """Names of the visible CUDA devices, as CUDA_VISIBLE_DEVICES takes them."""
+    """The visible CUDA devices, in the format of CUDA_VISIBLE_DEVICES."""
     import torch
 
     count = torch.cuda.device_count()

@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: cells done, time left, and the loss of every cell under way."""
+"""Progress display of a sweep: cells done, time left, and the loss of every running cell."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from lit_mult.study.queue import Counts
 
 _PLAIN_EVERY_SECONDS = 15.0
 _ROWS, _IN_A_LINE = 12, 3
-"""Cells under way that are shown, live and in a plain line; a stack has many."""
+"""Most running cells in the live display, and in a plain line; a stack has many."""
 
 
 @dataclass
 class _Running:
-    """A cell under way."""
+    """A running cell."""
 
     label: str
     cost: float
@@ -33,10 +33,10 @@ class _Running:
 
 
 class SweepProgress:
-    """A live display on a terminal, a plain line now and then elsewhere."""
+    """A live display on a terminal, a plain line every 15 s elsewhere."""
 
     def __init__(self, counts: Counts, steps: int, console: Console | None = None) -> None:
-        """`counts` as it is at the start; `steps` of a cell."""
+        """`counts` at the start; `steps` of a cell."""
         self.console = console or Console(stderr=True)
         self.steps = steps
         self.diverged = self.pruned = 0
@@ -70,20 +70,20 @@ class SweepProgress:
         self._tick()
 
     def ended(self, cell: str, counts: Counts, *, status: str = "") -> None:
-        """A cell is no longer under way; it has a record of that `status`, if any."""
+        """A cell has ended, with the `status` of its record if it has one."""
         del self._running[cell]
         self.diverged += status == "diverged"
         self.pruned += status == "pruned"
         self.update(counts)
 
-    def say(self, line: str) -> None:
-        """A line that stays."""
+    def print(self, line: str) -> None:
+        """Print a permanent line above the display."""
         self.console.print(Text(line), soft_wrap=True)
 
     def seconds_left(self) -> float | None:
-        """Time to the end at the pace so far; None before there is a pace."""
+        """Estimate from the speed so far; None before any progress."""
         to_come = self._counts.cost_to_come
-        to_come += sum(one.cost * (1 - one.step / self.steps) for one in self._running.values())
+        to_come += sum(cell.cost * (1 - cell.step / self.steps) for cell in self._running.values())
         spent = self._counts.cost - to_come - self._done_before
         return (time.monotonic() - self.start) * to_come / spent if spent > 0 else None
 
@@ -97,17 +97,17 @@ class SweepProgress:
         return " · ".join(parts + [f"{number} {what}" for what, number in numbers.items() if number])
 
     def render(self) -> RenderableType:
-        """The display as it stands: headline, bar, and a line for each of a screenful of cells under way."""
+        """The current display: headline, bar, and a line for each of the first running cells."""
         table = Table.grid(padding=(0, 2))
         for _ in range(3):
             table.add_column(no_wrap=True)
         running = list(self._running.values())
-        for one in running[:_ROWS]:
-            loss = "" if one.loss is None else f"loss {one.loss:.3f}"
-            table.add_row(one.label, f"step {one.step}/{self.steps}", loss)
+        for cell in running[:_ROWS]:
+            loss = "" if cell.loss is None else f"loss {cell.loss:.3f}"
+            table.add_row(cell.label, f"step {cell.step}/{self.steps}", loss)
         if more := running[_ROWS:]:
             table.add_row(f"and {len(more)} more")
-        display = Table.grid()  # not a Group: a bar does not end its line
+        display = Table.grid()  # not a Group: ProgressBar prints no newline
         bar = ProgressBar(total=self._counts.cells, completed=self._counts.done, width=40)
         for part in (Text(self._headline()), bar, table):
             display.add_row(part)
@@ -118,9 +118,9 @@ class SweepProgress:
         if self.console.is_terminal or now - self._last_plain < _PLAIN_EVERY_SECONDS:
             return
         self._last_plain = now
-        known = [one for one in self._running.values() if one.loss is not None]
-        running = ", ".join(f"{one.label} step {one.step} loss {one.loss:.3f}" for one in known[:_IN_A_LINE])
-        more = f" and {len(known) - _IN_A_LINE} more" if len(known) > _IN_A_LINE else ""
+        cells = [cell for cell in self._running.values() if cell.loss is not None]
+        running = ", ".join(f"{cell.label} step {cell.step} loss {cell.loss:.3f}" for cell in cells[:_IN_A_LINE])
+        more = f" and {len(cells) - _IN_A_LINE} more" if len(cells) > _IN_A_LINE else ""
         print(f"{self._headline()} · {running}{more}", file=sys.stderr, flush=True)
 
 

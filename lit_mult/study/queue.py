@@ -1,4 +1,4 @@
-"""What is to be run next: the cells of a study that have no record and that nobody is at work on."""
+"""The queue of a sweep: the cells of a study that have no record and that no process is running."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from lit_mult.study.spec import StudySpec
 
 @dataclass
 class Counts:
-    """Cells of a study by where they stand, and the estimated cost of those to come (in the unit of `cost`)."""
+    """Cells of a study by status, and their estimated cost (in the unit of `search.cost`)."""
 
     cells: int = 0
-    """All, those added to the plan included."""
+    """All cells, with those added to the plan."""
     waiting: int = 0
     elsewhere: int = 0
-    """Under way in other sweeps."""
+    """Running in other sweeps."""
     here: int = 0
-    """Under way in this one."""
+    """Running in this sweep."""
     failed: int = 0
     cost: float = 0.0
     """Of all cells."""
     cost_to_come: float = 0.0
-    """Of those that wait or are under way elsewhere."""
+    """Of cells that wait or run in other sweeps."""
 
     @property
     def done(self) -> int:
@@ -38,10 +38,10 @@ class Counts:
 
 
 class CellQueue:
-    """The cells of a study as one of its sweeps sees them.
+    """The cells of a study as one sweep sees them.
 
-    The results folder alone decides: records say which cells are done, leases which are under way. Two sweeps may take
-    the same cell at the same moment; the lease of its attempt lets one of them run it.
+    The results folder is the only source of truth: a cell with a record is done, one with a live lease is running. Two
+    sweeps may take the same cell at the same time; the lease of the attempt lets only one of them run it.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class CellQueue:
 
         Args:
             spec: the study.
-            folder: its results.
-            storage: for its trials.
-            identity: of the folder, from `folder.claim`.
+            folder: its results folder.
+            storage: of the Optuna trials.
+            identity: id of the folder, from `folder.claim`.
             sweep: name of this sweep's lease.
-            retries: deaths without progress that a cell is forgiven.
+            retries: see `Attempts.given_up`.
 
         Raises:
             UserError: the storage belongs to another results folder.
@@ -69,7 +69,7 @@ class CellQueue:
         pruner = make_pruner(spec.pruner)
         with folder.locked():
             self._searches = [PointSearch(point, folder, storage, pruner, identity, sweep) for point in spec.points()]
-            # The most expensive cells first, so that no long one is left over at the end.
+            # The most expensive cells first, so that no long cell remains at the end.
             self._searches.sort(key=lambda search: search.cost, reverse=True)
             self.refresh()
             attempted = set(folder.attempts.cells())
@@ -78,7 +78,6 @@ class CellQueue:
                 search.publish(self._records)
 
     def counts(self) -> Counts:
-        """How far the study is."""
         counts = Counts(here=len(self._here), failed=len(self.failures))
         for search in self._searches:
             waiting = self._waiting(search)
@@ -91,19 +90,19 @@ class CellQueue:
         return counts
 
     def next(self) -> Ticket | None:
-        """The next cell to run; None when no cell waits."""
+        """Take the next cell to run; None when no cell waits."""
         return next(self._take(self._searches), None)
 
     def fitting(self, ticket: Ticket) -> Iterator[Ticket]:
-        """Further cells, as they are asked for, that may be trained together with one that was taken."""
+        """Take further cells, lazily, that can be stacked with a cell that was taken."""
         return self._take(self._like(ticket))
 
     def waiting_like(self, ticket: Ticket) -> int:
-        """How many cells wait that may be trained together with one that was taken."""
+        """Number of waiting cells that can be stacked with a cell that was taken."""
         return sum(map(self._waiting, self._like(ticket)))
 
     def complete(self, ticket: Ticket, record: RunRecord) -> None:
-        """A cell has its record: tell Optuna, and remove what else the cell has left."""
+        """A cell has its record: report it to Optuna, and remove the cell's work files."""
         self._here.discard(ticket.cell.id)
         self._records[ticket.cell.id] = record
         self.folder.clear(ticket.cell.id)
@@ -113,17 +112,17 @@ class CellQueue:
             ticket.search.publish(self._records)
 
     def release(self, ticket: Ticket, *, failure: str | None = None, claimed: bool = False) -> None:
-        """A cell has no record: it waits again, unless it was given up for a `failure` or others have claimed it."""
+        """A cell ended without a record: it waits again, unless it failed or another process has claimed it."""
         self._here.discard(ticket.cell.id)
         if ticket.trial is not None:
             ticket.search.close(ticket.trial)
         if failure is not None:
             self.failures[ticket.cell.id] = failure
-        if claimed:  # until the next refresh, which sees whether that holds
+        if claimed:  # until the next refresh
             self._elsewhere.add(ticket.cell.id)
 
     def refresh(self) -> None:
-        """Take in what other sweeps have done, and what the optima of grids ask for."""
+        """Read the results of other sweeps, and extend the grids whose optimum lies at an edge."""
         self._elsewhere.clear()
         for path in self.folder.records():
             if path.stem not in self._records and (record := self.folder.finished(path.stem)) is not None:
@@ -138,13 +137,13 @@ class CellQueue:
                 self._is_free(cell)
 
     def publish(self) -> None:
-        """Bring Optuna up to date with the records, those of sweeps that were killed included."""
+        """Bring Optuna up to date with the records, also those of killed sweeps."""
         with self.folder.locked():
             for search in self._searches:
                 search.publish(self._records)
 
     def _is_free(self, cell: str) -> bool:
-        """Whether a cell may be begun, by what the folder says now."""
+        """Whether a cell can be started, by the current state of the folder."""
         if self._has_begun(cell):
             return False
         if (record := self.folder.finished(cell)) is not None:

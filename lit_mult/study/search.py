@@ -1,8 +1,8 @@
 """The cells of one point of a study, and the Optuna study that mirrors them.
 
-Records and leases say what is done and what is under way; Optuna samples, prunes and shows. A grid's cells are known
-beforehand. A sampled search has numbered slots, files that hold the parameters of one cell each: whoever creates the
-file has sampled the cell, and whoever finds it without a record may run it.
+Records and leases define which cells are done or running; Optuna samples and prunes, and serves dashboards. The cells
+of a grid are known in advance. A sampled search has numbered slots: files with the parameters of one cell each. The
+sweep that creates the file has sampled the cell, and any sweep may run it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from lit_mult.study.spec import Cell, Point, Pruner, StudySpec
 
 @dataclass(frozen=True)
 class Ticket:
-    """A cell that is to be run now and, in a sampled search, its running trial."""
+    """A cell to run now and, in a sampled search, its running trial."""
 
     cell: Cell
     search: PointSearch
@@ -47,9 +47,9 @@ class Ticket:
     reported: set[int] = field(default_factory=set)
 
     def should_prune(self, curve: list[tuple[int, float]]) -> bool:
-        """Report the validation losses so far, by optimizer step; whether the pruner would end the cell here."""
+        """Report the validation losses so far to Optuna; True if the pruner would stop the cell."""
         assert self.trial is not None
-        for step, loss in curve:  # an attempt that resumes from a checkpoint brings those of the attempts before it
+        for step, loss in curve:  # a resumed attempt has the losses of earlier attempts too
             if step not in self.reported:
                 self.trial.report(loss, step)
                 self.reported.add(step)
@@ -62,7 +62,7 @@ class PointSearch:
     def __init__(
         self, point: Point, folder: StudyFolder, storage: BaseStorage, pruner: BasePruner, identity: str, sweep: str
     ) -> None:
-        """Open or create the Optuna study; while the folder is locked.
+        """Open or create the Optuna study. Call while the folder is locked.
 
         Raises:
             UserError: the storage belongs to another results folder.
@@ -71,7 +71,7 @@ class PointSearch:
         config = point.first_cell().config
         self.cost = cost(config)
         self.stack_key = stack_key(config) if always_stackable(point.nuisance) else None
-        """None when its cells are run by themselves."""
+        """None when its cells cannot be stacked."""
         self.cells: dict[str, Cell] = {}
         self._slots: set[int] = set()
         if point.is_grid:
@@ -87,37 +87,36 @@ class PointSearch:
 
     @property
     def n_cells(self) -> int:
-        """Cells in all: with those that are still to be sampled, and those added to a grid."""
+        """All cells: also those that remain to be sampled, or were added to a grid."""
         return max(self.point.n_cells, len(self.cells))
 
     def refresh(self, records: Mapping[str, RunRecord]) -> None:
-        """Take in the cells that other sweeps have sampled, or those that the grid's optimum asks for."""
+        """Read the cells that other sweeps have sampled, or extend a grid whose optimum lies at an edge."""
         if self.point.is_grid:
             self._follow_optimum(records)
         else:
             self._read_slots()
 
     def ticket(self, cell: Cell) -> Ticket:
-        """A known cell, to be run now."""
         trial = None if self.point.is_grid else self._ask(_parameters(cell), slot=0)[0]
         return Ticket(cell, self, trial)
 
     def sample(self) -> Ticket | None:
-        """A new cell of a sampled search, to be run now; None when it has all of its cells.
+        """Sample a new cell; None when the search has all of its cells.
 
-        To be called while the folder is locked. Where that lock does not reach, the creation of the slot decides.
+        Call while the folder is locked. Where the lock has no effect, exclusive creation of the slot file decides.
         """
         self._read_slots()
         while len(self.cells) < self.n_cells:
             slot = max(self._slots, default=-1) + 1
             fixed = self._next_start() | {"seed": self.point.spec.seeds[slot % len(self.point.spec.seeds)]}
-            for draw in itertools.count(slot, self.point.n_cells):
-                trial, cell = self._ask(fixed, draw)
+            for number in itertools.count(slot, self.point.n_cells):
+                trial, cell = self._ask(fixed, number)
                 if cell.id not in self.cells:
                     break
                 self.close(trial)
                 if self.point.n_possible is not None:  # over lists, a sampler might repeat itself forever
-                    fixed = random.Random(draw).choice(self._untried())
+                    fixed = random.Random(number).choice(self._untried())
             if self._create_slot(cell, slot):
                 return Ticket(cell, self, trial)
             self.close(trial)
@@ -125,25 +124,25 @@ class PointSearch:
         return None
 
     def adopt(self, records: Iterable[RunRecord], attempted: Iterable[str]) -> None:
-        """Give slots to the cells that studies of earlier versions sampled: finished ones, and interrupted ones."""
+        """Give slots to the finished and interrupted cells that earlier versions of this package sampled."""
         if self.point.is_grid:
             return
-        found = [self.point.cell(record.cell.nuisance, record.seed) for record in records if record.cell]
+        sampled = [self.point.cell(record.cell.nuisance, record.seed) for record in records if record.cell]
         of_the_point = {cell for cell in attempted if cell.startswith(f"{self.point.name}-s")}
-        if interrupted := of_the_point - self.cells.keys() - {cell.id for cell in found}:
+        if interrupted := of_the_point - self.cells.keys() - {cell.id for cell in sampled}:
             for trial in self.study.get_trials(deepcopy=False):
                 parameters = {**trial.user_attrs.get("enqueued", {}), **trial.params}
                 if parameters.keys() == distributions(self.point).keys():
-                    found += [cell for cell in [_cell(self.point, parameters)] if cell.id in interrupted]
-        for cell in found:
+                    sampled += [cell for cell in [_cell(self.point, parameters)] if cell.id in interrupted]
+        for cell in sampled:
             if cell.id not in self.cells and len(self.cells) < self.n_cells:
                 self._create_slot(cell, max(self._slots, default=-1) + 1)
 
     def publish(self, records: Mapping[str, RunRecord]) -> None:
-        """Give Optuna the finished cells that it lacks, and close the trials of sweeps that are gone; while locked."""
+        """Add missing finished cells to Optuna, and close the trials of dead sweeps. Call while locked."""
         known, running = set(), {path.stem for path in self.folder.running_sweeps()} | {self.sweep}
         for trial in self.study.get_trials(deepcopy=False):
-            if trial.state == TrialState.WAITING:  # of an earlier version: one is taken by every `ask`
+            if trial.state == TrialState.WAITING:  # enqueued by an earlier version: `ask` takes it
                 self.close(self.study.ask())
             elif trial.state == TrialState.RUNNING and trial.user_attrs.get("sweep") not in running:
                 self.close(trial.number)
@@ -162,17 +161,17 @@ class PointSearch:
                 self.study.add_trial(ended)
 
     def close(self, trial: optuna.Trial | int, record: RunRecord | None = None) -> None:
-        """End a running trial: with its record or, where its cell has none yet, as failed."""
+        """End a running trial: with its record or, when its cell has none, as failed."""
         state = _state(record) if record else TrialState.FAIL
         value = _loss(record) if record and state == TrialState.COMPLETE else None
-        with suppress(UpdateFinishedTrialError, ValueError):  # closed by somebody who took this sweep for dead
+        with suppress(UpdateFinishedTrialError, ValueError):  # closed by another sweep after this lease expired
             self.study.tell(trial, value, state=state)
 
     def _add(self, cell: Cell) -> None:
         self.cells[cell.id] = cell
 
     def _ask(self, fixed: Mapping[str, Any], slot: int) -> tuple[optuna.Trial, Cell]:
-        """A new running trial with some parameters fixed, the others sampled."""
+        """A new running trial with some parameters fixed and the others sampled."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             self.study.sampler = PartialFixedSampler(dict(fixed), make_sampler(self.point.spec, slot))
@@ -188,12 +187,12 @@ class PointSearch:
         return trial, cell
 
     def _next_start(self) -> dict[str, Any]:
-        """The first trial that the search is to begin with and that no cell has; empty when there is none."""
-        held = [cell.nuisance.items() for cell in self.cells.values()]
-        return next((one for one in self.point.start() if not any(one.items() <= cell for cell in held)), {})
+        """The next of the point's start trials that no cell has; empty when there is none."""
+        sampled = [cell.nuisance.items() for cell in self.cells.values()]
+        return next((trial for trial in self.point.start() if not any(trial.items() <= cell for cell in sampled)), {})
 
     def _untried(self) -> list[dict[str, Any]]:
-        """Parameters of the cells that the lists of the nuisance factors make and that no slot has."""
+        """Parameters of all cells of the nuisance lists that no slot has."""
         combinations = itertools.product(self.point.spec.seeds, self.point.grid())
         cells = [self.point.cell(nuisance, seed) for seed, nuisance in combinations]
         return [_parameters(cell) for cell in cells if cell.id not in self.cells]
@@ -209,7 +208,7 @@ class PointSearch:
                     path.replace(path.with_name(f"{path.name}.damaged"))
 
     def _create_slot(self, cell: Cell, number: int) -> bool:
-        """Record a sampled cell; False when somebody else has sampled one under this number."""
+        """Record a sampled cell; False when another sweep has taken this slot."""
         path = self.folder.trial(self.point.name, number)
         try:
             atomic.write_text(path, json.dumps(_parameters(cell)), overwrite=False)
@@ -222,7 +221,7 @@ class PointSearch:
         return True
 
     def _follow_optimum(self, records: Mapping[str, RunRecord]) -> None:
-        """Add a learning rate to a grid whose cells are all done and whose optimum lies at the edge, and so on."""
+        """While all cells of a grid are done and its optimum lies at an edge, add a learning rate there."""
         point, grid = self.point, self.point.nuisance.get("optim.lr")
         if not point.spec.follow_optimum or grid is None:
             return
@@ -237,7 +236,7 @@ class PointSearch:
                     self._add(point.cell({**nuisance, "optim.lr": rate}, seed, added=True))
 
     def _losses_by_rate(self, records: Mapping[str, RunRecord]) -> dict[float, float]:
-        """Learning rate -> mean over seeds of its best loss, infinite when all runs of a seed diverged."""
+        """Learning rate -> mean over seeds of the best loss; infinite when all runs of a seed diverged."""
         losses: dict[float, dict[int, float]] = defaultdict(lambda: defaultdict(lambda: math.inf))
         for cell in self.cells.values():
             by_seed, loss = losses[float(cell.nuisance["optim.lr"])], records[cell.id].final_loss
@@ -246,11 +245,7 @@ class PointSearch:
 
 
 def make_pruner(pruner: Pruner | None) -> BasePruner:
-    """The Optuna pruner of a study.
-
-    Raises:
-        ConfigError: it does not take these options.
-    """
+    """The Optuna pruner of a study. Raises: ConfigError when it does not take these options."""
     if pruner is None:
         return optuna.pruners.NopPruner()
     name = pruner.name.title().replace("_", "") + "Pruner"
@@ -264,9 +259,8 @@ def make_pruner(pruner: Pruner | None) -> BasePruner:
 def make_sampler(spec: StudySpec, slot: int) -> BaseSampler:
     """The sampler for one slot.
 
-    Its seed is the same at every point, so that arms are offered the same values for as long as the sampler does not
-    learn. Every slot has another, or sweeps on two machines would sample the same, as would one before and after a
-    restart.
+    Its seed is the same at every point, so that all arms get the same values until TPE models results. It differs
+    between slots, or two sweeps, and a sweep before and after a restart, would sample the same values.
     """
     seed = spec.seeds[0] + 1_000_003 * slot
     return TPESampler(seed=seed) if spec.sampler == "tpe" else RandomSampler(seed=seed)
@@ -274,12 +268,12 @@ def make_sampler(spec: StudySpec, slot: int) -> BaseSampler:
 
 def distributions(point: Point) -> dict[str, BaseDistribution]:
     """Parameters of a point's trials: the nuisance factors and the seed."""
-    found = {name: _distribution(grid, point) for name, grid in point.nuisance.items()}
-    if point.spec.follow_optimum and isinstance(planned := found.get("optim.lr"), FloatDistribution):
+    by_name = {name: _distribution(grid, point) for name, grid in point.nuisance.items()}
+    if point.spec.follow_optimum and isinstance(planned := by_name.get("optim.lr"), FloatDistribution):
         rates = sorted(grid_values(point.nuisance["optim.lr"]))
         growth = (rates[1] / rates[0]) ** point.spec.follow_optimum
-        found["optim.lr"] = FloatDistribution(planned.low / growth, planned.high * growth, log=True)
-    return found | {"seed": CategoricalDistribution(point.spec.seeds)}
+        by_name["optim.lr"] = FloatDistribution(planned.low / growth, planned.high * growth, log=True)
+    return by_name | {"seed": CategoricalDistribution(point.spec.seeds)}
 
 
 def _distribution(grid: Grid, point: Point) -> BaseDistribution:
@@ -287,13 +281,13 @@ def _distribution(grid: Grid, point: Point) -> BaseDistribution:
         return FloatDistribution(grid.low, grid.high, log=grid.log)
     values = grid_values(grid)
     if point.is_grid and all(isinstance(value, float) for value in values):
-        # As a range, so that Optuna's plots have a numeric axis. Nothing is sampled from it.
+        # A range gives Optuna's plots a numeric axis. Nothing is sampled from it.
         return FloatDistribution(min(values), max(values), log=min(values) > 0)
     return CategoricalDistribution(values)
 
 
 def cost(config: RunConfig) -> float:
-    """Rough relative time of a run: multiply-adds, with a floor for what does not shrink with the width."""
+    """Rough relative time of a run: multiply-adds, plus a term for operations that scale less with width."""
     model = config.model
     matrices = model.n_layers * model.d_model * (4 * model.d_model + 3 * model.d_ff)
     elementwise = model.n_layers * 2000 * model.d_model
@@ -305,7 +299,7 @@ def _state(record: RunRecord) -> TrialState:
 
 
 def _loss(record: RunRecord) -> float:
-    """What a trial is worth: a diverged run counts as the loss at initialization (arXiv:2309.14322 sec. 2.2)."""
+    """Value of a trial: a diverged run counts as the loss at initialization (arXiv:2309.14322 sec. 2.2)."""
     losses = [loss for loss in (record.final_loss, record.initial_loss) if loss is not None]
     return min(losses, default=math.inf)
 

@@ -1,4 +1,4 @@
-"""A study as data: which runs it consists of. Read from a YAML file in sweeps/ or of the user's."""
+"""A study as data: the runs that a YAML file (shipped in sweeps/, or the user's) describes."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _NAME = r"[A-Za-z0-9][\w.-]*"
 
 
 class Budget(Part):
-    """What every cell may spend; the same for every arm."""
+    """Training budget of a cell, the same for every arm."""
 
     steps: int = Field(gt=0)
     """Optimizer steps of a cell."""
     batch_size: int = Field(gt=0)
     """Sequences in one step."""
     trials: int | None = Field(None, gt=0)
-    """Cells for each point of the scientific factors, over all seeds; with samplers other than grid."""
+    """Cells per point of the scientific factors, over all seeds; with samplers other than grid."""
 
 
 class Pruner(Part):
-    """An Optuna pruner, which looks at the validation losses by optimizer step."""
+    """An Optuna pruner, which gets the validation losses by optimizer step."""
 
     name: Literal["median", "percentile", "successive_halving", "hyperband"]
     """optuna.pruners.MedianPruner, PercentilePruner, SuccessiveHalvingPruner or HyperbandPruner."""
@@ -47,22 +47,22 @@ class Pruner(Part):
 
 
 class StudySpec(Part):
-    """A full design: arms x factors x seeds, and for each of these points a search over the nuisance factors.
+    """Arms x scientific factors x seeds, and at each of these points a search over the nuisance factors.
 
-    The words are those of the deep-learning tuning playbook: scientific factors are what the study asks about,
-    nuisance factors are optimized away within each point so that points compare at their best.
+    The terms are those of the deep-learning tuning playbook: a study asks about its scientific factors, and optimizes
+    its nuisance factors at each point, so that points compare at their best.
     """
 
     name: str = Field(pattern=f"^{_NAME}$")
     """Name of the study and of its results folder."""
     title: str = ""
-    """One line for figures and reports."""
+    """For figures and reports, on one line."""
     experiment: Experiment | None = None
     """Experiment whose figure and verdict the report gives; null: learning-rate sensitivity and paired differences."""
     base: dict[str, Any] = Field(default_factory=dict)
     """Fixed values: part of a run config, shared by all cells."""
     arms: dict[str, dict[str, Any]] = Field(min_length=1)
-    """Arm -> dotted config fields that make it. A nuisance factor that an arm sets is fixed for that arm."""
+    """Arm -> values of dotted config fields. A nuisance factor that an arm sets is fixed for that arm."""
     factors: dict[str, list[Any]] = Field(default_factory=dict)
     """Scientific factor (dotted config field) -> its values."""
     nuisance: dict[str, Grid] = Field(default_factory=dict)
@@ -73,16 +73,16 @@ class StudySpec(Part):
     sampler: Literal["grid", "random", "tpe"] = "grid"
     """How the nuisance factors are searched: grid (complete), or Optuna's random or TPE sampler."""
     search_multipliers: bool = False
-    """Search per-role multipliers beside the nuisance factors, those of the arm's parametrization.tier: its ranges are
-    the table in parametrization/search_space.py."""
+    """Also search the per-role multipliers of the arm's parametrization.tier, over the ranges in
+    method/search_space.py."""
     start: list[dict[str, Any]] = Field(default_factory=list)
-    """Trials that a sampled search begins with: values of nuisance factors; multipliers that are searched start at 1
-    and others that are not named are sampled."""
+    """First trials of a sampled search: values of nuisance factors. Searched multipliers start at 1; other factors
+    that are not named are sampled."""
     pruner: Pruner | None = None
-    """Ends trials without promise early, at the validations of base.train.eval_every; for sampled searches."""
+    """Stops unpromising trials at the validations of base.train.eval_every; for sampled searches."""
     follow_optimum: int = Field(0, ge=0)
-    """Rates that may be added to a grid of learning rates at each point, a step at a time beyond the edge at which its
-    best mean loss lies."""
+    """Most learning rates to add to a grid at each point, one grid step at a time beyond the edge at which the best
+    mean loss lies."""
     presets: dict[str, Preset] = Field(default_factory=dict)
     """Name -> tuned preset, for arms that set parametrization.preset to that name."""
     keep_checkpoints: bool = False
@@ -138,7 +138,7 @@ class StudySpec(Part):
 
     @classmethod
     def from_dict(cls, data: Any) -> StudySpec:
-        """Validate a study, the config of every point included.
+        """Validate a study and the config of every point.
 
         Raises:
             ConfigError: a field, a factor or a value is not allowed.
@@ -163,10 +163,7 @@ class StudySpec(Part):
         return RunConfig.from_dict(self.base)
 
     def points(self) -> Iterator[Point]:
-        """Every combination of an arm and values of the scientific factors, in the order of the file.
-
-        A factor that an arm sets, nuisance or scientific, has that one value in the arm.
-        """
+        """Every combination of an arm and values of the scientific factors; a factor that an arm sets has one value."""
         for arm, overrides in self.arms.items():
             values = ([overrides[name]] if name in overrides else values for name, values in self.factors.items())
             for combination in itertools.product(*values):
@@ -179,7 +176,7 @@ class StudySpec(Part):
 
 @dataclass(frozen=True)
 class Point:
-    """One arm at one value of every scientific factor: where the nuisance factors are searched."""
+    """One arm at one value of every scientific factor; the nuisance factors are searched at each point."""
 
     spec: StudySpec
     arm: str
@@ -187,7 +184,7 @@ class Point:
 
     @cached_property
     def nuisance(self) -> dict[str, Grid]:
-        """The nuisance factors that the arm does not set, the searched multipliers among them."""
+        """The nuisance factors that the arm does not set, and the searched multipliers."""
         overrides = self.spec.arms[self.arm]
         grids = {name: grid for name, grid in self.spec.nuisance.items() if name not in overrides}
         return grids | {
@@ -206,9 +203,10 @@ class Point:
         return {name: ends for name, ends in space.items() if not name.startswith("parametrization.forward.")}
 
     def start(self) -> list[dict[str, Any]]:
-        """The trials that a sampled search begins with."""
+        """The first trials of a sampled search."""
         unit = neutral(self._searched_multipliers())
-        return [{name: v for name, v in (unit | one).items() if name in self.nuisance} for one in self.spec.start]
+        trials = [unit | values for values in self.spec.start]
+        return [{name: value for name, value in trial.items() if name in self.nuisance} for trial in trials]
 
     @property
     def name(self) -> str:
@@ -216,7 +214,7 @@ class Point:
 
     @property
     def is_grid(self) -> bool:
-        """Whether all cells are known beforehand: a grid, or nothing to search."""
+        """Whether all cells are known in advance: a grid, or nothing to search."""
         return self.spec.sampler == "grid" or not self.nuisance
 
     @property
@@ -239,7 +237,7 @@ class Point:
             yield dict(zip(self.nuisance, values, strict=True))
 
     def one_at_a_time(self) -> Iterator[dict[str, Any]]:
-        """Every value of every nuisance factor (of a distribution, its two ends) with the others at their first."""
+        """Every value of each nuisance factor (of a distribution, its two ends), the others at their first value."""
         first = {name: grid_values(grid)[0] for name, grid in self.nuisance.items()}
         yield first
         for name, grid in self.nuisance.items():
@@ -262,11 +260,11 @@ class Point:
             raise
 
     def first_cell(self) -> Cell:
-        """A cell that stands for the point: the first value of every nuisance factor, the first seed."""
+        """The cell with the first value of every nuisance factor and the first seed."""
         return self.cell(next(self.grid()), self.spec.seeds[0])
 
     def cell(self, nuisance: Mapping[str, Any], seed: int, *, added: bool = False) -> Cell:
-        """The cell at one value of every nuisance factor; `added` when it is not of the planned grid."""
+        """The cell at these values of the nuisance factors; `added` when it is not in the planned grid."""
         return Cell(self, dict(nuisance), self.config(nuisance, seed), added)
 
 
@@ -281,15 +279,15 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """Readable and unique: the point, the seed, and a hash of the config (whatever the git commit)."""
+        """The point, the seed, and a hash of arm and config."""
         digest = hashlib.sha256(f"{self.point.arm}:{self.config.hash}".encode()).hexdigest()[:8]
         return f"{self.point.name}-s{self.config.seed}-{digest}"
 
     @property
     def label(self) -> str:
         named = {name: value for name, value in self.nuisance.items() if name in self.point.spec.nuisance}
-        shown = [f"{name.rpartition('.')[2]} {_number(value)}" for name, value in named.items()]
-        return " ".join([self.point.name.replace("-", " "), *shown, f"seed {self.config.seed}"])
+        values = [f"{name.rpartition('.')[2]} {_number(value)}" for name, value in named.items()]
+        return " ".join([self.point.name.replace("-", " "), *values, f"seed {self.config.seed}"])
 
     @property
     def info(self) -> CellInfo:
@@ -306,7 +304,7 @@ class Cell:
 
 
 def canonical(spec: StudySpec) -> dict[str, Any]:
-    """What decides the outcome of a study, as plain values: without what is shown or kept of it."""
+    """The fields that determine a study's results, as plain values."""
     data = spec.model_dump(mode="json", exclude={"title", "experiment", "keep_checkpoints", "base"})
     return data | {"base": spec.base_config.hashed_fields()}
 
@@ -315,7 +313,7 @@ _SET_BY_THE_STUDY = {"seed": "seeds", "train.steps": "budget.steps", "train.batc
 
 
 def _fields(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Dotted names of all fields of a config, leaves only."""
+    """Dotted names of all leaf fields of a config."""
     names = []
     for name, field in model.model_fields.items():
         part = field.annotation

@@ -1,4 +1,4 @@
-"""Several cells as a worker sees them: trained together as one stack, or one after the other where that fails."""
+"""Several cells in a worker: trained as one stack, or one after the other if that fails."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from lit_mult.study.job import (
     Message,
     Progress,
     reason_of,
-    run_begun,
+    run_attempt,
     run_job,
 )
 
 Post = Callable[[str, Message], bool]
-"""Takes the id of a cell and a message about it; its answer to `Evaluated` is whether the cell is to be pruned."""
+"""Takes the id of a cell and a message about it; for `Evaluated` it returns whether to prune the cell."""
 
 _SUSPECT_AFTER = 2
-"""Deaths in a row without progress. One has many causes; several at once, which share a stack, have one more."""
+"""Deaths in a row without progress after which a cell runs alone: a single death may be due to others in its stack."""
 
 
 def run_jobs(jobs: Sequence[Job], post: Post, stop: Callable[[], bool] = lambda: False) -> None:
-    """Run cells in this process; only a stop on request (`Interrupted`) escapes as an exception.
+    """Run cells in this process. The only exception that escapes is a stop on request (`Interrupted`).
 
-    Several cells are one stack. Those that somebody else is at work on, or that have a record, drop out of it. What
-    does not fit into memory is run in two halves, one after the other; what fails otherwise is run cell by cell, so
-    that a bad one does not fail the others. A cell that may be what kills its process is run by itself, and last.
+    Several cells train as one stack, without those that another process runs or that have a record. A stack that runs
+    out of memory is retried as two halves, one after the other. A stack that fails otherwise is retried cell by cell,
+    so that a bad cell does not fail the others. A cell suspected of killing its process runs alone, after the others.
 
     Args:
-        jobs: the cells; those of a stack have configs of one `stack_key`.
-        post: takes the messages on the way, and as the last one about each cell its outcome.
-        stop: asked after every step whether to write checkpoints and leave.
+        jobs: the cells; several have configs of one `stack_key`.
+        post: takes the messages; the last one about each cell is its outcome.
+        stop: called after every step; True writes checkpoints and stops.
     """
     alone = [job for job in jobs if len(jobs) == 1 or _is_suspect(job)]
     if together := [job for job in jobs if job not in alone]:
@@ -57,47 +57,47 @@ def _run_stack(jobs: Sequence[Job], post: Post, stop: Callable[[], bool]) -> Non
     import torch
 
     begun = {job.id: ActiveAttempt.begin(job) for job in jobs}
-    stack = {cell: one for cell, one in begun.items() if isinstance(one, ActiveAttempt)}
-    left: list[list[Job]] = []
+    stack = {cell: attempt for cell, attempt in begun.items() if isinstance(attempt, ActiveAttempt)}
+    retries: list[list[Job]] = []
     try:
         for cell, outcome in begun.items():
             if not isinstance(outcome, ActiveAttempt):
                 post(cell, outcome)
         _train(stack, post, stop)
     except (Interrupted, KeyboardInterrupt, BrokenPipeError, EOFError) as error:
-        lost = [cell for cell, one in stack.items() if one.lease.lost]
+        lost = [cell for cell, attempt in stack.items() if attempt.lease.lost]
         _stop_all(stack)
         if not (isinstance(error, Interrupted) and lost and not stop()):
             raise
         for cell in lost:
             post(cell, AlreadyClaimed())
             del stack[cell]
-        left = [_jobs(stack)]
+        retries = [_jobs(stack)]
     except torch.OutOfMemoryError as error:
         _stop_all(stack, reason_of(error))
-        both = _jobs(stack)
-        left = [both[: len(both) // 2], both[len(both) // 2 :]]
-        _say(stack, f"{len(stack)} cells together do not fit into memory; in two halves, one after the other", post)
+        halves = _jobs(stack)
+        retries = [halves[: len(halves) // 2], halves[len(halves) // 2 :]]
+        _log(stack, f"{len(stack)} cells together do not fit into memory; in two halves, one after the other", post)
     except UserError as error:
-        for cell, one in stack.items():
-            post(cell, one.failed(error))
+        for cell, attempt in stack.items():
+            post(cell, attempt.failed(error))
     except Exception as error:
         _stop_all(stack, reason_of(error))
-        left = [[job] for job in _jobs(stack)]
-        _say(stack, f"{len(stack)} cells together failed ({reason_of(error)}); one by one", post)
-    # For the next stack, and out of reach of the exception, whose traceback holds the tensors of this one. Without one,
-    # Trainer and module hold each other, and so the optimizer's tensors.
+        retries = [[job] for job in _jobs(stack)]
+        _log(stack, f"{len(stack)} cells together failed ({reason_of(error)}); one by one", post)
+    # Free the memory for the next stack, outside the except blocks: a traceback keeps this stack's tensors alive, and
+    # Trainer and module are a reference cycle.
     gc.collect()
     torch.cuda.empty_cache()
-    for part in filter(None, left):
+    for part in filter(None, retries):
         run_jobs(part, post, stop)
 
 
 def _train(stack: dict[str, ActiveAttempt], post: Post, stop: Callable[[], bool]) -> None:
-    """Train the cells of a stack, and take each out of it that has its record."""
+    """Train the cells of a stack, and remove each from it when it has its record."""
     if len(stack) < 2:
         for cell in list(stack):
-            post(cell, run_begun(stack.pop(cell), partial(post, cell), stop))
+            post(cell, run_attempt(stack.pop(cell), partial(post, cell), stop))
         return
 
     from lit_mult.stacked.run import Member, run_stack
@@ -129,21 +129,21 @@ def _train(stack: dict[str, ActiveAttempt], post: Post, stop: Callable[[], bool]
         on_progress=progress,
         prune=prune if any(job.prune for job in jobs) else None,
         on_record=finish,
-        should_stop=lambda: any(one.lease.lost for one in stack.values()) or stop(),
+        should_stop=lambda: any(attempt.lease.lost for attempt in stack.values()) or stop(),
     )
     for index, record in enumerate(records):
         finish(index, record)
 
 
 def _jobs(stack: dict[str, ActiveAttempt]) -> list[Job]:
-    return [one.job for one in stack.values()]
+    return [attempt.job for attempt in stack.values()]
 
 
 def _stop_all(stack: dict[str, ActiveAttempt], reason: str = "") -> None:
-    for one in stack.values():
-        one.stopped(reason)
+    for attempt in stack.values():
+        attempt.stopped(reason)
 
 
-def _say(stack: dict[str, ActiveAttempt], line: str, post: Post) -> None:
+def _log(stack: dict[str, ActiveAttempt], line: str, post: Post) -> None:
     if stack:
         post(next(iter(stack)), LogMessage(line))

@@ -1,4 +1,4 @@
-"""How far a study is, read from its results folder alone: records, attempts and sweeps."""
+"""Status of a study, read from its results folder: records, attempts and sweeps."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from lit_mult.training.folder import RunFolder
 
 @dataclass(frozen=True)
 class StudyStatus:
-    """Cells of a study by where they stand."""
+    """Cells of a study by status."""
 
     folder: Path
     name: str
     planned: int
-    """Cells of the plan; a grid that follows its optimum may have more."""
+    """Planned cells; a grid that follows its optimum may have more."""
     ended: Counter[str]
     """Number of records by status: completed, diverged, pruned."""
     running: list[Attempt]
     interrupted: dict[str, int]
-    """Cell -> step of its checkpoint, of those that were begun and wait to be resumed."""
+    """Cell -> step of its checkpoint, of cells that wait to be resumed."""
     failed: dict[str, str]
-    """Cell -> reason, of those that were given up."""
+    """Cell -> reason, of cells that were given up."""
     sweeps: list[str]
-    """Sweeps that are running on the folder: machine, process and start."""
+    """Sweeps that run on the folder: machine, process and duration."""
 
     @property
     def waiting(self) -> int:
-        """Cells that nobody is at work on and that have no record, the interrupted ones included."""
+        """Cells without a record that no process runs, including interrupted ones."""
         return max(0, self.planned - self.ended.total() - len(self.running) - len(self.failed))
 
     def lines(self) -> Iterator[str]:
@@ -44,11 +44,11 @@ class StudyStatus:
         numbers = {"waiting": self.waiting, "running": len(self.running), **self.ended, "failed": len(self.failed)}
         yield f"{self.name}: {self.planned} cells: {', '.join(f'{n} {what}' for what, n in numbers.items() if n)}"
         yield from (f"  sweep on {sweep}" for sweep in self.sweeps)
-        for one in self.running:
-            tries = f", attempt {one.number}" if one.number > 1 else ""
-            from_step = f" from step {one.from_step}" if one.from_step else ""
-            where = f"on {one.machine}, process {one.pid}, for {_since(one.since)}"
-            yield f"  running {one.cell}: {where}{from_step}{tries}"
+        for attempt in self.running:
+            number = f", attempt {attempt.number}" if attempt.number > 1 else ""
+            from_step = f" from step {attempt.from_step}" if attempt.from_step else ""
+            where = f"on {attempt.machine}, process {attempt.pid}, for {_since(attempt.since)}"
+            yield f"  running {attempt.cell}: {where}{from_step}{number}"
         for cell, step in self.interrupted.items():
             yield f"  waiting {cell}: interrupted, resumes from {f'step {step}' if step else 'the start'}"
         for cell, reason in self.failed.items():
@@ -60,7 +60,7 @@ def study_status(folder: Path | str, retries: int) -> StudyStatus:
 
     Args:
         folder: its results folder.
-        retries: deaths without progress that a cell is forgiven.
+        retries: see `Attempts.given_up`.
 
     Raises:
         UserError: the folder holds no study.
@@ -80,7 +80,7 @@ def study_status(folder: Path | str, retries: int) -> StudyStatus:
         else:
             checkpoint = RunFolder(study.cell(cell).path).newest_checkpoint()
             interrupted[cell] = step_of(checkpoint) if checkpoint else 0
-    sweeps = [read_lease(path) for path in study.running_sweeps()]
+    leases = [read_lease(path) for path in study.running_sweeps()]
     return StudyStatus(
         folder=study.path,
         name=spec.name,
@@ -89,7 +89,7 @@ def study_status(folder: Path | str, retries: int) -> StudyStatus:
         running=running,
         interrupted=interrupted,
         failed=failed,
-        sweeps=[f"{held['machine']}, process {held['pid']}, for {_since(held['since'])}" for held in sweeps if held],
+        sweeps=[f"{by['machine']}, process {by['pid']}, for {_since(by['since'])}" for by in leases if by],
     )
 
 

@@ -1,4 +1,4 @@
-"""Optuna storages by URL, and their failures as one line."""
+"""Optuna storages by URL, with one-line errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from lit_mult.errors import UserError
 
 _LOCK_SECONDS = 10
-"""A journal's lock so old was left by a process that was killed."""
+"""Age at which a journal's lock counts as left by a killed process."""
 
 
 def open_storage(url: str | Path, *, replace_damaged: bool = False) -> BaseStorage:
@@ -41,16 +41,16 @@ def open_storage(url: str | Path, *, replace_damaged: bool = False) -> BaseStora
             parts = urlsplit(url)
             if parts.scheme == "grpc":
                 return _grpc(parts.hostname or "localhost", parts.port or 13000)
-            # Many writers at once: a locked SQLite file is waited for, a connection that a server dropped is renewed.
+            # Several writers: wait for a locked SQLite file, and renew connections that a server dropped.
             options = {"connect_args": {"timeout": 100}} if parts.scheme == "sqlite" else {"pool_pre_ping": True}
             return RDBStorage(_with_driver(url), engine_kwargs=options)
-        except ValueError as error:  # a port that is no number
+        except ValueError as error:  # the port is not a number
             raise UserError(f"storage {url}: {_first_line(error)}") from None
 
 
 @contextmanager
 def failing_in_one_line(url: str | Path) -> Iterator[None]:
-    """Turn what storages raise when they fail into a UserError."""
+    """Turn errors of storages into a UserError."""
     grpc_error = getattr(sys.modules.get("grpc"), "RpcError", StorageInternalError)
     try:
         yield
@@ -61,9 +61,9 @@ def failing_in_one_line(url: str | Path) -> Iterator[None]:
 
 
 class _RepairingLock(JournalFileSymlinkLock):
-    """The lock of a journal, which cuts off a torn last line before it lets anybody write.
+    """A journal's lock that truncates a torn last line when it is acquired.
 
-    A full disk leaves such a line, or a writer's death. Readers pass over it; but what is appended to it is lost.
+    A full disk or a killed writer leaves such a line. Readers skip it, together with anything appended to it.
     """
 
     def acquire(self) -> bool:
@@ -79,7 +79,7 @@ class _RepairingLock(JournalFileSymlinkLock):
         return True
 
     def release(self) -> None:
-        with suppress(RuntimeError):  # another process took this one for dead, as may happen when it stood still
+        with suppress(RuntimeError):  # another process took the lock while this one was suspended
             super().release()
 
 
@@ -87,16 +87,16 @@ def _journal(path: Path, replace_damaged: bool) -> JournalStorage:
     path.parent.mkdir(parents=True, exist_ok=True)
     head = path.open("rb").read(4096).strip(b"\0") if path.exists() else b""
     if b'"op_code"' not in head and not b'{"op_code"'.startswith(head):
-        raise UserError(f"storage {path}: is no journal of Optuna's; a database needs a URL, as in sqlite:///FILE")
-    # An absolute path, as the lock is a symbolic link: a relative one would point nowhere and never grow old.
+        raise UserError(f"storage {path}: is not an Optuna journal; a database needs a URL, as in sqlite:///FILE")
+    # An absolute path, as the lock is a symbolic link: a relative link would dangle, and never be removed as stale.
     lock = _RepairingLock(str(path), grace_period=_LOCK_SECONDS)
     try:
-        storage = JournalStorage(JournalFileBackend(str(path), lock))  # replays the file, but for a bad last line
+        storage = JournalStorage(JournalFileBackend(str(path), lock))  # replays the file, except for a bad last line
         *_, last = [b"{}\n", *path.read_bytes().splitlines(keepends=True)]
         if last.endswith(b"\n"):
             json.loads(last)
         return storage
-    except (ValueError, KeyError, TypeError, AssertionError) as error:  # what a bad line makes of Optuna's replay
+    except (ValueError, KeyError, TypeError, AssertionError) as error:  # raised by Optuna's replay of a bad line
         if not replace_damaged:
             raise UserError(f"storage {path}: damaged ({_first_line(error)}); stop the other sweeps first") from None
         path.replace(path.with_name(f"{path.name}.damaged"))
@@ -115,7 +115,7 @@ def _grpc(host: str, port: int) -> BaseStorage:
 
 
 def _with_driver(url: str) -> str:
-    """`postgresql://` means the driver that is maintained, psycopg 3, rather than SQLAlchemy's old default."""
+    """Use psycopg 3 for `postgresql://`; SQLAlchemy's default is psycopg2."""
     scheme, rest = url.split("://", 1)
     return f"postgresql+psycopg://{rest}" if scheme in ("postgresql", "postgres") else url
 

@@ -1,4 +1,4 @@
-"""Runs a study: every cell that has no record yet, wherever there is room, until all have one."""
+"""Runs a study: submits cells to an executor until all have a record."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ from lit_mult.study.spec import StudySpec
 from lit_mult.study.storage import failing_in_one_line, open_storage
 
 _REFRESH_SECONDS = 5.0
-"""How often to look at what other sweeps have done."""
+"""How often to read the results of other sweeps."""
 
 
 @dataclass
 class SweepResult:
-    """What came of one call of `sweep`."""
+    """Result of one call of `sweep`."""
 
     folder: Path
     cells: int
-    """Cells of the study, those added to its plan included."""
+    """Cells of the study, with those added to its plan."""
     ran: int = 0
     """Cells that this call finished."""
     diverged: int = 0
     pruned: int = 0
     failures: dict[str, str] = field(default_factory=dict)
-    """Cell -> reason, of the cells that were given up."""
+    """Cell -> reason, of cells that were given up."""
 
 
 def sweep(
@@ -64,26 +64,26 @@ def sweep(
 ) -> SweepResult:
     """Run the cells of a study that have no record in `out` yet.
 
-    Any number of sweeps, on any number of machines that see the same results folder, may run the same study at once;
-    each ends when all cells have a record or are given up.
+    Several sweeps may run the same study at once, on any machines that share the results folder. Each ends when all
+    cells have a record or are given up.
 
     Args:
         spec: the study.
         out: its results folder; new, or holding this same study.
-        workers: cells, or stacks of them, to run at once; 0 runs them in this process, one after the other. By default
-            one for each GPU, or else for each CPU core (of the cluster, with ray).
-        storage: where Optuna keeps the trials, see `open_storage`; by default a journal file in the results folder.
-        executor: where the cells run, a module of `lit_mult.study.executors`: local, for processes of this machine;
-            ray, for a Ray cluster; in_process, as with no workers.
+        workers: stacks (or single cells) to run at once; 0 runs them in this process. By default one per GPU, or else
+            per CPU core (of the cluster, with ray).
+        storage: Optuna storage, see `open_storage`; by default a journal file in the results folder.
+        executor: a module of `lit_mult.study.executors`: local (processes of this machine), ray (a Ray cluster) or
+            in_process (as with workers=0).
         address: of the Ray cluster ("auto" finds a running one); by default one is started on this machine.
-        retries: a cell is given up after more deaths of its process in a row without progress.
-        retry_failed: try cells that were given up earlier once more.
-        vectorize: the most cells that a worker trains together as one stacked model, where their tensors have equal
-            shapes (see `parametrization.stacking`); "off" is 1, and "auto" as many as fit on a GPU, and 1 on CPUs.
+        retries: see `Attempts.given_up`.
+        retry_failed: retry cells that were given up earlier.
+        vectorize: most cells that a worker trains as one stack, if their tensors have equal shapes (see
+            `stacked.key`); "off" is 1, "auto" as many as fit on a GPU, or 1 on CPUs.
 
     Raises:
-        UserError: the study does not fit the folder, or its data, settings, storage or cluster are not usable.
-        Interrupted: SIGINT or SIGTERM came; cells under way were checkpointed.
+        UserError: the study does not match the folder, or its data, settings, storage or cluster are not usable.
+        Interrupted: on SIGINT or SIGTERM; running cells were checkpointed.
     """
     for name, number in (("workers", workers), ("retries", retries)):
         if number is not None and number < 0:
@@ -119,10 +119,10 @@ def sweep(
 
 
 def check_cells(spec: StudySpec) -> list[str]:
-    """Find before anything is written what would stop every cell of a point, and fill the token cache they share.
+    """Check a cell of every point before anything is written, and fill the token cache that they share.
 
     Returns:
-        The hashes of the corpora of the study.
+        Hashes of the study's corpora.
     """
     corpora = {}
     for point in spec.points():
@@ -138,34 +138,34 @@ def check_cells(spec: StudySpec) -> list[str]:
 
 @dataclass(frozen=True)
 class _Started:
-    """A cell that was given to a worker."""
+    """A cell that was submitted to a worker."""
 
     ticket: Ticket
     attempts_before: int
     share: float
-    """Of the worker: 1 over the cells that it was given."""
+    """1 over the number of cells submitted with it."""
 
 
 class _Sweep:
-    """One call of `sweep`, from the first cell to the last."""
+    """State of one call of `sweep`."""
 
     def __init__(self, spec: StudySpec, folder: StudyFolder, queue: CellQueue, members: int | None) -> None:
-        """`members`: the most cells of a stack; None to decide by the GPUs' memory."""
+        """`members`: most cells of a stack; None: limited by GPU memory."""
         self.spec, self.folder, self.queue = spec, folder, queue
         self.result = SweepResult(folder.path, spec.n_cells)
         self.progress = SweepProgress(queue.counts(), spec.budget.steps)
         self._stop = _Stop(folder)
         self._busy: dict[str, _Started] = {}
         self._early_deaths = 0.0
-        """Workers in a row that died before they began an attempt; no file would put an end to that."""
+        """Workers in a row that died before they began an attempt, which no lease counts."""
         self._retried: dict[str, list[str]] = {}
-        """Reason -> labels of the cells that have failed for it just now and are to be tried again."""
+        """Reason -> labels of the cells to retry that have just died of it."""
         self._members = members
         self._fitting: dict[str, int] = {}
         """Stack key -> members that fit on a worker's GPU."""
 
     def run(self, connect: Callable[[int], Executor]) -> SweepResult:
-        """Run all cells, on the executor that `connect` makes for so many cells, if any are left."""
+        """Run all remaining cells on the executor that `connect(number of cells)` makes."""
         with self.progress, self._stop.listening():
             counts = self.queue.counts()
             if cells := counts.waiting + counts.elsewhere:
@@ -173,7 +173,7 @@ class _Sweep:
                 try:
                     self._run(executor)
                 finally:
-                    self._leave(executor)
+                    self._shut_down(executor)
                 self.queue.publish()
         self.result.cells, self.result.failures = self.queue.counts().cells, self.queue.failures
         return self.result
@@ -198,26 +198,25 @@ class _Sweep:
         shares: dict[str, int] = {}
         while executor.free and (ticket := self.queue.next()) is not None:
             stack = [ticket, *islice(self.queue.fitting(ticket), self._members_of(executor, ticket, shares) - 1)]
-            for one in stack:
-                cell = one.cell
+            for member in stack:
+                cell = member.cell
                 attempts_before = len(self.folder.attempts.of(cell.id))
-                self._busy[cell.id] = _Started(one, attempts_before, share=1 / len(stack))
-                self.progress.started(cell.id, cell.label, one.search.cost)
-            executor.submit([self._job(one) for one in stack])
+                self._busy[cell.id] = _Started(member, attempts_before, share=1 / len(stack))
+                self.progress.started(cell.id, cell.label, member.search.cost)
+            executor.submit([self._job(member) for member in stack])
             self.progress.update(self.queue.counts())
 
     def _members_of(self, executor: Executor, ticket: Ticket, shares: dict[str, int]) -> int:
-        """Cells of the stack that a cell is to begin; `shares`: stack key -> a worker's share of all that waits."""
+        """Size of the stack that this cell begins; `shares`: stack key -> a worker's share of the waiting cells."""
         key = ticket.search.stack_key
         if key is None or (most := self._most_members(executor, ticket, key)) == 1:
             return 1
-        if key not in shares:  # not for every worker anew, or the last one would get least
+        if key not in shares:  # once for all workers, so that their shares are equal
             workers = executor.workers * max(1, len(self.folder.running_sweeps()))
             shares[key] = math.ceil((1 + self.queue.waiting_like(ticket)) / workers)
         return min(most, shares[key])
 
     def _most_members(self, executor: Executor, ticket: Ticket, key: str) -> int:
-        """The most cells that a stack may have."""
         if self._members is not None:
             return self._members
         if key not in self._fitting:
@@ -249,7 +248,7 @@ class _Sweep:
             case Evaluated(curve):
                 return started.ticket.should_prune(curve)
             case LogMessage(line):
-                self.progress.say(line)
+                self.progress.print(line)
             case AlreadyClaimed():
                 self._ended(started.ticket, claimed=True)
             case Finished(record):
@@ -270,7 +269,7 @@ class _Sweep:
         self.progress.ended(ticket.cell.id, self.queue.counts(), status=record.status)
 
     def _ended(self, ticket: Ticket, *, failure: str | None = None, claimed: bool = False) -> None:
-        """A cell has ended without a record."""
+        """A cell ended without a record."""
         del self._busy[ticket.cell.id]
         self.queue.release(ticket, failure=failure, claimed=claimed)
         self.progress.ended(ticket.cell.id, self.queue.counts())
@@ -280,13 +279,13 @@ class _Sweep:
             self._ended(ticket)
             raise UserError(f"cell {ticket.cell.id}: {message.reason}")
         self._ended(ticket, failure=message.reason)
-        self.progress.say(f"{ticket.cell.label}: {message.reason}")
+        self.progress.print(f"{ticket.cell.label}: {message.reason}")
         if message.trace:
-            self.progress.say(message.trace)
+            self.progress.print(message.trace)
 
     def _died(self, started: _Started, message: Failed) -> None:
         ticket, attempts = started.ticket, self.folder.attempts
-        if (record := self.folder.finished(ticket.cell.id)) is not None:  # right before its process died
+        if (record := self.folder.finished(ticket.cell.id)) is not None:  # written right before its process died
             self._finished(ticket, record)
             return
         began = len(attempts.of(ticket.cell.id)) > started.attempts_before
@@ -300,14 +299,14 @@ class _Sweep:
             raise UserError(f"one worker after the other died before it began a cell: {message.reason}")
 
     def _report_retries(self) -> None:
-        """One line for all cells of a stack, which die together."""
+        """Print one line for all cells of a stack, which die together."""
         for reason, (first, *others) in self._retried.items():
             more = f" and {len(others)} more" if others else ""
-            self.progress.say(f"{first}{more}: {reason}; trying again")
+            self.progress.print(f"{first}{more}: {reason}; trying again")
         self._retried.clear()
 
-    def _leave(self, executor: Executor) -> None:
-        """Stop what is under way and close its trials, as this storage may never see this sweep again."""
+    def _shut_down(self, executor: Executor) -> None:
+        """Stop the running cells, and close their trials."""
         executor.close()
         for started in self._busy.values():
             record = self.folder.finished(started.ticket.cell.id)
@@ -318,10 +317,9 @@ class _Sweep:
 
 
 class _Stop:
-    """Turns SIGINT and SIGTERM into a request that the sweep checks between two messages; a second SIGINT interrupts.
+    """Turns SIGINT and SIGTERM into a request that the sweep checks between messages; a second SIGINT interrupts it.
 
-    The handler raises nothing: an exception could come in the middle of telling Optuna, or in a destructor, which
-    swallows it.
+    The first signal raises no exception, which could interrupt a write to Optuna's storage or be lost in a destructor.
     """
 
     def __init__(self, folder: StudyFolder) -> None:
@@ -340,12 +338,12 @@ class _Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Listen while a sweep runs; a cell in this very process listens for itself while it trains."""
-        here = threading.current_thread() is threading.main_thread()  # signals reach no other
-        signals = (signal.SIGINT, signal.SIGTERM) if here else ()
-        # What the caller has set to be ignored, as shells do with SIGINT for jobs in the background, stays ignored.
-        heard = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
-        previous = {number: signal.signal(number, self._request) for number in heard}
+        """Handle signals while a sweep runs; a cell in this process has its own handlers while it trains."""
+        in_main_thread = threading.current_thread() is threading.main_thread()  # only there can handlers be set
+        signals = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
+        # Signals that the caller ignores stay ignored, such as SIGINT in background jobs of a shell.
+        handled = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
+        previous = {number: signal.signal(number, self._request) for number in handled}
         try:
             yield
         except Interrupted:

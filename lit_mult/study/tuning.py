@@ -1,4 +1,4 @@
-"""From the records of a tuning study to a preset: the best multipliers, what they brought and what they cost."""
+"""From the records of a tuning study to a preset: the best multipliers, their gain and their cost."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ class _Trial:
     config: RunConfig
     record: RunRecord
     multipliers: RoleMultipliers
-    """Those that the run used."""
+    """As used by the run."""
 
     @property
     def setting(self) -> str:
-        """What the trial has in common with those of other seeds."""
+        """Hash of the config without its seed."""
         return self.config.model_copy(update={"seed": 0}).hash
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What all trials of an optimizer must have in common for their losses to be comparable."""
+        """Must be equal in all trials of an optimizer, or their losses are not comparable."""
         return self.cell.factors | {"model.d_model": self.config.model.d_model, "corpus": self.record.corpus_hash}
 
 
 @dataclass(frozen=True)
 class _Result:
-    """The completed trials that differ in their seed only."""
+    """Completed trials that differ only in their seed."""
 
     trials: Sequence[_Trial]
 
@@ -59,17 +59,17 @@ class _Result:
 def tuned_preset(folder: Path, arm: str | None = None) -> Preset:
     """The best multipliers that a tuning study has found so far, for each of its optimizers.
 
-    Best is the completed trial of the lowest final validation loss (the mean over its seeds, where a trial was run
-    with several; of equal ones, that of more seeds). Its multipliers are those it used: its preset's among them, and
-    none that its tier leaves out. Numbers are rounded to six significant digits.
+    The best trial is the completed one with the lowest final validation loss: the mean over its seeds; of equal means,
+    that over more seeds. The preset has the multipliers that the trial used: its preset's too, and none that its tier
+    leaves out. Numbers are rounded to six significant digits.
 
     Args:
         folder: results folder of the study, finished or not.
-        arm: arm to read; may be left out when the study tuned one arm only.
+        arm: needed when the study tuned several arms.
 
     Raises:
         UserError: there are no records of one study, no such arm, or no completed trial of an optimizer, or the trials
-            do not compare as they differ in their width or their data.
+            differ in width or data.
     """
     trials = _read(folder)
     study = trials[0].cell.study
@@ -82,7 +82,7 @@ def tuned_preset(folder: Path, arm: str | None = None) -> Preset:
     tunings = [tuned.tuning for tuned in optimizers.values() if tuned.tuning is not None]
     counts = " and ".join(f"{tuning.trials} trials of {name}" for name, tuning in zip(optimizers, tunings, strict=True))
     corpora = ", ".join(sorted({tuning.corpus_hash for tuning in tunings}))
-    commits = ", ".join(_commits(trial for found in by_optimizer.values() for trial in found)) or "unknown"
+    commits = ", ".join(_commits(trial for group in by_optimizer.values() for trial in group)) or "unknown"
     source = f"Best of {counts} in the tuning study {study}, arm {arm}, on corpus {corpora} at commit {commits}."
     return Preset(name=study, source=source, optimizers=optimizers)
 
@@ -172,5 +172,5 @@ def _commits(trials: Iterable[_Trial]) -> list[str]:
 
 
 def _rounded(value: float) -> float:
-    """Six significant digits, which read well and lose nothing that a loss could tell."""
+    """Round to six significant digits, far below the noise of a loss."""
     return float(f"{value:.6g}")

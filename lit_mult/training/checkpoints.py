@@ -1,4 +1,4 @@
-"""Checkpoints from which a run resumes as if it had never stopped, written periodically and on a request to stop."""
+"""Checkpoints from which a run resumes exactly, written periodically and on a stop request."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from lit_mult.training.folder import RunFolder
 
 
 def save_checkpoint(trainer: Trainer, path: Path, *, weights_only: bool = False) -> None:
-    """Write a checkpoint (with `weights_only` one without the optimizer), whole or not at all.
+    """Write a checkpoint (`weights_only`: without optimizer state), whole or not at all.
 
     Raises:
-        UserError: it cannot be written; the disk is full, say.
+        UserError: it cannot be written, as on a full disk.
     """
-    # Lightning writes to the temporary folder and moves: between file systems that is a copy, which may break off.
-    # Not `atomic.new_file`: all processes of a run call this, and must agree on the name.
+    # Lightning writes to the temporary folder and moves, which is not atomic between file systems.
+    # Not `atomic.new_file`: all ranks call this and need the same name.
     scratch = path.with_name(f".{path.name}")
     try:
         trainer.save_checkpoint(scratch, weights_only=weights_only)
@@ -35,13 +35,13 @@ def save_checkpoint(trainer: Trainer, path: Path, *, weights_only: bool = False)
 
 
 def remove(checkpoints: Iterable[Path]) -> None:
-    """Remove checkpoints, some of which another process that took this one for dead may have removed already."""
+    """Remove checkpoints; another process may have removed some, if this one lost its lease."""
     for checkpoint in checkpoints:
         checkpoint.unlink(missing_ok=True)
 
 
 class RngState(Callback):
-    """Keeps torch's random state in checkpoints, which Lightning does not, so that resuming with dropout is exact."""
+    """Saves torch's random state in checkpoints, which Lightning does not, so that resuming with dropout is exact."""
 
     _loaded: dict[str, Any] | None = None
 
@@ -52,7 +52,7 @@ class RngState(Callback):
         self._loaded = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not in load_state_dict: what Lightning does between loading and the first step may draw numbers.
+        # Not in load_state_dict: Lightning may use the generator between loading and the first step.
         if self._loaded is not None:
             torch.set_rng_state(self._loaded["cpu"])
             if len(self._loaded["cuda"]) == torch.cuda.device_count():
@@ -60,23 +60,23 @@ class RngState(Callback):
 
 
 class Checkpoints(Callback):
-    """Writes the checkpoint to resume from, keeps the newest, and ends the run on SIGINT or SIGTERM.
+    """Writes the checkpoint to resume from, keeps only the newest, and stops the run on SIGINT or SIGTERM.
 
-    Lightning's `ModelCheckpoint` saves before a validation that falls on the same step, and a run resumed from there
-    omits that validation; here it comes first. The run ends by an exception, as `trainer.should_stop` would
-    validate once more than in a run that is never stopped. A second SIGINT ends it at once.
+    Lightning's `ModelCheckpoint` saves before a validation at the same step, and a run resumed from there omits that
+    validation; here validation comes first. The run stops by an exception, as `trainer.should_stop` would add a
+    validation. A second SIGINT stops it at once.
 
-    Must stand last in the list of callbacks, so that the state of the others is that of the end of the step.
+    Must be the last callback, so that it saves the state of the others at the end of the step.
     """
 
     def __init__(self, folder: RunFolder, config: TrainConfig, should_stop: Callable[[], bool] | None = None) -> None:
-        """`should_stop` is called after every step, for requests that come by another way than a signal."""
+        """`should_stop` is called after every step, for stop requests other than signals."""
         self.folder, self.config, self.should_stop = folder, config, should_stop
         self._requested = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Here, after Lightning has set handlers of its own, whose SIGTERM gives no chance to write a checkpoint.
+        # Replaces Lightning's handlers: its SIGTERM handler leaves no time to write a checkpoint.
         if threading.current_thread() is threading.main_thread():
             signals = (signal.SIGINT, signal.SIGTERM)
             self._previous = {number: signal.signal(number, self._request) for number in signals}
@@ -94,14 +94,14 @@ class Checkpoints(Callback):
 
     def _end_of_step(self, trainer: Trainer) -> None:
         step = trainer.global_step
-        if step == self.config.steps or trainer.should_stop:  # the run ends here: at its last step, diverged or pruned
+        if step == self.config.steps or trainer.should_stop:  # the run ends: last step, diverged or pruned
             return
         if self.config.keep_every and step % self.config.keep_every == 0:
             self._keep_weights(trainer, step)
         requested = self._requested or (self.should_stop is not None and self.should_stop())
-        if trainer.world_size > 1:  # the processes must agree, which costs a round trip: not at every step
-            logs = step % self.config.log_every == 0
-            requested = logs and trainer.strategy.reduce_boolean_decision(requested, all=False)
+        if trainer.world_size > 1:  # the ranks must agree, which needs communication: not at every step
+            is_log_step = step % self.config.log_every == 0
+            requested = is_log_step and trainer.strategy.reduce_boolean_decision(requested, all=False)
         if requested or (self.config.checkpoint_every and step % self.config.checkpoint_every == 0):
             self._save(trainer, step)
         if requested:
@@ -111,7 +111,7 @@ class Checkpoints(Callback):
         save_checkpoint(trainer, self.folder.kept_checkpoint(step), weights_only=True)
 
     def _save(self, trainer: Trainer, step: int) -> None:
-        """Write the checkpoint to resume from, in place of those of other steps."""
+        """Write the checkpoint to resume from, and remove those of other steps."""
         others = self.folder.other_checkpoints(step)
         save_checkpoint(trainer, self.folder.checkpoint(step))
         if trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""Lightning's Trainer as a config asks for it, and training with it from end to end."""
+"""Builds Lightning's Trainer from a config, and fits with it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _IGNORED_WARNINGS = (
 
 
 def check_trainer_arguments(config: RunConfig) -> None:
-    """Raises: ConfigError when a Trainer argument is unknown, set by another field, or not usable here."""
+    """Raises: ConfigError when a Trainer argument is unknown, set by another field, or not supported."""
     if any(start in config.trainer.strategy for start in ("spawn", "fork", "notebook")):
         allowed = "starts processes whose losses this one cannot read; use ddp"
         raise ConfigError("trainer.strategy", config.trainer.strategy, allowed)
@@ -51,7 +51,7 @@ def check_trainer_arguments(config: RunConfig) -> None:
 
 
 def make_trainer(config: RunConfig, folder: RunFolder, callbacks: list[Callback]) -> Trainer:
-    """The Trainer of a run, which keeps its files in `folder`. Raises: UserError when Lightning refuses a flag."""
+    """The Trainer of a run in `folder`. Raises: UserError when Lightning refuses a flag."""
     train, flags = config.train, config.trainer
     logger: TensorBoardLogger | bool = False
     if flags.tensorboard:
@@ -82,33 +82,29 @@ def make_trainer(config: RunConfig, folder: RunFolder, callbacks: list[Callback]
             default_root_dir=folder.path,
             **flags.extra,
         )
-    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:  # a flag it refuses
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from None
 
 
 def fit(
     trainer: Trainer, module: LightningModule, data: LightningDataModule, history: History, checkpoint: Path | None
 ) -> None:
-    """Train, from a checkpoint or from the start, and validate at the end.
-
-    Raises:
-        Interrupted: a stop was requested.
-    """
+    """Train, from a checkpoint or from the start, and validate at the end. Raises: Interrupted on a stop request."""
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if history.lacks_validation(trainer.global_step):
             trainer.validate(module, datamodule=data, verbose=False)
-    except SIGTERMException:  # it came where Lightning alone listens: before the first step or in validation
+    except SIGTERMException:  # Lightning handled the signal: before the first step or in validation
         raise Interrupted("stopped; the same command resumes from the last checkpoint") from None
     except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns one into an exit
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning converts it
             raise KeyboardInterrupt from None
         raise
 
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's tips and start-up lines off the terminal."""
+    """Silence Lightning's tips and start-up messages."""
     names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

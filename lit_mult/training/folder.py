@@ -1,4 +1,4 @@
-"""The folder of one run: which run it holds, whether that has finished, and the checkpoint to resume from."""
+"""The folder of one run: its config, its record if it has finished, and the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -19,16 +19,12 @@ class RunFolder(RunPaths):
     """The files of a run, and which run they belong to."""
 
     def find_record(self) -> RunRecord | None:
-        """The record of the run, which for a cell lies with those of its study; None when the run has none.
-
-        Raises:
-            UserError: the record is damaged.
-        """
+        """The record of the run (a cell's is in its study's folder), or None. Raises: UserError when it is damaged."""
         path = self.record if self.study is None else self.study.record(self.path.name)
         return RunRecord.read(path) if path.is_file() else None
 
     def finished(self, config: RunConfig, corpus_hash: str) -> RunRecord | None:
-        """The record of this run, if it has finished; nothing is written.
+        """The record of this run, or None if it has not finished; nothing is written.
 
         Raises:
             UserError: the folder holds another run or other files.
@@ -67,7 +63,7 @@ class RunFolder(RunPaths):
             raise UserError(f"{self.config}: damaged, not the config of a run ({error})") from None
 
     def claim(self, config: RunConfig, corpus_hash: str) -> None:
-        """Make the folder this run's; a damaged checkpoint in it is renamed (to *.damaged), with a warning.
+        """Write the run's config; rename damaged checkpoints to *.damaged, with a warning.
 
         Raises:
             UserError: the folder cannot be written.
@@ -80,7 +76,6 @@ class RunFolder(RunPaths):
             raise UserError(f"--out {self.path}: cannot be written ({error.strerror})") from None
         for path in [path for path in self._step_checkpoints() if not _is_whole(path)]:
             path.replace(path.with_suffix(".ckpt.damaged"))
-            # At the caller of `run`.
             warnings.warn(f"{path}: damaged, renamed; resuming from the previous one or from the start", stacklevel=3)
 
     def newest_checkpoint(self) -> Path | None:
@@ -88,15 +83,15 @@ class RunFolder(RunPaths):
         return max(self.resumable(), key=step_of, default=None)
 
     def resumable(self) -> list[Path]:
-        """Checkpoints of an unfinished run; a torn one, whose zip archive has no end, is not among them."""
+        """Checkpoints of an unfinished run, without truncated ones, whose zip archive has no end."""
         return [path for path in self._step_checkpoints() if _has_an_end(path)]
 
     def other_checkpoints(self, step: int) -> list[Path]:
-        """Those to resume from at another step, earlier or, of a previous attempt, later."""
+        """Checkpoints to resume from at other steps: earlier ones, or later ones of a previous attempt."""
         return [path for path in self.resumable() if path != self.checkpoint(step)]
 
     def clear_checkpoints(self, *, keep_final: bool) -> None:
-        """Remove what a run that has its record no longer needs."""
+        """Remove the checkpoints that a finished run no longer needs."""
         for checkpoint in self._step_checkpoints():
             checkpoint.unlink(missing_ok=True)
         if not keep_final:
@@ -118,10 +113,10 @@ def _is_whole(archive: Path) -> bool:
 
     try:
         with zipfile.ZipFile(archive) as parts:
-            # Every part matches its checksum, and none is marked as a folder: torch would silently read nothing of it.
+            # Checksums must match, and no part may be marked as a folder, which torch would silently read as empty.
             if parts.testzip() is not None or any(part.external_attr for part in parts.infolist()):
                 return False
         torch.load(archive, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # a damaged file makes the readers of zip and torch raise almost anything
+    except Exception:  # zipfile and torch raise many types on damaged files
         return False
     return True

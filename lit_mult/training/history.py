@@ -1,4 +1,4 @@
-"""The history of a run: its loss curves, its time, and whether and why it has ended early."""
+"""The history of a run: loss curves, time, and whether it diverged or was pruned."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Curve = list[tuple[int, float]]
 
 
 class History(Callback):
-    """Records losses and time, goes through checkpoints, and stops training when the run diverges or is pruned.
+    """Records losses and time, also in checkpoints, and stops training when the run diverges or is pruned.
 
-    The module that is trained has the loss () of its latest batch in `last_train_loss`, and a metric `val_loss`.
+    The LightningModule must have `last_train_loss`, the loss () of its latest batch, and a metric `val_loss`.
     """
 
     def __init__(
@@ -30,11 +30,7 @@ class History(Callback):
         on_progress: Callable[[int, float], None] | None = None,
         prune: Callable[[Curve], bool] | None = None,
     ) -> None:
-        """`on_progress(step, loss)` is called with every point of the training curve.
-
-        `prune(curve)` is called after every validation but the first and the last, with the validation curve from the
-        second point on; True ends the run there.
-        """
+        """`on_progress` and `prune` are those of `training.run.run`."""
         self.config, self.on_progress, self.prune = config, on_progress, prune
         self.train_curve: Curve = []
         self.val_curve: Curve = []
@@ -44,17 +40,15 @@ class History(Callback):
         """Step at which the run diverged or was pruned."""
         self.train_seconds = self.val_seconds = 0.0
         self._pending: list[Tensor] = []  # losses since the last point of the training curve
-        self._clock: float | None = None  # start of the present lap; None while nothing is timed
+        self._clock: float | None = None  # start of the current lap; None while nothing is timed
 
     def add_train(self, step: int, loss: float) -> None:
-        """Add a point to the training curve."""
         self.train_curve.append((step, loss))
         self._check(step, loss)
         if self.on_progress is not None:
             self.on_progress(step, loss)
 
     def add_val(self, step: int, loss: float) -> None:
-        """Add a point to the validation curve."""
         self.val_curve.append((step, loss))
         self._check(step, loss)
         may_be_pruned = 0 < step < self.config.steps and self.ended_at is None
@@ -62,7 +56,7 @@ class History(Callback):
             self.pruned, self.ended_at = True, step
 
     def _check(self, step: int, loss: float) -> None:
-        """A non-finite loss, or one far above the initial loss, ends the run."""
+        """End the run on a non-finite loss, or one far above the initial loss."""
         if not math.isfinite(loss) or loss > self.config.divergence_factor * self.val_curve[0][1]:
             self.diverged, self.ended_at = True, step
 
@@ -71,15 +65,15 @@ class History(Callback):
         setattr(self, account, getattr(self, account) + seconds)
 
     def lacks_validation(self, step: int) -> bool:
-        """Whether the run is still to be validated at its last step."""
+        """Whether the validation at the last step is missing."""
         return self.ended_at is None and self.val_curve[-1][0] != step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._pending.append(pl_module.last_train_loss)
-        # Micro-batches of one optimizer step share their global_step: wait for the last of them.
+        # Micro-batches of an optimizer step share its global_step: wait for the last one.
         if trainer.global_step % self.config.log_every or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        pending = torch.stack([loss.to(pl_module.device) for loss in self._pending])  # resumed ones are on the CPU
+        pending = torch.stack([loss.to(pl_module.device) for loss in self._pending])  # loaded ones are on the CPU
         self._pending.clear()
         self._record_train(trainer, pl_module, trainer.strategy.reduce(pending.mean(0), reduce_op="mean"))
         self._end(trainer, pl_module)
@@ -108,7 +102,7 @@ class History(Callback):
         self.add_val(trainer.global_step, loss)
 
     def _end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Stop training if the run has just ended early."""
+        """Stop training if the run has diverged or was pruned."""
         if self.ended_at is not None:
             trainer.should_stop = True
 
@@ -120,7 +114,7 @@ class History(Callback):
         self._clock = None
 
     def _lap(self, account: Literal["train_seconds", "val_seconds"]) -> None:
-        """Book the time since the last lap; none while neither training nor validation runs."""
+        """Add the time since the last lap to an account."""
         now = time.perf_counter()
         if self._clock is not None:
             self.add_seconds(account, now - self._clock)

@@ -28,7 +28,7 @@ _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 _MODELS = 64
-"""Shapes of models that a process may have compiled at once; torch gives up on further ones at 8 by default."""
+"""Model shapes that a process may compile; torch's default limit is 8."""
 
 
 def predict(model: Llama, window_BT1: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,7 +38,7 @@ def predict(model: Llama, window_BT1: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def objective(model: Llama, window_BT1: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
-    """What training minimizes (), and its mean cross-entropy (), z-loss left out; nats per token."""
+    """Training loss () with z-loss, and mean cross-entropy () without it; nats per token."""
     logits_BTV, cross_entropy = predict(model, window_BT1)
     if not z_loss:
         return cross_entropy, cross_entropy
@@ -47,10 +47,9 @@ def objective(model: Llama, window_BT1: Tensor, z_loss: float) -> tuple[Tensor, 
 
 
 def compiled(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """The function under torch.compile, with code of its own for every shape that it meets.
+    """The function under torch.compile, recompiled for every shape.
 
-    What has been compiled for a model serves every other of the same structure in this process, and inductor's cache on
-    disk serves other processes.
+    Models of the same structure share compiled code: in this process, and in others through inductor's disk cache.
     """
     from torch._dynamo import config  # takes a second, and most runs are not compiled
 
@@ -62,10 +61,10 @@ class LitLlama(LightningModule):
     """Trains the model of a `RunConfig`; batches are windows (B, T+1) of token ids."""
 
     def __init__(self, config: dict[str, Any], vocab_size: int) -> None:
-        """Take the config as plain values: they are what a checkpoint may hold and still load with weights_only.
+        """Take the config as plain values, so that checkpoints load with weights_only.
 
-        The model starts at random: `make_module` loads the weights of `model.pretrained`, so that a checkpoint can be
-        restored where that folder is not.
+        The model is initialized at random: `make_module` loads the weights of `model.pretrained`, so that a checkpoint
+        can be restored without that folder.
         """
         super().__init__()
         self.save_hyperparameters()
@@ -73,14 +72,14 @@ class LitLlama(LightningModule):
         self.plan = plan_run(self.config, vocab_size)
         self.model = Llama(self.config.model, self.plan)
         initialize(self.model, self.plan, self.config.seed)
-        # Training only: validation is rare, and would be compiled separately.
+        # Training only: validation would be compiled separately, and is rare.
         self._objective = compiled(objective) if self.config.trainer.compile else objective
-        self.val_loss = MeanMetric(nan_strategy="disable")  # a NaN must be seen
+        self.val_loss = MeanMetric(nan_strategy="disable")  # keep NaN in the mean
         self.last_train_loss: Tensor | None = None
         """Mean cross-entropy () of the latest micro-batch, z-loss left out."""
 
     def plan_parameters(self) -> list[ParameterPlan]:
-        """Role, optimizer, lr, weight decay and start of every trainable parameter."""
+        """See `optim.groups.plan_parameters`."""
         return plan_parameters(self.model, self.plan)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
@@ -88,7 +87,7 @@ class LitLlama(LightningModule):
         return logits_BTV
 
     def training_loss(self, window_BT1: Tensor) -> tuple[Tensor, Tensor]:
-        """What training minimizes (), and its mean cross-entropy (), z-loss left out; nats per token."""
+        """See `objective`."""
         return self._objective(self.model, window_BT1, self.config.model.z_loss)
 
     def training_step(self, window_BT1: Tensor, batch_index: int) -> Tensor:
@@ -124,11 +123,11 @@ class LitLlama(LightningModule):
 
 
 def make_module(config: RunConfig, vocab_size: int) -> LitLlama:
-    """The module of a run before its first step: at random, or with the weights of `model.pretrained`."""
+    """The module of a run before its first step: initialized at random, or from `model.pretrained`."""
     module = LitLlama(config.to_dict(), vocab_size)
     if config.model.pretrained is not None:
         from lit_mult.hf.pretrained import start_from_pretrained
 
-        # Of a resumed run, too: where its checkpoints are damaged it begins again.
+        # Also when a run resumes: if its checkpoints are damaged, it starts again.
         start_from_pretrained(module.model, module.plan, config)
     return module

@@ -1,4 +1,4 @@
-"""The record of a run: its result, and what code on what device computed it."""
+"""Makes the record of a run: its result, code versions and device."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def make_record(
 
     Args:
         config: of the run.
-        corpus: that it was trained on.
+        corpus: its data.
         rows: its trainable parameters.
         history: of the run.
-        trainer: that trained it, for the steps done and the device.
+        trainer: its Trainer, for the steps done and the device.
         started_at: UTC, ISO 8601.
         cell: its place in a study.
-        members: runs that were trained together with it, itself included.
+        members: runs in its stack, itself included.
     """
     sizes = {
         "total": sum(row.parameter.numel() for row in rows),
@@ -86,7 +86,7 @@ def make_record(
 
 @cache
 def git_commit() -> str | None:
-    """Commit of the checkout this package runs from, `+dirty` when tracked files differ; None outside a checkout."""
+    """Commit of the checkout that contains this package, `+dirty` when tracked files differ; None outside git."""
     package = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str | None:
@@ -96,24 +96,24 @@ def git_commit() -> str | None:
         except (OSError, subprocess.SubprocessError):
             return None
 
-    # An installed package can lie below somebody else's checkout: its files are tracked in its own only.
+    # An installed package may be inside an unrelated checkout, which does not track its files.
     if git("ls-files", "--error-unmatch", __file__) is None:
         return None
     commit = git("rev-parse", "HEAD")
-    # Only what decides a result: a result file being written must not mark the code as changed.
+    # Only the package: a new results file does not change the code.
     return f"{commit}+dirty" if git("status", "--porcelain", "--untracked-files=no", ".") else commit
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the packages that affect results."""
+    by_name = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a folder that is not installed
-            found[package] = "unknown"
-    return found
+            by_name[package] = version(package)
+        except PackageNotFoundError:  # not installed, run from its folder
+            by_name[package] = "unknown"
+    return by_name
 
 
 def describe_device(device: torch.device) -> str:
@@ -127,7 +127,7 @@ def describe_device(device: torch.device) -> str:
 
 @cache
 def _cpu_name() -> str:
-    with suppress(OSError):  # Linux alone has it
+    with suppress(OSError):  # Linux only
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()

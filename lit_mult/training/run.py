@@ -40,20 +40,20 @@ def run(
 ) -> RunRecord:
     """Train one model and write its record.
 
-    A run that was stopped resumes from its newest checkpoint, with the result of a run never stopped (bit-identical
-    on CPU); one that has finished returns its record at once.
+    A stopped run resumes from its newest checkpoint, with the result of an uninterrupted run (bit-identical on CPU). A
+    finished run returns its record at once.
 
     Args:
-        config: everything that decides the outcome.
+        config: of the run.
         out: folder of the run; new, or holding this same run.
         cell: place in a study, for the record.
         record_path: where to write the record; by default `out/record.json`.
         diagnostics_path: where to write the readings of `train.diagnostics`; by default `out/diagnostics.parquet`.
         keep_checkpoint: write `out/checkpoints/final.ckpt`.
         on_progress: called with (step, training loss) every `train.log_every` steps.
-        prune: called after every validation but the first and the last with the validation curve so far, without the
-            first, [(step, loss)]; True ends the run there, with a record of status pruned.
-        should_stop: called after every step; True writes a checkpoint and raises `Interrupted`, as a signal does.
+        prune: called after every validation except the first and the last, with the validation curve [(step, loss)]
+            without its first point; True ends the run with a record of status pruned.
+        should_stop: called after every step; True writes a checkpoint and raises `Interrupted`, like a signal.
         callbacks: further Lightning callbacks.
 
     Raises:
@@ -70,19 +70,19 @@ def run(
         if config.train.diagnostics and not diagnostics_path.is_file():
             raise UserError(f"--out {out}: the run in it has finished without train.diagnostics; name a new folder")
         return finished
-    watch = Diagnostics.of_run(config, corpus) if config.train.diagnostics else None
+    recorder = Diagnostics.of_run(config, corpus) if config.train.diagnostics else None
 
     history = History(config.train, on_progress, prune)
-    torch.manual_seed(config.seed)  # dropout; initialization and data have generators of their own
+    torch.manual_seed(config.seed)  # for dropout; initialization and data have separate generators
     with quiet_lightning():
         module = make_module(config, corpus.vocab_size)
-        watching = [] if watch is None else [watch]
-        own = [history, RngState(), *watching, *callbacks, Checkpoints(folder, config.train, should_stop)]
-        trainer = make_trainer(config, folder, own)
+        recorders = [] if recorder is None else [recorder]
+        checkpoints = Checkpoints(folder, config.train, should_stop)
+        trainer = make_trainer(config, folder, [history, RngState(), *recorders, *callbacks, checkpoints])
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
         data.check(trainer.world_size)
-        if watch is not None:
-            watch.check(trainer.world_size)
+        if recorder is not None:
+            recorder.check(trainer.world_size)
         if trainer.is_global_zero:
             folder.claim(config, corpus.hash)
         fit(trainer, module, data, history, folder.newest_checkpoint())
@@ -97,9 +97,9 @@ def run(
             metrics = {"final_loss": final, "best_loss": record.best_loss if record.best_loss is not None else math.nan}
             trainer.logger.log_hyperparams(flatten(config.to_dict()), metrics)
             trainer.logger.finalize("success")
-        if watch is not None:
-            # Before the record, with which the run counts as finished.
-            watch.write(
+        if recorder is not None:
+            # Before the record, which marks the run as finished.
+            recorder.write(
                 diagnostics_path, module, trainer.global_step, lambda: make_module(config, corpus.vocab_size).model
             )
         record.write(record_path or folder.record)

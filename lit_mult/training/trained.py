@@ -22,26 +22,26 @@ _PREFIX = "model."  # of the Llama in the state dict of LitLlama
 
 @dataclass(frozen=True)
 class Trained:
-    """A model as a run left it."""
+    """The model of a run."""
 
     config: RunConfig
     model: Llama
     """In float32, on the CPU, in eval mode, with its multipliers."""
     tokenizer: Tokenizer
     corpus: TokenizedCorpus
-    """The tokens that it was trained and validated on."""
+    """Its training and validation tokens."""
     step: int
     """Optimizer steps done."""
     checkpoint: Path
-    """That the weights were read from."""
+    """Source of the weights."""
 
 
 def load_trained(folder: Path, checkpoint: Path | None = None) -> Trained:
-    """The model that a run, or a cell of a study, has trained.
+    """The trained model of a run, or of a cell of a study.
 
     Args:
         folder: folder of the run; of a study's cell, results/STUDY/cells/CELL.
-        checkpoint: one of this run's checkpoints, which may hold the weights alone; by default the final one.
+        checkpoint: one of this run's checkpoints, with or without optimizer state; by default the final one.
 
     Raises:
         UserError: there is no run or no such checkpoint, it is damaged or another run's, or the corpus has changed.
@@ -73,7 +73,7 @@ def _read(path: Path, config: RunConfig) -> tuple[int, int, dict[str, Tensor]]:
         owner = RunConfig.from_dict(held["hyper_parameters"]["config"])
         vocab_size, step = int(held["hyper_parameters"]["vocab_size"]), int(held["global_step"])
         weights = {name.removeprefix(_PREFIX): value for name, value in held["state_dict"].items()}
-    except Exception as error:  # a damaged file makes the readers of zip and torch raise almost anything
+    except Exception as error:  # zipfile and torch raise many types on damaged files
         raise UserError(f"{path}: damaged, not a checkpoint that can be read ({one_line(error)})") from None
     if owner.hash != config.hash:
         raise UserError(f"{path}: a checkpoint of another run, of config {owner.hash} and not {config.hash}")

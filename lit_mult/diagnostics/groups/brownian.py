@@ -1,4 +1,4 @@
-"""What pure noise would make of the parameters: the Brownian reference of `diagnostics.trapped` along the run."""
+"""The Brownian reference of `diagnostics.trapped` over the course of the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lit_mult.nn.llama import Llama
 class Brownian(Group):
     """weight_noise_rms, row_noise_rms, ... every `train.diagnostics_every` steps and at the end.
 
-    There, too, what the run and the reference have moved: weight_moved and weight_noise_moved, ...
+    Also at the end: weight_moved and weight_noise_moved, ...
     """
 
     def check(self, config: RunConfig, processes: int) -> None:

@@ -1,4 +1,4 @@
-"""How large gradients are, before they are clipped."""
+"""Sizes of gradients, before clipping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of the gradient of a step is signal, and how much noise."""
+"""Signal and noise of the gradients."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Noise(Group):
         signal = (B_big |G|² - B_small |g|²) / (B_big - B_small)  = g1 · g2         squared 2-norm of the true gradient
         noise  = (|g|² - |G|²) / (1 / B_small - 1 / B_big)        = B |g1 - g2|² / 4     trace of its covariance over
                                                                                             sequences
-    where the right-hand forms do not cancel. snr = signal / (noise / B): of the gradient of this batch. One estimate
-    is noisy and a signal may be negative: average signal and noise over steps before they are divided.
+    where the right-hand forms avoid cancellation. snr = signal / (noise / B), of this batch's gradient. A single
+    estimate is noisy, and signal may be negative: average signal and noise over steps before dividing them.
     """
 
     def check(self, config: RunConfig, processes: int) -> None:
@@ -45,7 +45,7 @@ class Noise(Group):
 
 
 def _half_gradients(moment: Moment, parameters: list[nn.Parameter]) -> list[list[Tensor]]:
-    """Gradients of the two halves of the step's batch, with dropout, in micro-batches as large as the run's."""
+    """Gradients of the two halves of the step's batch, with dropout, in micro-batches of the run's size."""
     windows_BT1 = torch.cat(list(moment.windows_BT1))
     batch, micro = len(windows_BT1), len(moment.windows_BT1[0])
     gpus = [windows_BT1.device] if windows_BT1.is_cuda else []

@@ -1,4 +1,4 @@
-"""How large matrices, effective matrices, multipliers and norm weights are."""
+"""Sizes of matrices, effective matrices, multipliers and norm weights."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from lit_mult.diagnostics.readings import Reading
 
 
 class Norms(Group):
-    """weight_rms, row_rms, column_rms, norm_rms; scalar_value and norm_value where there is one number; effective_rms.
+    """weight_rms, row_rms, column_rms, norm_rms; scalar_value and norm_value of scalars; effective_rms.
 
-    A tied head has the weight_rms of the embedding, and an effective_rms of its own.
+    A tied head has an effective_rms, but shares the embedding's weight_rms.
     """
 
     def state(self, moment: Moment) -> Iterator[Reading]:

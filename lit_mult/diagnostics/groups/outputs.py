@@ -1,4 +1,4 @@
-"""How large activations are on a fixed batch."""
+"""Sizes of activations on a fixed batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the norms of the rows and of the columns of a matrix are distributed."""
+"""Distribution of the row and column norms of matrices."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
 class Rows(Group):
-    """Distribution of the norms of rows and of columns of every effective matrix (arXiv:2601.04890 fig. 3).
+    """Row and column norms of every effective matrix (arXiv:2601.04890 fig. 3).
 
-    row_norm_mean and column_norm_mean are the mean over the matrix; row_norm_q0, q5, q25, q50, q75, q95 and q100 are
-    quantiles of the norms over that mean, and row_norm_log_std is the (population) standard deviation of their log.
+    row_norm_mean and column_norm_mean: mean over the matrix. row_norm_q0, q5, q25, q50, q75, q95 and q100: quantiles of
+    the norms over that mean. row_norm_log_std: (population) standard deviation of their logarithm.
     """
 
     def state(self, moment: Moment) -> Iterator[Reading]:

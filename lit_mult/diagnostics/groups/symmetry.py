@@ -1,7 +1,7 @@
 """Coordinates along which redundant multipliers can drift without changing the model (arXiv:2601.04890 sec. 4.1).
 
-A pair (a, b) that acts as a·b is unchanged by (sa, b/s); its coordinate log(|a|/|b|), RMS over RMS, moves along that
-symmetry alone. The residual stream before a norm, whose scale the norm takes out, is the other kind.
+A product a·b is unchanged by (sa, b/s), and the coordinate log(|a|/|b|) of RMS norms moves along this symmetry only.
+The other kind is the scale of the residual stream before a norm, which the norm removes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Symmetry(Group):
 
 
 def coordinates(model: Llama) -> Iterator[Reading]:
-    """log(|a|/|b|), natural, of every redundant pair that the placement has.
+    """log(|a|/|b|) (natural) of every redundant pair in the placement.
 
     | quantity                 | a                      | b                                                          |
     |--------------------------|------------------------|------------------------------------------------------------|
@@ -41,7 +41,7 @@ def coordinates(model: Llama) -> Iterator[Reading]:
     | log_norm/head            | final norm             | columns of the LM head                                     |
     | log_row/column           | rows of a matrix       | columns of the same matrix (and scalar/row, scalar/column) |
 
-    A scalar stands in where a matrix has no such vector. Fixed norms and absent multipliers have no coordinate.
+    A matrix without such a vector is represented by its scalar. Fixed norms and missing multipliers have no coordinate.
     """
     for layer, block in enumerate(model.layers):
         assert isinstance(block, Block)

@@ -1,4 +1,4 @@
-"""How far one step moves parameters and effective matrices."""
+"""Relative size of updates of parameters and effective matrices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lit_mult.diagnostics.readings import Reading
 
 
 class Updates(Group):
-    """RMS of the change over RMS before of every parameter (weight_update, row_update, ...) and effective matrix."""
+    """RMS of the change over the RMS before, of parameters (weight_update, row_update, ...) and effective matrices."""
 
     def __init__(self) -> None:
         self._before: dict[int, Tensor] = {}  # by the identity of the parameter

@@ -1,4 +1,4 @@
-"""Where cells run: one module an executor, found by its name, with a function `connect` (see `executor.Connect`)."""
+"""Executors: one module each, found by its name, with a function `connect` (see `executor.Connect`)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,12 @@ if TYPE_CHECKING:
 
 
 def names() -> list[str]:
-    """The executors there are; none is imported."""
+    """Names of all executors, without importing them."""
     return sorted(module.name for module in iter_modules(__path__))
 
 
 def load(name: str) -> Connect:
-    """Import an executor.
-
-    Raises:
-        UserError: there is none of that name.
-    """
+    """Import an executor. Raises: UserError for an unknown name."""
     if name not in names():
         raise UserError(f"--executor {name}: must be one of {', '.join(names())}")
     return cast("Connect", import_module(f"{__name__}.{name}").connect)

@@ -1,4 +1,4 @@
-"""Cells in this very process, one or one stack of them after the other."""
+"""Runs cells in this process, one stack after the other."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lit_mult.study.stack import run_jobs
 
 
 def connect(workers: int | None, cells: int, trainer: TrainerConfig, address: str | None) -> InProcessExecutor:
-    """The executor of this process; however many workers were asked for, it is one."""
+    """One worker, whatever `workers` is."""
     refuse_address(address)
     return InProcessExecutor(trainer)
 
 
 class InProcessExecutor:
-    """Runs jobs when it is polled; signals reach the run itself, which raises `Interrupted`."""
+    """Runs jobs in `poll`; the run handles signals itself and raises `Interrupted`."""
 
     workers = 1
 
@@ -36,7 +36,7 @@ class InProcessExecutor:
     def gpu_memory(self) -> int | None:
         return self._gpu_memory
 
-    @cached_property  # later torch holds on to the memory of what was trained
+    @cached_property  # measured once: later torch keeps memory of earlier jobs reserved
     def _gpu_memory(self) -> int | None:
         return memory_of(gpus_for(self._trainer), sharing=1)
 
@@ -51,7 +51,7 @@ class InProcessExecutor:
         errors: list[Exception] = []
 
         def post(cell: str, message: Message) -> bool:
-            """Hand a message over; an error of the sweep's own must not pass for one of training, but stops it."""
+            # An error of the sweep stops training; it must not count as a failure of the cell.
             try:
                 return not errors and handle(cell, message)
             except Exception as error:

@@ -1,4 +1,4 @@
-"""Cells in processes of this machine, which keep torch loaded and have each a share of its cores and GPUs."""
+"""Runs cells in processes of this machine, which keep torch loaded and share its cores and GPUs."""
 
 from __future__ import annotations
 
@@ -24,17 +24,13 @@ from lit_mult.study.stack import run_jobs
 
 
 def connect(workers: int | None, cells: int, trainer: TrainerConfig, address: str | None) -> ProcessExecutor:
-    """Start so many processes, by default one for each GPU (as many as a cell uses) or CPU core.
-
-    Raises:
-        UserError: a cell asks for more GPUs than there are.
-    """
+    """Start the workers; see `slots`. Raises: UserError when a cell needs more GPUs than there are."""
     refuse_address(address)
     return ProcessExecutor(slots(workers, cells, trainer))
 
 
 class ProcessExecutor:
-    """A process for each slot, started anew when it dies."""
+    """A process per slot, restarted when it dies."""
 
     def __init__(self, slots: list[Slot]) -> None:
         self._idle = [_Worker(slot) for slot in slots]
@@ -51,7 +47,7 @@ class ProcessExecutor:
     def gpu_memory(self) -> int | None:
         return self._gpu_memory
 
-    @cached_property  # later the workers take their share of what is free
+    @cached_property  # measured once: later the workers use part of it
     def _gpu_memory(self) -> int | None:
         workers = Counter(worker.slot.gpus for worker in [*self._idle, *self._busy.values()])
         return memory_of([gpus for gpus in workers if gpus is not None], sharing=max(workers.values()))
@@ -82,7 +78,7 @@ class ProcessExecutor:
         try:
             for worker in workers:
                 worker.join(max(0.0, deadline - time.monotonic()))
-        finally:  # a second Ctrl-C waits for nobody
+        finally:  # also after a second Ctrl-C
             for worker in workers:
                 worker.join(0.0)
 
@@ -95,11 +91,11 @@ class _Worker(Worker):
         self.slot = slot
         self.died = False
         context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, slot), daemon=True)
+        self.connection, child_connection = context.Pipe()
+        self.process = context.Process(target=_serve, args=(child_connection, slot), daemon=True)
         with _sigint_blocked():
             self.process.start()
-        theirs.close()  # so that the death of the process is the end of the pipe
+        child_connection.close()  # so that the pipe closes when the process dies
 
     def start(self, jobs: Sequence[Job]) -> None:
         self.cells = [job.id for job in jobs]
@@ -109,7 +105,7 @@ class _Worker(Worker):
         self._send(prune)
 
     def receive(self) -> list[tuple[str, Message]]:
-        """The next message with its cell, which must be there; the death of the process is one for each cell."""
+        """The next message with its cell; when the process has died, one message per running cell."""
         message: Message
         try:
             cell, message = self.connection.recv()
@@ -123,30 +119,30 @@ class _Worker(Worker):
         return [(cell, message)]
 
     def stop(self) -> None:
-        """Ask for the end: what is under way is checkpointed first.
+        """Ask the process to write a checkpoint and exit.
 
-        The closed pipe reaches a worker that missed the signal, as between two cells.
+        The closed pipe stops a worker that misses the signal, as between two cells.
         """
         if self.process.is_alive():
             self.process.terminate()
         self.connection.close()
 
     def join(self, timeout: float) -> None:
-        """Wait for the end, and enforce it after `timeout` seconds."""
+        """Wait for the process to exit, and kill it after `timeout` seconds."""
         self.process.join(timeout)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
 
-    def _send(self, what: Any) -> None:
-        with suppress(BrokenPipeError):  # dead already: `receive` will say so
-            self.connection.send(what)
+    def _send(self, message: Any) -> None:
+        with suppress(BrokenPipeError):  # the process is dead, which `receive` reports
+            self.connection.send(message)
 
 
 @contextmanager
 def _sigint_blocked() -> Iterator[None]:
-    """Processes started now never hear SIGINT: Ctrl-C reaches the whole group, but the parent decides what to stop."""
-    resource_tracker.ensure_running()  # starting it with the first process would lift the block
+    """Block SIGINT in processes started now: Ctrl-C reaches the whole group, but the parent decides what to stop."""
+    resource_tracker.ensure_running()  # starting it with the first process would unblock the signal
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -156,7 +152,7 @@ def _sigint_blocked() -> Iterator[None]:
 
 def _serve(connection: Connection, slot: Slot) -> None:
     requested = threading.Event()
-    signal.signal(signal.SIGTERM, lambda number, frame: requested.set())  # heard by the run at its first step
+    signal.signal(signal.SIGTERM, lambda number, frame: requested.set())  # until a run sets its own handler
     os.environ["OMP_NUM_THREADS"] = str(slot.threads)
     if slot.gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = slot.gpus
@@ -166,7 +162,7 @@ def _serve(connection: Connection, slot: Slot) -> None:
     torch.set_num_threads(slot.threads)
 
     def post(cell: str, message: Message) -> bool:
-        # A closed pipe means that the parent is gone or stopping; the signal that comes with it writes a checkpoint.
+        # A closed pipe means that the parent is gone or stopping; SIGTERM, which comes with it, writes a checkpoint.
         with suppress(OSError, EOFError):
             connection.send((cell, message))
             return isinstance(message, Evaluated) and bool(connection.recv())
@@ -178,7 +174,7 @@ def _serve(connection: Connection, slot: Slot) -> None:
 
 
 def _leave_with_parent() -> None:
-    """Stop as on request when the parent has died, and so write a checkpoint of a long cell at once."""
+    """When the parent has died, stop as on request, which writes a checkpoint."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

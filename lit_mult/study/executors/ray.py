@@ -1,7 +1,7 @@
-"""Cells on a Ray cluster, in actors that have a CPU core, or GPUs, of a node each.
+"""Runs cells on a Ray cluster, in actors that have one CPU core, or GPUs, of a node each.
 
-All nodes must have lit-mult installed and must see the results folder under the same path, on a shared file system. An
-actor holds the lease of its cell itself, so that an attempt ends with the process that makes it, wherever that is.
+All nodes need lit-mult installed and the results folder under the same path, on a shared file system. The actor holds
+the lease of its cell, so that an attempt ends with the process that makes it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Ready:
 
 
 _Message = tuple[str, Message] | _Ready
-"""What an actor sends: itself as ready, or a message with its cell."""
+"""What an actor sends: that it is ready, or a message with its cell."""
 
 
 def connect(workers: int | None, cells: int, trainer: TrainerConfig, address: str | None) -> RayExecutor:
@@ -49,12 +49,10 @@ def connect(workers: int | None, cells: int, trainer: TrainerConfig, address: st
 
 
 class RayExecutor:
-    """An actor for each cell, or stack, at once, replaced when it or its node dies.
+    """An actor per worker, replaced when it or its node dies. An actor that Ray has not placed yet is not free.
 
-    One that Ray has no room for yet is not free.
-
-    An actor can be asked for its next message while it runs a cell; that request fails when the actor dies, and its
-    answer is all that the driver waits for.
+    Each actor has one pending call of `receive`, which returns its next message and fails when the actor dies; the
+    driver waits for these calls only.
     """
 
     def __init__(self, workers: int | None, cells: int, trainer: TrainerConfig, address: str | None) -> None:
@@ -69,7 +67,7 @@ class RayExecutor:
         except UserError:
             self.close()
             raise
-        # One method that runs the cell, one that waits for its messages, and one more at a time.
+        # One thread for `run`, one for `receive`, and one for the other methods.
         self._on_gpus = gpus > 0
         self._actor = self._ray.remote(num_cpus=1, num_gpus=gpus, max_concurrency=3)(_Cells)
         for _ in range(max(1, min(workers or room, cells))):
@@ -84,7 +82,7 @@ class RayExecutor:
         return sum(worker.is_free for worker in self._workers.values())
 
     def gpu_memory(self) -> int | None:
-        """As the actors that have started so far have found it: the driver may have no GPU."""
+        """Reported by the actors that have started: the driver may have no GPU."""
         known = [memory for memory in self._gpu_memory if memory is not None]
         return min(known) if len(known) == len(self._gpu_memory) > 0 else None
 
@@ -94,8 +92,8 @@ class RayExecutor:
         worker.run = worker.actor.run.remote(jobs)
 
     def poll(self, timeout: float, handle: Handler) -> None:
-        there, _ = self._ray.wait(list(self._workers), timeout=timeout)
-        for reference in there:
+        ready, _ = self._ray.wait(list(self._workers), timeout=timeout)
+        for reference in ready:
             worker = self._workers.pop(reference)
             worker.deliver(self._receive(worker, reference), handle)
 
@@ -112,7 +110,7 @@ class RayExecutor:
             self._ray.shutdown()
 
     def _room(self, trainer: TrainerConfig) -> tuple[int, int]:
-        """GPUs that a cell has, and cells that the cluster has room for."""
+        """GPUs per cell, and number of cells that the cluster can run at once."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         gpus = [int(node.get("GPU", 0)) for node in nodes]
         if not any(gpus) or trainer.accelerator not in ("auto", "gpu", "cuda"):
@@ -127,14 +125,14 @@ class RayExecutor:
         self._workers[actor.receive.remote()] = _Worker(actor)
 
     def _receive(self, worker: _Worker, reference: Any) -> list[tuple[str, Message]]:
-        """The message that is there, with its cell; the death of the actor is one for each cell."""
+        """The message with its cell; when the actor has died, one message per running cell."""
         try:
             received: _Message = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
             died = isinstance(error, self._ray.exceptions.RayActorError) and not error.actor_init_failed
             if not (worker.ready or died):
                 raise UserError(f"--executor ray: a worker cannot be started ({_last_line(error)})") from None
-            self._ray.kill(worker.actor)  # it may be out of reach only
+            self._ray.kill(worker.actor)  # it may only be unreachable
             self._start()
             return worker.deaths(f"its worker on the cluster died, or its node was lost ({type(error).__name__})")
         self._workers[worker.actor.receive.remote()] = worker
@@ -147,15 +145,13 @@ class RayExecutor:
 
 
 class _Worker(Worker):
-    """An actor as the driver knows it."""
-
     def __init__(self, actor: Any) -> None:
         super().__init__()
         self.actor = actor
         self.ready = False
         """Has sent its first message."""
         self.run: Any = None
-        """Reference that is there when they are no longer under way."""
+        """Reference that becomes ready when the running cells have ended."""
 
     @property
     def is_free(self) -> bool:
@@ -166,32 +162,32 @@ class _Worker(Worker):
 
 
 class _Cells:
-    """The actor: runs one cell, or one stack of them, after the other.
+    """The actor: runs one stack after the other.
 
-    Its methods run in threads, `run` beside the others. So no signal writes a checkpoint here: Ray has a handler of its
-    own, and Python's reach the main thread alone.
+    Its methods run in threads. So a signal cannot stop a run here: Ray has its own handler, and Python delivers signals
+    to the main thread only.
     """
 
     def __init__(self, folder: str, on_gpus: bool) -> None:
         import torch
 
-        import lit_mult.training.run  # noqa: F401 - takes a while, and would fail here where something is missing
+        import lit_mult.training.run  # noqa: F401 - slow, and fails here if a package is missing
 
         torch.set_num_threads(1)  # in all threads
         self._messages: SimpleQueue[_Message] = SimpleQueue()
         self._answers: SimpleQueue[bool] = SimpleQueue()
         self._stopping = threading.Event()
-        with suppress(OSError):  # a relative path in a config is meant from where the sweep was started
+        with suppress(OSError):  # relative paths in a config start at the sweep's working directory
             os.chdir(folder)
         self._messages.put(_Ready(free_gpu_memory() if on_gpus else None))
 
     def run(self, jobs: Sequence[Job]) -> None:
         try:
             run_jobs(jobs, self._post, self._stopping.is_set)
-        except Interrupted:  # stopping, when nobody listens any more
+        except Interrupted:  # the driver has stopped listening
             pass
-        except BaseException:  # in a thread it would end nothing, and the driver would wait forever
-            traceback.print_exc()  # to be found in the logs of Ray
+        except BaseException:  # would only end this thread, and the driver would wait forever
+            traceback.print_exc()  # goes to Ray's logs
             os._exit(1)
 
     def receive(self) -> _Message:
@@ -202,7 +198,7 @@ class _Cells:
 
     def stop(self) -> None:
         self._stopping.set()
-        self._answers.put(False)  # nobody else answers any more
+        self._answers.put(False)  # the driver no longer answers
 
     def _post(self, cell: str, message: Message) -> bool:
         self._messages.put((cell, message))
@@ -210,8 +206,8 @@ class _Cells:
 
 
 def _import_ray(address: str | None) -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-    if not address:  # despite its name this keeps Ray on Linux to 127.0.0.1, too: a cluster runs whatever it is sent
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not address:  # despite its name this binds Ray to 127.0.0.1 on Linux too: a cluster runs any code it receives
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray
@@ -222,7 +218,7 @@ def _import_ray(address: str | None) -> Any:
 
 def _connect(ray: Any, address: str | None, cpus: int) -> None:
     options: dict[str, Any] = {"address": address}
-    if not address:  # "local": None would take a cluster that the environment names
+    if not address:  # None would connect to a cluster that the environment names
         options = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     previous = signal.getsignal(signal.SIGTERM)
     try:
@@ -233,17 +229,17 @@ def _connect(ray: Any, address: str | None, cpus: int) -> None:
         what = f"--address {address}: cannot connect to" if address else "--executor ray: cannot start"
         raise UserError(f"{what} a Ray cluster ({_last_line(error)})") from None
     finally:
-        if threading.current_thread() is threading.main_thread():  # where Ray has set a handler of its own
+        if threading.current_thread() is threading.main_thread():  # Ray has replaced the handler
             signal.signal(signal.SIGTERM, previous)
 
 
 def _reach(address: str) -> None:
-    """Fail soon where nobody listens: Ray would try for a quarter of an hour."""
-    place = urlsplit(address if "://" in address else f"//{address}")
-    if place.hostname and place.port:
-        socket.create_connection((place.hostname, place.port), timeout=10).close()
+    """Fail fast at a closed port: Ray would retry for 15 minutes."""
+    url = urlsplit(address if "://" in address else f"//{address}")
+    if url.hostname and url.port:
+        socket.create_connection((url.hostname, url.port), timeout=10).close()
 
 
 def _last_line(error: Exception) -> str:
-    """What an error comes down to; Ray puts a traceback before it."""
+    """The message of an error, before which Ray puts a traceback."""
     return str(error).strip().rpartition("\n")[2] or type(error).__name__
