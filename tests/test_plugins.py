@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 
 SPEC = """
+from dataclasses import replace
+
 from lit_mult.registry.contracts import Kind
 from lit_mult.registry.contracts import OptimizerSpec
 from lit_mult.registry.roles import HIDDEN_ROLES
 
 SIGN = OptimizerSpec("sign", "Sign descent", "signs of gradients", trains=HIDDEN_ROLES, build="tiny_plugin.update:Sign")
+SCALED = replace(SIGN, name="scaled", width_factor=lambda matrix, base: base.d_in / matrix.d_in)
 WRONG = "no entry at all"
 EXP = Kind(
     "exponential", "exponential multipliers", "W exp(row)", axes=lambda table: table & {"row"}, forward="unused",
@@ -35,6 +38,7 @@ class Sign(torch.optim.Optimizer):
     def step(self, closure=None):
         for group in self.param_groups:
             for parameter in group["params"]:
+                parameter *= 1 - group["lr"] * group["weight_decay"]
                 parameter -= 0.1 * group["lr"] * parameter.grad.sign()
 
 
@@ -73,7 +77,13 @@ class Installed:
         return self(f"{command} {RUN} --data.corpus {self.text} {options}")
 
 
-OWN = "[lit_mult.optimizers]\nsign = tiny_plugin:SIGN\n[lit_mult.kinds]\nexponential = tiny_plugin:EXP\n"
+OWN = """
+[lit_mult.optimizers]
+sign = tiny_plugin:SIGN
+scaled = tiny_plugin:SCALED
+[lit_mult.kinds]
+exponential = tiny_plugin:EXP
+"""
 
 
 @pytest.fixture
@@ -95,7 +105,7 @@ def test_a_run_with_both(installed: Installed, tmp_path: Path) -> None:
     assert record["parameters"]["multipliers"] == 256 + 4 * 16 + 2 * 44 + 16  # rows of the full placement
     assert record["final_loss"] < record["initial_loss"]
     help_text = installed("parameters --help").stdout
-    assert "--optimizer {adamw,muon,hyperball,muon-hyperball,sign}" in help_text
+    assert "--optimizer {adamw,muon,hyperball,muon-hyperball,sign,scaled}" in help_text
     assert "weight_norm,exponential}" in help_text
     assert "| adamw" not in installed.run("parameters", STANDARD).stderr
 
@@ -105,6 +115,11 @@ def test_a_run_with_both(installed: Installed, tmp_path: Path) -> None:
     [
         ("parameters", "--optimizer sign", "'sign': has no width factor, which parametrization.rule = mup needs"),
         ("coord-check", f"{STANDARD} --parametrization.rule mup", "has no width factor"),
+        (
+            "coord-check",
+            "--optimizer scaled --widths 16,24,32 --steps 1 --seeds 1",
+            "'scaled': has no width exponent, which the coordinate check needs",
+        ),
         ("fit", f"{STANDARD} --train.diagnostics '[brownian]'", "'sign': has no noise reference, which the Brownian"),
     ],
 )
