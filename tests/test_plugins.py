@@ -22,7 +22,7 @@ SCALED = replace(SIGN, name="scaled", width_factor=lambda matrix, base: base.d_i
 WRONG = "no entry at all"
 EXP = Kind(
     "exponential", "exponential multipliers", "W exp(row)", axes=lambda table: table & {"row"}, forward="unused",
-    formula="tiny_plugin.update:EXPONENTIAL", start=lambda axis, shape, init_std: 0.0,
+    formula="tiny_plugin.update:EXPONENTIAL", start=lambda axis, shape, init_std: 0.0, is_product=False,
 )
 """
 UPDATE = """
@@ -120,6 +120,12 @@ def test_a_run_with_both(installed: Installed, tmp_path: Path) -> None:
             "--optimizer scaled --widths 16,24,32 --steps 1 --seeds 1",
             "'scaled': has no width exponent, which the coordinate check needs",
         ),
+        (
+            "lint-placement",
+            "--multipliers exponential",
+            "is no product of multipliers and matrix, which",
+        ),
+        ("fit", "--multipliers exponential --train.diagnostics [symmetry]", "is no product of multipliers and matrix"),
         ("fit", f"{STANDARD} --train.diagnostics '[brownian]'", "'sign': has no noise reference, which the Brownian"),
     ],
 )

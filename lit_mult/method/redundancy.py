@@ -16,6 +16,7 @@ import numpy as np
 from lit_mult.config import PlacementConfig, RunConfig
 from lit_mult.method.placement import place
 from lit_mult.method.symmetry import Factor, Floats, Index, Piece, Solution
+from lit_mult.registry.kinds import check_redundancies
 from lit_mult.registry.roles import Role
 
 
@@ -96,8 +97,9 @@ def redundancies(config: RunConfig, vocab_size: int) -> list[Redundancy]:
     Their directions are a basis: the sum of `freedom` is the dimension of the null space.
 
     Raises:
-        UserError: a placement override is not usable.
+        UserError: a placement override is not usable, or the kind of multipliers is no product.
     """
+    check_redundancies(config.multipliers, "lint-placement")
     roles = config.model.matrix_roles()
     axes = place(config.multipliers, config.placement, roles)
     sizes = _sizes(config, vocab_size)

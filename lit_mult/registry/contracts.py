@@ -33,12 +33,13 @@ ROW_COLUMN: Axes = frozenset({Axis.ROW, Axis.COLUMN})
 class Kind:
     """A choice of `multipliers` for weight matrices W (d_out, d_in).
 
-    A kind uses some of three multipliers, which act on the effective matrix as a product:
+    A kind uses some of three multipliers, which usually act on the effective matrix as a product:
 
         W_eff[i,j] = constant * scalar * row[i] * W'[i,j] * column[j]
 
-    W' is W, transformed by the kind's formula. So shapes, redundancies (`method.symmetry`) and merging (W_eff in place
-    of W) are the same for all kinds; a kind defines its multipliers, their initial values and the formula.
+    W' is W, transformed by the kind's formula. Shapes and merging (W_eff in place of W) are the same for all kinds,
+    redundancies (`method.symmetry`) for all products; a kind defines its multipliers, their initial values and the
+    formula.
     """
 
     name: str
@@ -56,6 +57,8 @@ class Kind:
     start: Callable[[Axis, Shape, float], float] = lambda axis, shape, init_std: 1.0
     """(axis, shape, init std of W) -> initial value of the multiplier for W_eff = W; its expectation if that depends on
     the weights."""
+    is_product: bool = True
+    """Whether W_eff is that product. Redundancies of other kinds are unsupported."""
 
     @property
     def is_learnable(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from lit_mult.errors import ConfigError
 from lit_mult.registry import with_plugins
 from lit_mult.registry.contracts import NONE, ROW, SCALAR, Axes, Axis, Kind
 from lit_mult.registry.roles import Shape
@@ -49,3 +50,9 @@ KINDS: Final = with_plugins(
     "lit_mult.kinds",
 )
 """Name -> kind; the order is that of arms in tables and figures."""
+
+
+def check_redundancies(kind: str, feature: str) -> None:
+    """Raises: ConfigError when the redundancies of a kind, which a feature needs, are unknown."""
+    if not KINDS[kind].is_product:
+        raise ConfigError("multipliers", kind, f"is no product of multipliers and matrix, which {feature} needs")

@@ -12,16 +12,21 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from lit_mult.config import RunConfig
 from lit_mult.diagnostics.group import Group, Moment
 from lit_mult.diagnostics.parts import device_rms, matrices
 from lit_mult.diagnostics.readings import Reading
 from lit_mult.nn.llama import Block, Llama, RMSNorm
 from lit_mult.nn.multipliers import MultipliedMatrix
 from lit_mult.registry.contracts import Axis
+from lit_mult.registry.kinds import check_redundancies
 
 
 class Symmetry(Group):
     """residual_rms of the embedding and of every block, and `coordinates`."""
+
+    def check(self, config: RunConfig, processes: int) -> None:
+        check_redundancies(config.multipliers, "train.diagnostics symmetry")
 
     def state(self, moment: Moment) -> Iterator[Reading]:
         yield from (reading for reading in moment.outputs if reading.quantity == "residual_rms")
