@@ -32,7 +32,7 @@ from lit_mult.optim.noise import Autocorrelation, NoiseReference
 from lit_mult.optim.schedules import schedule_factor
 from lit_mult.registry import load
 from lit_mult.registry.contracts import Axis
-from lit_mult.registry.optimizers import OPTIMIZERS, trained_by, unsupported
+from lit_mult.registry.optimizers import OPTIMIZERS, optimizers_of, unsupported
 from lit_mult.registry.roles import MATRIX_ROLES, Role, Shape
 
 MAX_DIM = 256
@@ -182,7 +182,7 @@ def _joined(parameters: list[nn.Parameter]) -> Tensor:
 
 def check_noise_references(optimizer: str) -> None:
     """Raises: ConfigError when an optimizer in a run of this one has no noise reference."""
-    for name in sorted({trained_by(role, optimizer) for role in Role}):
+    for name in optimizers_of(optimizer):
         _noise(name)
 
 

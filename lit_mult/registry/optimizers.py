@@ -112,9 +112,14 @@ def trained_by(role: Role, optimizer: str) -> str:
     return optimizer if role in spec.trains else spec.others.get(role, "adamw")
 
 
+def optimizers_of(optimizer: str) -> list[str]:
+    """All optimizers that a run of this one uses, in order of their names."""
+    return sorted({trained_by(role, optimizer) for role in Role})
+
+
 def check_stacked_form(optimizer: str) -> None:
     """Raises: ConfigError when runs with this optimizer cannot be stacked."""
-    for name in sorted({trained_by(role, optimizer) for role in Role}):
+    for name in optimizers_of(optimizer):
         if OPTIMIZERS[name].stacked is None:
             raise unsupported(name, "stacked form", "training runs together")
 

@@ -8,9 +8,8 @@ from collections.abc import Iterable
 from typing import Final
 
 from lit_mult.config import RunConfig, flatten
-from lit_mult.errors import ConfigError
 from lit_mult.method.placement import place
-from lit_mult.registry.optimizers import check_stacked_form
+from lit_mult.registry.optimizers import OPTIMIZERS, optimizers_of
 
 MEMBER_FIELDS: Final = (
     "seed",
@@ -44,10 +43,6 @@ def stack_key(config: RunConfig) -> str | None:
     Raises:
         ConfigError: an override of the placement is not usable.
     """
-    try:
-        check_stacked_form(config.optimizer)
-    except ConfigError:
-        return None
     if not _can_be_stacked(config):
         return None
     fields = flatten(config.to_dict())
@@ -75,6 +70,7 @@ def _can_be_stacked(config: RunConfig) -> bool:
         or trainer.tensorboard
         or trainer.extra
         or trainer.precision.startswith("16")  # the gradient scaler skips a step of all members if one overflows
+        or any(OPTIMIZERS[name].stacked is None for name in optimizers_of(config.optimizer))
     )
 
 
