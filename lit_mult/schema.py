@@ -29,11 +29,36 @@ SCHEMA_VERSION: Final = 1
 NEUTRAL: Final = ParametrizationConfig().preset
 """The preset in which every multiplier is 1: untuned."""
 PRESET: Final = "parametrization.preset"
+WIDTH: Final = "model.d_model"
+Measure = Literal["best_loss", "sensitivity", "mean_loss"]
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Question(_Section):
+    """A comparison that a study declares before it runs; the p values of all of its questions are corrected together.
+
+    A factor that neither side fixes and `over` does not name makes a question of each of its values.
+    """
+
+    of: dict[str, Any]
+    """What is asked about: factor -> value, with `arm` for the arm; a bare name is an arm."""
+    against: dict[str, Any]
+    """What it is compared with, at equal values of all other factors, and equal seeds."""
+    measure: Measure = "best_loss"
+    """best_loss: at the best rate. sensitivity: to the learning rate. mean_loss: over the learning rates."""
+    over: list[str] = [WIDTH]
+    """Factors over whose values a seed's difference is averaged."""
+    margin: float = Field(0.01, gt=0)
+    """Nats per token: an interval within -margin to margin shows that the sides are equivalent."""
+
+    @field_validator("of", "against", mode="before")
+    @classmethod
+    def _from_arm(cls, side: Any) -> Any:
+        return {"arm": side} if isinstance(side, str) else side
 
 
 class CellInfo(_Section):
@@ -53,6 +78,8 @@ class CellInfo(_Section):
     """Value of each nuisance factor, by dotted config field (`optim.lr: 0.01`)."""
     added: bool = False
     """Not of the planned grid: added because the optimum lay at an edge of it."""
+    refines: bool = False
+    """A further seed at the rates around the optimum, to narrow the interval of a declared question."""
 
 
 class _Record(_Section):
@@ -274,6 +301,7 @@ class StudyPlan(_PlanPart):
     arms: dict[str, _Overrides] = Field({}, validation_alias=AliasPath("spec", "arms"))
     """Arm -> dotted config field -> value, always including the preset."""
     presets: dict[str, _TunedPreset] = Field({}, validation_alias=AliasPath("spec", "presets"))
+    questions: list[Question] = Field([], validation_alias=AliasPath("spec", "questions"))
 
     @field_validator("arms")
     @classmethod

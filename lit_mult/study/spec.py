@@ -20,7 +20,7 @@ from lit_mult.errors import ConfigError
 from lit_mult.method.presets import Preset, apply_preset
 from lit_mult.method.search_space import neutral, search_space
 from lit_mult.registry.kinds import KINDS
-from lit_mult.schema import CellInfo
+from lit_mult.schema import WIDTH, CellInfo, Question
 from lit_mult.study.grids import Distribution, Grid, Part, grid_values
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
@@ -67,6 +67,8 @@ class StudySpec(Part):
     """Scientific factor (dotted config field) -> its values."""
     nuisance: dict[str, Grid] = Field(default_factory=dict)
     """Nuisance factor (dotted config field) -> a grid (list or log2) or a distribution."""
+    questions: list[Question] = Field(default_factory=list)
+    """What the study asks: comparisons whose p values are corrected together. All others are exploratory."""
     seeds: list[int] = Field(min_length=1)
     """Each cell's `seed`; arms share it, hence the initial matrices and the order of the data."""
     budget: Budget
@@ -114,7 +116,23 @@ class StudySpec(Part):
             if isinstance(grid, Distribution) and self.sampler == "grid":
                 raise ConfigError(f"nuisance.{name}", "a distribution", "needs a list, or sampler: random or tpe")
         self._check_search()
+        for index, question in enumerate(self.questions):
+            self._check_question(f"questions.{index}", question)
         return self
+
+    def _check_question(self, field: str, question: Question) -> None:
+        values = {**self.factors, "arm": list(self.arms)}
+        for side in ("of", "against"):
+            for name, value in getattr(question, side).items():
+                if name not in values:
+                    raise ConfigError(f"{field}.{side}.{name}", value, f"must be one of {', '.join(values)}")
+                if value not in values[name]:
+                    raise ConfigError(f"{field}.{side}.{name}", value, f"must be one of {values[name]}")
+        if question.of == question.against:
+            raise ConfigError(f"{field}.against", question.against, "must differ from `of`")
+        for name in question.over:
+            if name not in self.factors and name != WIDTH:
+                raise ConfigError(f"{field}.over", name, f"must be one of {', '.join(self.factors)}")
 
     def _check_search(self) -> None:
         is_grid = self.sampler == "grid"
