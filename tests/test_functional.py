@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_mult.nn.functional import pair_rotary_rows, rms_norm, rotary_table, rotate_qkv, swiglu
+from lit_mult.nn.functional import cross_entropy_and_log_z, pair_rotary_rows, rms_norm, rotary_table, rotate_qkv, swiglu
 from lit_mult.stacked import model as stacked
 
 B, T, K = 2, 5, 6
@@ -202,3 +202,17 @@ def test_low_precision_keeps_the_dtype_and_stays_near_float64(dtype: torch.dtype
         for mine, theirs in zip((*outs, *got), (*wanted, *want), strict=True):
             assert mine.dtype == dtype
             torch.testing.assert_close(mine.double(), theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_cross_entropy_and_log_z() -> None:
+    targets = torch.tensor([0, 3, 1, 3, 4, 0])
+
+    def textbook(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.nn.functional.cross_entropy(logits_NV, targets, reduction="none"), logits_NV.logsumexp(-1)
+
+    def row(values: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        return tuple(value_N[None] for value_N in values)
+
+    assert_same_values_and_gradients(
+        lambda x: row(cross_entropy_and_log_z(x, targets)), lambda x: row(textbook(x)), 8 * normal(6, 5)
+    )

@@ -5,7 +5,8 @@ doubles it: each slice of a joint projection gets a zero-padded gradient, and th
 function with autograd on the textbook formula. Under torch.compile the textbook formula is used: the compiler fuses
 passes itself, and does not support complex numbers.
 
-Shapes in names: N rows, B batch, T time, D width, H query heads, G key/value heads, K head size, F hidden.
+Shapes in names: N rows, B batch, T time, D width, H query heads, G key/value heads, K head size, F hidden,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -119,6 +120,23 @@ class RMSNormFunction(torch.autograd.Function):
         return grad_x, grad_weight, None
 
 
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
+        log_p_NV = F.log_softmax(logits_NV, -1)
+        ctx.save_for_backward(log_p_NV, target_N)
+        at_target_N1 = target_N[:, None]
+        loss_N = -log_p_NV.gather(-1, at_target_N1).squeeze(-1)
+        return loss_N, logits_NV.gather(-1, at_target_N1).squeeze(-1) + loss_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss_N: Tensor, grad_log_z_N: Tensor) -> tuple[Tensor, None]:
+        log_p_NV, target_N = ctx.saved_tensors
+        grad_NV = log_p_NV.exp().mul_((grad_loss_N + grad_log_z_N)[:, None])
+        return grad_NV.scatter_add_(-1, target_N[:, None], -grad_loss_N[:, None]), None
+
+
 def rotate_qkv(qkv_BTNK: Tensor, rotation_TK2: Tensor, n_heads: int, n_kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Split a joint projection (B, T, H+2G, K), rotary rows paired, into rotated queries and keys, and values.
 
@@ -149,3 +167,11 @@ def rms_norm(x_BTD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         return (rows_ND * torch.rsqrt(rows_ND.square().mean(-1, keepdim=True) + eps) * weight_D).view_as(x_BTD)
     out: Tensor = RMSNormFunction.apply(rows_ND, weight_D, eps)  # type: ignore[no-untyped-call]
     return out.view_as(x_BTD)
+
+
+def cross_entropy_and_log_z(logits_NV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy (N,) of float32 logits in nats, and the log of their softmax normalizer (N,), from one softmax."""
+    if torch.compiler.is_compiling():
+        return F.cross_entropy(logits_NV, target_N, reduction="none"), logits_NV.logsumexp(-1)
+    loss_N, log_z_N = _CrossEntropy.apply(logits_NV, target_N)  # type: ignore[no-untyped-call]
+    return loss_N, log_z_N

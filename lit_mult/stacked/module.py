@@ -23,6 +23,7 @@ from lit_mult.config import RunConfig
 from lit_mult.data.batches import TrainWindows, Windows
 from lit_mult.data.cache import TokenizedCorpus
 from lit_mult.data.module import TextDataModule
+from lit_mult.nn.functional import cross_entropy_and_log_z
 from lit_mult.nn.llama import Llama
 from lit_mult.optim.hybrid import HybridOptimizer
 from lit_mult.stacked.model import member_state, stack
@@ -51,11 +52,13 @@ def stacked_objective(model: Llama, window_NT1: Tensor, z_loss_M: Tensor | None,
     Training differentiates the sum over members: they share no parameters, so each gets the gradient of its loss.
     """
     logits_NTV = model(window_NT1[:, :-1]).float()
-    loss_N = F.cross_entropy(logits_NTV.flatten(0, 1), window_NT1[:, 1:].flatten(), reduction="none")
-    cross_entropy_M = loss_N.view(members, -1).mean(1)
+    logits_RV, target_R = logits_NTV.flatten(0, 1), window_NT1[:, 1:].flatten()
     if z_loss_M is None:
+        cross_entropy_M = F.cross_entropy(logits_RV, target_R, reduction="none").view(members, -1).mean(1)
         return cross_entropy_M, cross_entropy_M
-    return cross_entropy_M + z_loss_M * logits_NTV.logsumexp(-1).square().view(members, -1).mean(1), cross_entropy_M
+    loss_R, log_z_R = cross_entropy_and_log_z(logits_RV, target_R)
+    cross_entropy_M = loss_R.view(members, -1).mean(1)
+    return cross_entropy_M + z_loss_M * log_z_R.square().view(members, -1).mean(1), cross_entropy_M
 
 
 class _MemberMeans(Metric):

@@ -16,6 +16,7 @@ from torchmetrics import MeanMetric
 
 from lit_mult.config import RunConfig
 from lit_mult.method.plan import plan_run
+from lit_mult.nn.functional import cross_entropy_and_log_z
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.optim.clipping import clip_gradients, gradient_norm
@@ -39,11 +40,13 @@ def predict(model: Llama, window_BT1: Tensor) -> tuple[Tensor, Tensor]:
 
 def objective(model: Llama, window_BT1: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
     """Training loss () with z-loss, and mean cross-entropy () without it; nats per token."""
-    logits_BTV, cross_entropy = predict(model, window_BT1)
     if not z_loss:
+        _, cross_entropy = predict(model, window_BT1)
         return cross_entropy, cross_entropy
+    logits_BTV = model(window_BT1[:, :-1]).float()
+    loss_N, log_z_N = cross_entropy_and_log_z(logits_BTV.flatten(0, 1), window_BT1[:, 1:].flatten())
     # arXiv:2204.02311 sec. 5: keeps the softmax normalizer near 1.
-    return cross_entropy + z_loss * logits_BTV.logsumexp(-1).square().mean(), cross_entropy
+    return (loss := loss_N.mean()) + z_loss * log_z_N.square().mean(), loss
 
 
 def compiled(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
