@@ -39,6 +39,7 @@ def write_run(
     nuisance: dict[str, Any] | None = None,
     sampler: str = "grid",
     added: bool = False,
+    refines: bool = False,
     **changes: Any,
 ) -> Path:
     """Write one record of a study; loss None: diverged, or pruned with `status="pruned"`."""
@@ -47,6 +48,7 @@ def write_run(
     config = RunConfig(multipliers=ARM_KINDS[arm]).with_overrides(factors | nuisance)
     cell = cell or f"{arm}-{optimizer}-{width}-{lr:g}-{seed}"
     where = {"arm": arm, "sampler": sampler, "factors": factors, "nuisance": nuisance, "added": added}
+    where["refines"] = refines
     path = folder / "records" / f"{cell}.json"
     make_record(config, loss, **{"cell": CellInfo(study="demo", cell=cell, **where), **changes}).write(path)
     return path

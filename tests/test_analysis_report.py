@@ -65,16 +65,24 @@ def test_the_report_ranks_by_intervals(tmp_path: Path) -> None:
     small_study(tmp_path, seeds=2)
     report = write_report(tmp_path)
     page = report.paths[-1].read_text()
-    assert (
-        "Best loss, vectors - muP (AdamW, all widths, 2 seeds): -0.1000, [-0.1000, -0.1000]: **vectors is better**"
-        in page
-    )
-    assert "weak evidence" in page
-    assert "Best loss, Muon - AdamW (muP, all widths, 2 seeds): +0.0000, [0.0000, 0.0000]: no difference shown." in page
-    assert report.warnings == (
-        "8 of 48 runs diverged; they count as their initial loss in the sensitivity",
-        "2 seeds: intervals over fewer than 5 are too narrow (see How to read it)",
-    )
+    assert "Best loss, vectors - muP (AdamW, all widths, 2 seeds): -0.1000, [-0.1000, -0.1000]: vectors lower." in page
+    assert "Best loss, Muon - AdamW (muP, all widths, 2 seeds): +0.0000, [0.0000, 0.0000]: no difference shown" in page
+    assert "Lr sensitivity, Muon - AdamW (muP, all widths, 2 seeds): +0.0000, [0.0000, 0.0000]: not compared" in page
+    assert "Answers to the declared questions" not in page
+    assert report.warnings == ("8 of 48 runs diverged; they count as their initial loss in the sensitivity",)
+
+
+def test_declared_questions_are_answered_first(tmp_path: Path) -> None:
+    small_study(tmp_path, seeds=2)
+    plan = json.loads((tmp_path / "study.json").read_text())
+    plan["spec"] = {"questions": [{"of": "vectors", "against": "muP"}], "arms": {"muP": {}, "vectors": {}}}
+    (tmp_path / "study.json").write_text(json.dumps(plan))
+    report = write_report(tmp_path)
+    answers = report.paths[-1].read_text().split("## ")[1]
+    assert answers.startswith("Answers to the declared questions")
+    asked = "vectors - muP (optimizer adamw, width 32, 64, 2 seeds): -0.1000 [-0.1000, -0.1000]"
+    assert f"- **vectors lower** than muP: best loss, {asked}, p < 0.0001 after Holm's correction." in answers
+    assert "| vectors - muP | best loss | optimizer muon, width 32, 64 | 2 | -0.1000 |" in report.paths[-1].read_text()
 
 
 def test_one_seed_ranks_nothing(tmp_path: Path) -> None:
@@ -113,7 +121,7 @@ def test_what_stands_against_the_results_is_said(tmp_path: Path) -> None:
     warnings = "\n".join(write_report(tmp_path).warnings)
     for expected in (
         "5 of 7 planned runs",
-        "optimum at the edge of the learning rates, so it may lie outside: muP · AdamW, d = 64, seed 0",
+        "best rate at the edge of the learning rates, so a better one may lie outside: muP · AdamW, d = 64, seed 0",
         "incomplete, no sensitivity (2 of 4 runs): muP · AdamW, d = 64, seed 1",
         "unequal corpora between runs to compare (AdamW): abc, xyz",
         "unequal token budgets",
@@ -222,7 +230,7 @@ def test_a_study_with_a_tuned_preset_reports_what_it_cost(tmp_path: Path) -> Non
     assert reached in cost
     assert "**the tuned preset beats the default preset by 0.2000, more than the seed noise**" in cost
     assert (
-        "| muP-tuned · AdamW | 64 | 3 | 1.7460 | [1.7360, 1.7560] | 3.1e7 | 9.4e7 | 1.0e8 | 1.9e8 | 6.2e4 | 46 |"
+        "| muP-tuned · AdamW | 64 | 3 | 1.7460 | [1.7212, 1.7708] | 3.1e7 | 9.4e7 | 1.0e8 | 1.9e8 | 6.2e4 | 46 |"
         in page
     )
     for of, against in (("muP-tuned", "muP"), ("vectors", "muP"), ("vectors", "muP-tuned")):

@@ -15,8 +15,8 @@ from record_data import INITIAL_LOSS
 from test_analysis_frame import write_run
 
 from lit_mult.analysis import sensitivity as s
-from lit_mult.analysis.bootstrap import slope_interval
 from lit_mult.analysis.frame import load_records
+from lit_mult.analysis.seeds import holm, p_value, t_quantile
 
 LRS = [2**-8, 2**-6, 2**-4]
 NAN = float("nan")
@@ -109,41 +109,19 @@ def test_lengths_must_agree() -> None:
         s.interpolated_optimum([1, 2], [1, 2, 3])
 
 
-def test_bootstrap_is_deterministic_and_needs_two_values() -> None:
-    values = np.sqrt(np.arange(9.0))
-    assert s.bootstrap_interval(values) == s.bootstrap_interval(values)
-    assert s.bootstrap_interval(values) != s.bootstrap_interval(values, seed=1)
-    assert all(map(math.isnan, s.bootstrap_interval([1.0])))
-    assert all(map(math.isnan, s.bootstrap_interval([])))
-    assert all(map(math.isnan, s.bootstrap_interval([1.0, 2.0], clusters=[7, 7])))  # two widths of one seed
-    # Two values: a quarter of the draws is all-low, a quarter all-high, so the 2.5 % points are the values.
-    assert s.bootstrap_interval([1.0, 3.0]) == (1.0, 3.0)
-    # Clusters {1, 3} and {5}: the draws have means 2, (1 + 3 + 5) / 3 = 3 and 5.
-    assert s.bootstrap_interval([1.0, 3.0, 5.0], clusters=[0, 0, 1]) == (2.0, 5.0)
+def test_holm_by_hand() -> None:
+    # In order: 0.01 * 4 = 0.04, 0.02 * 3 = 0.06, 0.022 * 2 = 0.044 -> 0.06 (never below the one before), 0.5 * 1.
+    assert holm([0.5, 0.01, NAN, 0.022, 0.02]).tolist() == pytest.approx([0.5, 0.04, NAN, 0.06, 0.06], nan_ok=True)
+    assert holm([0.9, 0.8]).tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("clusters", [[0, 1, 2, 3, 4, 5], [0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 2, 2]])
-def test_bootstrap_is_that_of_a_loop_to_the_last_digit(clusters: list[int]) -> None:
-    values, seed, draws = [0.1, 0.7, 0.2, 0.9, 0.4, 0.3], 3, 50
-    sums = [
-        sum(v for v, c in zip(values, clusters, strict=True) if c == cluster) for cluster in range(max(clusters) + 1)
-    ]
-    means = []
-    for picks in np.random.default_rng(seed).integers(0, len(sums), (draws, len(sums))):
-        total, count = 0.0, 0
-        for pick in picks:  # one after the other: the order decides the last digit
-            total, count = total + sums[pick], count + clusters.count(pick)
-        means.append(total / count)
-    expected = tuple(np.quantile(means, [0.025, 0.975]))
-    assert s.bootstrap_interval(values, clusters, draws=draws, seed=seed) == expected
-
-
-def test_a_slope_is_least_squares() -> None:
-    x, y = [5.0, 6.0, 7.0, 5.0, 6.0, 7.0], [1.0, 4.0, 3.0, 0.0, 2.0, 5.0]
-    slope, low, high = slope_interval(x, y, [0, 0, 0, 1, 1, 1])
-    # By hand: x - 6 = -1 0 1; seed slopes (3-1)/2 = 1 and (5-0)/2 = 2.5; together their mean.
-    assert slope == pytest.approx(1.75)
-    assert (low, high) == pytest.approx((1.0, 2.5))
+def test_p_value_is_that_of_the_interval() -> None:
+    # t = 1 / sqrt(1 / 3) = sqrt(3) with 2 degrees of freedom: p = 1 - sqrt(3 / (3 + 2)) = 0.2254.
+    assert p_value([0.0, 1.0, 2.0]) == pytest.approx(1 - math.sqrt(0.6), abs=1e-12)
+    assert p_value([0.0, 0.0]) == 1  # two names of one arm
+    assert p_value([1.0, 1.0]) == 0
+    assert math.isnan(p_value([1.0]))
+    assert math.isnan(p_value([1.0, NAN]))
 
 
 def sweep(folder: Path, arm: str, losses: Sequence[float | None], lrs: Sequence[float] = LRS, **where: object) -> None:
@@ -201,7 +179,7 @@ def test_paired_differences_by_hand(tmp_path: Path) -> None:
     # Best losses, seeds 0 and 1, and an unpaired seed 2 that must not count:
     #   width 32: muP 2.0 2.2 1.0, vectors 1.9 2.3      -> -0.1 +0.1, mean 0
     #   width 64: muP 1.8 1.9,     vectors 1.5 1.8      -> -0.3 -0.1, mean -0.2
-    # over widths, mean -0.1; means of seeds 0 and 1: -0.2 and 0, which are also the ends of the interval.
+    # over widths -0.2 and 0: mean -0.1, standard error 0.1, and t(0.975, 1) = tan(0.475 pi) = 12.706.
     best = {
         ("muP", 32): [2.0, 2.2, 1.0], ("vectors", 32): [1.9, 2.3],
         ("muP", 64): [1.8, 1.9], ("vectors", 64): [1.5, 1.8],
@@ -212,7 +190,9 @@ def test_paired_differences_by_hand(tmp_path: Path) -> None:
     table = s.paired_differences(point_table(tmp_path))
     table = table[table["measure"] == "best_loss"].set_index("d_model")
     assert table["difference"].to_dict() == pytest.approx({32: 0.0, 64: -0.2, "all": -0.1})
-    assert table.loc["all", ["low", "high"]].tolist() == pytest.approx([-0.2, 0.0])
+    reach = 0.1 * math.tan(0.475 * math.pi)
+    assert t_quantile(0.975, 1) == pytest.approx(math.tan(0.475 * math.pi))
+    assert table.loc["all", ["low", "high"]].tolist() == pytest.approx([-0.1 - reach, -0.1 + reach])
     assert table[["of", "against", "within"]].drop_duplicates().to_numpy().tolist() == [["vectors", "muP", "AdamW"]]
     assert table[["seeds", "pairs", "doubtful"]].to_numpy().tolist() == [[2, 2, 0], [2, 2, 0], [2, 4, 0]]
 
@@ -222,18 +202,68 @@ def test_differences_of_sensitivity_and_between_optimizers(tmp_path: Path) -> No
     sweep(tmp_path, "muP", [2.5, 1.9, 2.5], optimizer="muon")  # 1.2 / 3 = 0.4
     write_run(tmp_path, 2.5, arm="untuned")
     table = s.paired_differences(point_table(tmp_path)).set_index(["between", "of", "against", "measure"])
+    # Mean losses (3 + 2 + 4) / 3 and (2.5 + 1.9 + 2.5) / 3; without the lowest rate (0 + 2) / 2 and (0 + 0.6) / 2,
+    # without the highest (1 + 0) / 2 and (0.6 + 0) / 2.
     assert table["difference"].to_dict() == pytest.approx({
         ("arm", "muP", "untuned", "best_loss"): -0.5,
         ("optimizer", "Muon", "AdamW", "best_loss"): -0.1,
         ("optimizer", "Muon", "AdamW", "sensitivity"): -0.6,
+        ("optimizer", "Muon", "AdamW", "mean_loss"): -0.7,
+        ("optimizer", "Muon", "AdamW", "sensitivity_but_lowest"): -0.7,
+        ("optimizer", "Muon", "AdamW", "sensitivity_but_highest"): -0.2,
     })  # fmt: skip
     assert table["low"].isna().all()  # one seed
+    # The untuned arm has one rate: it is no match for the best of three.
+    assert table["doubtful"].to_dict()["arm", "muP", "untuned", "best_loss"] == 1
+    assert table["doubtful"].sum() == 1
+
+
+def test_a_seed_is_judged_at_the_rate_that_is_best_for_all(tmp_path: Path) -> None:
+    # Means over seeds: 2.5, 2.25, 2.75. The minimum of seed 0 lies elsewhere, at 2.0.
+    sweep(tmp_path, "muP", [2.0, 2.5, 3.0], seed=0)
+    sweep(tmp_path, "muP", [3.0, 2.0, 2.5], seed=1)
+    table = point_table(tmp_path)
+    assert table["best_loss"].tolist() == [2.5, 2.0]
+    assert table["best_lr"].tolist() == [LRS[1], LRS[1]]
+    assert table["at_edge"].tolist() == [False, False]
+    assert table["optimum_at_edge"].tolist() == [True, False]
+    assert table["sensitivity"].tolist() == pytest.approx([0.5, 0.5])  # of its own curve: (0 + 0.5 + 1) / 3
+
+
+def test_a_diverged_run_counts_as_the_initial_loss_when_the_best_rate_is_chosen(tmp_path: Path) -> None:
+    # Means: 2.5 and (1.0 + 5.5) / 2 = 3.25.
+    sweep(tmp_path, "muP", [2.5, 1.0], lrs=LRS[:2], seed=0)
+    sweep(tmp_path, "muP", [2.5, None], lrs=LRS[:2], seed=1)
+    assert point_table(tmp_path)["best_lr"].tolist() == [LRS[0], LRS[0]]
+
+
+def test_other_nuisance_factors_have_one_value_for_all_seeds(tmp_path: Path) -> None:
+    # At each rate decay 0.1 has the lower mean, though seed 0 would prefer 0.2.
+    for seed, decay, loss in ((0, 0.1, 2.25), (0, 0.2, 2.0), (1, 0.1, 2.25), (1, 0.2, 3.0)):
+        for lr, extra in zip(LRS, (0.5, 0.0, 0.5), strict=True):
+            nuisance = {"optim.weight_decay": decay}
+            write_run(tmp_path, loss + extra, lr=lr, seed=seed, nuisance=nuisance, cell=f"{decay}-{lr}-{seed}")
+    assert point_table(tmp_path)["best_loss"].tolist() == [2.25, 2.25]
+
+
+def test_a_seed_for_precision_is_judged_and_has_no_curve(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        sweep(tmp_path, "muP", [3.0, 2.0, 2.5, 4.0], lrs=[*LRS, 2**-2], seed=seed)
+    for lr, loss in zip(LRS, (3.0, 2.5, 1.75), strict=True):
+        write_run(tmp_path, loss, lr=lr, seed=2, refines=True)
+    table = point_table(tmp_path)
+    # Of the rates that all seeds have: means 3, 6.5 / 3 and 6.75 / 3.
+    assert table["best_loss"].tolist() == [2.0, 2.0, 2.5]
+    assert table["complete"].all()
+    assert not table["at_edge"].any()
+    assert table["sensitivity"].notna().tolist() == [True, True, False]
+    assert (table["note"] == "").all()
 
 
 def test_a_difference_at_the_edge_is_doubtful(tmp_path: Path) -> None:
     sweep(tmp_path, "muP", [3.0, 2.0, 1.5])
     sweep(tmp_path, "vectors", [3.0, 2.0, 3.0])
-    assert s.paired_differences(point_table(tmp_path))["doubtful"].tolist() == [1, 1]
+    assert (s.paired_differences(point_table(tmp_path))["doubtful"] == 1).all()
 
 
 def test_drift_is_exact_on_a_power_law(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from experiment_data import evidence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_mult.analysis.seeds import best_elsewhere, mean_interval, means_over_seeds, paired
+from lit_mult.analysis.seeds import at_best, mean_interval, means_over_seeds, paired
 from lit_mult.analysis.verdict import ABOVE_0, judge, verdicts_table
 from lit_mult.errors import UserError
 
@@ -76,14 +76,12 @@ def test_pairs_are_one_to_one() -> None:
     assert len(paired(twice, "b", "a", ["seed", "width"], "loss")) == 2
 
 
-def test_the_best_value_is_chosen_on_the_other_seeds() -> None:
-    losses = pd.DataFrame({0.1: [1.0, 5.0, 2.0], 0.2: [3.0, 2.0, 3.0]}, index=[0, 1, 2])
-    # without seed 0 the means are 3.5 and 2.5, without seed 1 1.5 and 3, without seed 2 3 and 2.5
-    assert best_elsewhere(losses).to_dict() == {0: 3.0, 1: 5.0, 2: 3.0}
-    assert best_elsewhere(losses, losses[[0.1]]).to_dict() == {0: 1.0, 1: 5.0, 2: 2.0}
-    diverged = losses.mask(losses == 3.0)
-    assert best_elsewhere(diverged).to_dict() == {0: 1.0, 1: 5.0, 2: 2.0}
-    assert best_elsewhere(losses.loc[[0]]).isna().all()
+def test_the_best_value_is_one_for_all_seeds() -> None:
+    losses = pd.DataFrame({0.1: [1.0, 5.0, 2.0], 0.2: [3.0, 2.0, 2.5]}, index=[0, 1, 2])  # means 2.67 and 2.5
+    assert at_best(losses).to_dict() == {0: 3.0, 1: 2.0, 2: 2.5}
+    assert at_best(losses, losses[[0.1]]).to_dict() == {0: 1.0, 1: 5.0, 2: 2.0}
+    assert at_best(losses.mask(losses == 3.0)).to_dict() == {0: 1.0, 1: 5.0, 2: 2.0}  # it diverged at 0.2
+    assert at_best(losses.mask(losses > 0)).isna().all()
 
 
 def test_an_experiment_is_about_what_its_study_varies() -> None:

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from lit_mult.analysis import cost, plots, sensitivity, tables
-from lit_mult.analysis.bootstrap import ENOUGH_SEEDS, few_seeds
+from lit_mult.analysis import cost, plots, questions, sensitivity, tables
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import rows
 from lit_mult.schema import StudyPlan
 
 _CAPTIONS = {
-    "loss_vs_lr": "Final validation loss against learning rate. Bands are 95 % bootstrap intervals of the mean over "
-    "seeds, stars the interpolated optima (mean over seeds; hollow: one at the edge), crosses diverged runs.",
+    "loss_vs_lr": "Final validation loss against learning rate. Bands are 95 % intervals (Student's t) of the mean "
+    "over seeds, stars the interpolated optima (mean over seeds; hollow: one at the edge), crosses diverged runs.",
     "sensitivity": "Learning-rate sensitivity (arXiv:2309.14322 sec. 2.2) and best loss against width.",
     "adam_vs_muon": "Best loss under AdamW and Muon, and the difference at equal arm, width and seed.",
     "optimum_drift": "Optimal learning rate against width. Slope 0: the optimum transfers across widths.",
@@ -24,22 +23,26 @@ _CAPTIONS = {
     "on record is left out.",
 }
 _HOW_TO_READ = """\
-- *Sensitivity* is the mean over the learning rates of min(loss, initial loss) - best loss; a diverged run counts as
-  the initial loss. It depends on the range of learning rates, so it is compared only over equal ranges.
-- Differences pair runs at equal seed and settings; below 0, the first named is better.
-- Intervals are 95 % percentile bootstraps over seeds, not corrected for the number of comparisons. Over few seeds they
-  are too narrow: over three, the interval of a difference spans the three values, so with no true difference it leaves
-  out 0 in one comparison of four.
+- *Best loss* is that at the best learning rate (and values of the other nuisance factors): one for all seeds of a line
+  and width, of lowest mean over them. Each seed is judged there, not at a minimum of its own.
+- *Sensitivity* is the mean over the learning rates of min(loss, initial loss) - the lowest of the seed's losses; a
+  diverged run counts as the initial loss. It depends on the range, so it is compared only over equal ranges. *Mean
+  loss* is the mean of min(loss, initial loss) over the rates.
+- Differences pair runs at equal seed and settings; below 0, the first named is lower. Over all widths, each seed has
+  one value, its mean over the widths.
+- Intervals are 95 % intervals of Student's t over the seeds: two seeds have one degree of freedom, one seed has no
+  interval. Reports made before this rule had percentile bootstraps, which are too narrow (over three seeds they cover
+  75 %), and took the minimum over rates of each seed by itself, which favours the flatter curve.
+- Declared questions stand in the study file. Their p values are corrected together (Holm); *equivalent* means that the
+  interval lies within the margin of the question. All else is exploratory: of twenty comparisons without a difference,
+  one is expected to leave 0 out of its interval.
 """
 _HOW_TO_READ_COST = """\
 - Cost counts, for one seed, every run of the search over nuisance factors, whatever became of it, and the whole study
   that tuned the preset an arm uses. FLOPs are 6 x parameters x training tokens (arXiv:2001.08361); seconds depend on
   the machine.
 """
-_MEASURES = {
-    "best_loss": ("Best loss", "better"),
-    "sensitivity": ("Sensitivity", "less sensitive to the learning rate"),
-}
+_ANSWERS, _EXPLORATORY = "Answers to the declared questions", "What else the records show (exploratory)"
 
 
 def comparison(study: StudyPlan | None, runs: pd.DataFrame) -> Findings:
@@ -66,8 +69,12 @@ def comparison(study: StudyPlan | None, runs: pd.DataFrame) -> Findings:
         found.figures["adam_vs_muon"] = plots.adam_vs_muon(points, differences)
     if not drift.empty:
         found.figures["optimum_drift"] = plots.optimum_drift(points, drift)
+    if study and study.questions:
+        found.tables["answers"] = answered = questions.answers(runs, study.questions)
+        found.display_tables["answers"] = questions.answers_table(answered)
+        found.statements[_ANSWERS] = list(map(questions.statement, rows(answered)))
     nothing = ["one arm and one optimizer: nothing to compare"]
-    found.statements["What the records show"] = list(verdicts(differences)) or nothing
+    found.statements[_EXPLORATORY] = list(explored(differences)) or nothing
     if (runs["study"] != "").any():  # a lone run was no search
         found.tables["bill"] = bill = cost.bill(runs, points, study)
         found.display_tables["bill"] = tables.bill_table(bill)
@@ -80,24 +87,26 @@ def comparison(study: StudyPlan | None, runs: pd.DataFrame) -> Findings:
     return found
 
 
-def verdicts(differences: pd.DataFrame) -> Iterator[str]:
-    """A sentence for each comparison over all widths (or at the only one); none is ranked without an interval."""
+def explored(differences: pd.DataFrame) -> Iterator[str]:
+    """A sentence for each comparison over all widths (or at the only one), none of which was declared."""
     groups = differences.groupby(["between", "of", "against", "within", "measure"], sort=False)
     compared = [list(rows(group))[-1] for _, group in groups]  # the last row: all widths, where there are several
     for row in compared:
         if row.seeds < 2:
             continue
-        measure, better = _MEASURES[row.measure]
         if row.doubtful:
-            verdict = f"no ranking, as {row.doubtful} of {row.pairs} pairs are doubtful"
+            verdict = f"not compared, as {row.doubtful} of {row.pairs} pairs are doubtful"
+        elif row.between == "optimizer" and row.measure != "best_loss":
+            verdict = "not compared, as the optima of two optimizers lie at different places of the range"
         elif row.low <= 0 <= row.high:
-            verdict = "no difference shown"
+            verdict = f"no difference shown, none larger than {tables.number(max(-row.low, row.high))}"
         else:
-            verdict = f"**{row.of if row.high < 0 else row.against} is {better}**" + few_seeds(row.seeds)
+            verdict = f"{row.of} {'lower' if row.high < 0 else 'higher'}"
         width = "all widths" if row.d_model == sensitivity.ALL_WIDTHS else f"d = {row.d_model}"
         where = ", ".join(filter(None, (row.within, width, f"{row.seeds} seeds")))
         span = tables.interval(row.low, row.high, row.seeds)
-        yield f"{measure}, {row.of} - {row.against} ({where}): {tables.signed(row.difference)}, {span}: {verdict}."
+        asked = f"{sensitivity.MEASURES[row.measure]}, {row.of} - {row.against} ({where})"
+        yield f"{asked[0].upper()}{asked[1:]}: {tables.signed(row.difference)}, {span}: {verdict}."
     if single := sum(row.seeds < 2 for row in compared):
         yield f"{single} comparisons rest on {tables.NO_INTERVAL} can be given, so they rank nothing (see the table)."
 
@@ -105,15 +114,13 @@ def verdicts(differences: pd.DataFrame) -> Iterator[str]:
 def _warnings(runs: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
     if diverged := int((runs["status"] == "diverged").sum()):
         yield f"{diverged} of {len(runs)} runs diverged; they count as their initial loss in the sensitivity"
-    for name in _names(points[points["at_edge"]]):
-        yield f"optimum at the edge of the learning rates, so it may lie outside: {name}"
+    for name in _names(points[points["at_edge"] & ~points["reference"]]):
+        yield f"best rate at the edge of the learning rates, so a better one may lie outside: {name}"
     for (complete, note), group in points[points["note"] != ""].groupby(["complete", "note"]):
         for name in _names(group):
             yield f"{'doubtful or no sensitivity' if complete else 'incomplete, no sensitivity'} ({note}): {name}"
-    if (seeds := points["seed"].nunique()) == 1:
+    if points["seed"].nunique() == 1:
         yield f"{tables.NO_INTERVAL} can be given"
-    elif seeds < ENOUGH_SEEDS:
-        yield f"{seeds} seeds: intervals over fewer than {ENOUGH_SEEDS} are too narrow (see How to read it)"
     if len(points[["arm", "setting", "d_model"]].drop_duplicates()) * points["seed"].nunique() != len(points):
         yield "not every arm has every seed; differences use the seeds that both sides have"
 

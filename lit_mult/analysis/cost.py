@@ -14,9 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from lit_mult.analysis.bootstrap import bootstrap_interval, few_seeds
 from lit_mult.analysis.frame import optimizer_name, rows
-from lit_mult.analysis.sensitivity import doubtful, summary
+from lit_mult.analysis.seeds import mean_interval
+from lit_mult.analysis.sensitivity import paired, summary
 from lit_mult.analysis.tables import interval, number, scientific, signed
 from lit_mult.schema import NEUTRAL, PRESET, StudyPlan, Tuning
 
@@ -78,28 +78,25 @@ def gains(points: pd.DataFrame, study: StudyPlan) -> Iterator[str]:
 
 
 def _gain(points: pd.DataFrame, arm: str, plain: str, preset: str, tuning: Tuning) -> Iterator[str]:
-    points = points.assign(doubt=doubtful(points))
     tuned, untuned = (points[points["arm"] == name] for name in (arm, plain))
-    pairs = tuned.merge(untuned, on=["setting", "d_model", "seed"], suffixes=("", "_against"))
-    pairs = pairs.assign(difference=pairs["best_loss"] - pairs["best_loss_against"])
-    pairs["doubt"] |= pairs["doubt_against"]
+    pairs = paired(tuned, untuned, ["setting", "d_model", "seed"], "best_loss")
     for setting, at_setting in pairs.groupby("setting"):
         where = f"Tuned against {preset} preset, {_where(setting, tuning.d_model)}, {arm} - {plain}"
         at_width = at_setting[at_setting["d_model"] == tuning.d_model]
-        held_out = at_width[~at_width["seed"].isin(tuning.seeds) & at_width["difference"].notna()]
+        held_out = at_width[~at_width["seed"].isin(tuning.seeds)]
         if at_width.empty:
             yield f"{where}: no runs at this width, the one of the tuning, so nothing is compared."
             continue
         if held_out.empty:
             yield f"{where}: no held-out seed (the tuning used {_seeds(tuning.seeds)}), so nothing is compared."
             continue
-        difference, seeds = float(held_out["difference"].mean()), sorted(held_out["seed"])
-        low, high = bootstrap_interval(held_out["difference"], held_out["seed"])
+        seeds = sorted(held_out["seed"])
+        difference, low, high = mean_interval(held_out["difference"])
         verdict = f"the tuned preset does not beat the {preset} preset by more than the seed noise"
         if high < 0:
             beats = f"beats the {preset} preset by {-difference:.4f}, more than the seed noise"
-            verdict = f"**the tuned preset {beats}**" + few_seeds(len(seeds))
-        if doubts := int(held_out["doubt"].sum()):
+            verdict = f"**the tuned preset {beats}**"
+        if doubts := int(held_out["doubtful"].sum()):
             verdict += f"; doubtful, as {doubts} of {len(held_out)} pairs are"
         span = f"{signed(difference)}, {interval(low, high, len(seeds))}"
         yield f"{where}: {span} (held-out {_seeds(seeds)}; the tuning used {_seeds(tuning.seeds)}): {verdict}."

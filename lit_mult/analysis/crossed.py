@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lit_mult.analysis.bootstrap import Floats
-from lit_mult.analysis.seeds import t_quantile
+from lit_mult.analysis.seeds import Floats, t_quantile
 
 _LEVEL, _POWER = 0.975, 0.8
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis.bootstrap import slope_interval
 from lit_mult.analysis.frame import rows
+from lit_mult.analysis.seeds import mean_interval, slope
 from lit_mult.analysis.style import Figure, against_width, panel_grid, styled
 
 TOLERANCE = 0.25
@@ -19,7 +19,7 @@ def exponents(values: pd.DataFrame) -> pd.DataFrame:
     """Slope of log2(value) against log2(width) of every coordinate, over the larger half of the widths, at least three.
 
     Below, muP's own finite-size part shows: the head starts at 1 / sqrt(m) of its size, so that logits change by
-    a + b / sqrt(m). The interval is a 95 % bootstrap over seeds.
+    a + b / sqrt(m). The exponent is the mean over seeds, its 95 % interval that of Student's t.
 
     Args:
         values: columns width, seed, kind, coordinate, low, high (the expected exponents) and value.
@@ -33,11 +33,12 @@ def exponents(values: pd.DataFrame) -> pd.DataFrame:
     for (kind, coordinate), group in larger.groupby(["kind", "coordinate"], sort=False):
         low, high = float(group["low"].iloc[0]), float(group["high"].iloc[0])
         usable = bool((np.isfinite(group["value"]) & (group["value"] > 0)).all())
-        slope = (math.nan,) * 3
+        exponent = (math.nan,) * 3
         if usable:
-            slope = slope_interval(np.log2(group["width"]), np.log2(group["value"]), group["seed"])
-        passed = usable and low - TOLERANCE <= slope[0] <= high + TOLERANCE
-        found.append((kind, coordinate, low, high, *slope, "PASS" if passed else "FAIL"))
+            by_seed = group.groupby("seed")
+            exponent = mean_interval([slope(np.log2(one["width"]), np.log2(one["value"])) for _, one in by_seed])
+        passed = usable and low - TOLERANCE <= exponent[0] <= high + TOLERANCE
+        found.append((kind, coordinate, low, high, *exponent, "PASS" if passed else "FAIL"))
     names = ["kind", "coordinate", "low", "high", "exponent", "exponent_low", "exponent_high", "verdict"]
     return pd.DataFrame(found, columns=names)
 

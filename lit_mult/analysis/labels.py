@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from lit_mult.analysis.bootstrap import Floats
+from lit_mult.analysis.seeds import Floats
 from lit_mult.analysis.style import Axes
 
 _PANEL = np.array([180.0, 145.0])  # a panel of `style.panel_grid` in typographic points, near enough

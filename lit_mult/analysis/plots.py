@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from lit_mult.analysis import style as s
-from lit_mult.analysis.bootstrap import Floats, bootstrap_interval
 from lit_mult.analysis.frame import rows
 from lit_mult.analysis.labels import label_points
+from lit_mult.analysis.seeds import Floats, mean_interval
 from lit_mult.analysis.sensitivity import ALL_WIDTHS, lines, loss_curves, summary
 from lit_mult.analysis.style import Axes, Figure, Mark, Styles, add_legend, arm_styles, panel_grid, styled
 from lit_mult.analysis.tables import NO_INTERVAL
@@ -141,7 +141,7 @@ def optimum_drift(points: pd.DataFrame, drift: pd.DataFrame) -> Figure:
             slopes = _at(drift, setting=setting, arm=arm)
             for width, group in line.groupby("d_model"):
                 x = s.beside(float(str(width)), str(arm), styles)
-                face = "white" if group["at_edge"].any() else style["color"]
+                face = "white" if group["optimum_at_edge"].any() else style["color"]
                 ax.plot(x, group["log2_lr"].mean(), **style | {"ls": "none", "mfc": face, "ms": 5})
                 if len(group) > 1:
                     ax.plot(np.full(len(group), x), group["log2_lr"], ".", color=style["color"], ms=3, alpha=0.5)
@@ -245,7 +245,7 @@ def _loss_panel(ax: Axes, curves: pd.DataFrame, points: pd.DataFrame, styles: St
 def _curve(ax: Axes, by_lr: pd.DataFrame, style: Mapping[str, Any]) -> None:
     if by_lr.shape[1] > 1:
         ax.plot(by_lr.index, by_lr, ".", color=style["color"], ms=3, alpha=0.45)
-        bands = np.array([bootstrap_interval(losses) for losses in by_lr.to_numpy()])
+        bands = np.array([mean_interval(losses[np.isfinite(losses)])[1:] for losses in by_lr.to_numpy()])
         ax.fill_between(by_lr.index, *bands.T, color=style["color"], alpha=0.18, lw=0)
     # Seeds of which one diverged have no mean: the line breaks there instead of following the survivors.
     ax.plot(by_lr.index, by_lr.mean(axis=1, skipna=False), **style)

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis.bootstrap import Floats
 from lit_mult.analysis.crossed import Crossed, crossed
 from lit_mult.analysis.frame import best_rates, optimizer_name
+from lit_mult.analysis.seeds import Floats
 from lit_mult.errors import UserError
 from lit_mult.layout import find_evaluations
 from lit_mult.schema import EvaluationRecord

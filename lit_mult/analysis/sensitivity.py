@@ -1,7 +1,8 @@
 """Dependence of the loss on the learning rate, and differences between arms: pure functions of arrays, then of tables.
 
 A *group* is one arm at one setting (the scientific factors but the width), width and seed; its runs differ in the
-learning rate. Losses are in nats per token throughout, intervals are 95 % percentile bootstraps over seeds.
+learning rate. Losses are in nats per token throughout. The unit is the seed: an interval is the 95 % one of Student's
+t on a value for each seed. A diverged run counts as its initial loss.
 """
 
 from __future__ import annotations
@@ -15,15 +16,25 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from lit_mult.analysis.bootstrap import Floats, bootstrap_interval, slope_interval
 from lit_mult.analysis.frame import optimizer_name
+from lit_mult.analysis.seeds import Floats, mean_interval, slope
 
 _LINE = ["arm", "setting", "label", "optimizer", "variant", "reference"]
-_GROUP = [*_LINE, "d_model", "seed"]
-_CURVE = ["lr", "loss", "initial_loss", "added", "sampled", "runs", "diverged", "pruned"]
+_CURVES = [*_LINE, "d_model"]
+_GROUP = [*_CURVES, "seed"]
+_CURVE = ["lr", "loss", "initial_loss", "added", "refines", "sampled", "runs", "diverged", "pruned"]
 _STEP_TOLERANCE = 0.02  # steps of log lr may differ by this share: lrs are often written with two or three digits
 _DIFFERENCES = ["between", "of", "against", "within", "d_model", "measure", "seeds", "pairs", "difference", "low"]
 _DIFFERENCES += ["high", "doubtful"]
+MEASURES = {
+    "best_loss": "best loss",
+    "sensitivity": "lr sensitivity",
+    "mean_loss": "mean loss over the rates",
+    "sensitivity_but_lowest": "lr sensitivity without the lowest rate",
+    "sensitivity_but_highest": "lr sensitivity without the highest rate",
+}
+"""What arms are compared in; of the last two only differences over all widths are shown."""
+_ENDS = ("sensitivity_but_lowest", "sensitivity_but_highest")
 _DRIFT = ["seeds", "widths", "slope", "slope_low", "slope_high", "intercept", "at_edge", "incomplete", "trusted"]
 ALL_WIDTHS = "all"
 
@@ -78,32 +89,61 @@ def interpolated_optimum(lrs: ArrayLike, losses: ArrayLike, *, fit: bool = True)
 
 
 def loss_curves(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row for each group and lr: loss (NaN where no run completed), initial_loss, `added` (a lr outside the planned
-    grid), `sampled` (not of a grid at all), and numbers of runs: runs, diverged, pruned.
+    """One row for each group and lr: loss (NaN where the run diverged or was pruned), initial_loss, `added` (a lr
+    outside the planned grid), `refines` (a seed for more precision), `sampled` (not of a grid), and numbers of runs:
+    runs, diverged, pruned.
 
-    Nuisance factors other than the lr are tuned: the loss is the lowest over them.
+    Nuisance factors other than the lr are tuned: at each lr the loss is that at their values of lowest mean over the
+    seeds, the same for all seeds; in a sampled search, whose seeds have values of their own, the lowest of the seed.
     """
     runs = runs.assign(**{status: runs["status"] == status for status in ("diverged", "pruned")})
-    return (
-        runs.assign(sampled=runs["sampler"] != "grid")
-        .groupby([*_GROUP, "lr"], sort=False, as_index=False)
-        .agg(
-            loss=("final_loss", "min"),
-            initial_loss=("initial_loss", "first"),
-            added=("added", "all"),
-            sampled=("sampled", "any"),
-            runs=("final_loss", "size"),
-            diverged=("diverged", "sum"),
-            pruned=("pruned", "sum"),
-        )
+    runs = runs.assign(sampled=runs["sampler"] != "grid", capped=_capped(runs["final_loss"], runs["initial_loss"]))
+    grid = runs[~runs["sampled"]]
+    chosen = _lowest_mean(grid, [*_CURVES, "lr"], "nuisance")
+    of_chosen = grid["nuisance"].to_numpy() == grid[[*_CURVES, "lr"]].merge(chosen, how="left")["nuisance"].to_numpy()
+    runs["tuned"] = runs["final_loss"].where(runs["sampled"] | pd.Series(of_chosen, grid.index))
+    return runs.groupby([*_GROUP, "lr"], sort=False, as_index=False).agg(
+        loss=("tuned", "min"),
+        initial_loss=("initial_loss", "first"),
+        added=("added", "all"),
+        refines=("refines", "all"),
+        sampled=("sampled", "any"),
+        runs=("final_loss", "size"),
+        diverged=("diverged", "sum"),
+        pruned=("pruned", "sum"),
     )
+
+
+def best_rates(curves: pd.DataFrame) -> pd.DataFrame:
+    """The best learning rate of each line and width from `loss_curves`: that of the lowest mean loss over the seeds.
+
+    It is one rate for all seeds, among those that most of them have run. Columns: of the line, d_model, lr.
+    """
+    capped = curves.assign(capped=_capped(curves["loss"], curves["initial_loss"]))
+    return _lowest_mean(capped, _CURVES, "lr")
+
+
+def _capped(losses: pd.Series, initial: pd.Series) -> pd.Series:
+    return losses.fillna(np.inf).clip(upper=initial.fillna(np.inf))
+
+
+def _lowest_mean(table: pd.DataFrame, by: list[str], choose: str) -> pd.DataFrame:
+    """Columns `by` and `choose`: its value of lowest mean `capped` over the seeds, of those with the most seeds."""
+    means = table.groupby([*by, choose], sort=False, as_index=False).agg(
+        mean=("capped", "mean"), seeds=("seed", "nunique")
+    )
+    means["few"] = -means["seeds"]
+    return means.sort_values(["few", "mean", choose], kind="stable").drop_duplicates(by)[[*by, choose]]
 
 
 def points(runs: pd.DataFrame) -> pd.DataFrame:
     """One row a group of the runs from `load_records`: best loss, optimum, sensitivity, and what stands against them.
 
-    Best loss, optimum and `at_edge` are those of all runs that completed; the sensitivity, `lrs`, `lr_low` and
-    `lr_high` those of the planned learning rates alone, so that ranges are equal where some groups had rates added.
+    `best_loss` is the loss at `best_lr`, one rate for all seeds of a line and width (`best_rates`; in a sampled search
+    the lowest of the seed), `at_edge` says that it is the lowest or highest of their rates. `optimum_lr` and
+    `optimum_loss` are those of the seed's own curve, `optimum_at_edge` likewise. Sensitivity, `mean_loss`, `lrs`,
+    `lr_low` and `lr_high` are those of the planned learning rates alone, so that ranges are equal where some groups had
+    rates added. A seed added for precision has a best loss alone.
     A group that lacks planned runs (against all learning rates and nuisance settings of its arm; in a sampled search,
     against the group of its arm that has most) is not `complete`; it has no sensitivity, nor has one with a pruned run,
     whose final loss nobody knows, nor a sampled search, whose learning rates are no fixed range. `note` says why a
@@ -111,15 +151,34 @@ def points(runs: pd.DataFrame) -> pd.DataFrame:
     `added` are numbers of runs.
     """
     planned = runs[~runs["added"]]
+    planned = planned[~planned["refines"]]
     expected = planned.drop_duplicates(["arm", "lr", "nuisance"]).groupby("arm").size().to_dict()
     if runs["reference"].any():  # one lr for each setting, which may differ between settings
         expected |= dict.fromkeys(runs.loc[runs["reference"], "arm"].unique(), 1)
     if (sampled := planned[planned["sampler"] != "grid"]).size:  # every group has learning rates of its own: count them
         expected |= sampled.groupby(_GROUP, sort=False).size().groupby("arm").max().to_dict()
-    rows = []
-    for key, curve in loss_curves(runs).groupby(_GROUP, sort=False):
+    rows, curves = [], loss_curves(runs)
+    for key, curve in curves.groupby(_GROUP, sort=False):
         rows.append(dict(zip(_GROUP, key, strict=True)) | _point(curve, expected.get(key[0], 0)))
-    return pd.DataFrame(rows)
+    found = pd.DataFrame(rows)
+    shared = _at_best_rate(curves[~curves["sampled"]])
+    found = found.merge(shared, on=_GROUP, how="left", suffixes=("_of_seed", ""))
+    for name in ("best_loss", "best_lr", "at_edge"):
+        of_seed = found.pop(f"{name}_of_seed")
+        found[name] = found[name].where(~found["sampled"], of_seed)
+    return found.astype({"at_edge": bool})
+
+
+def _at_best_rate(curves: pd.DataFrame) -> pd.DataFrame:
+    """Columns of the group, best_lr, best_loss and at_edge, for every group of a grid."""
+    best = curves[_GROUP].drop_duplicates().merge(best_rates(curves), on=_CURVES)
+    best = best.merge(curves[[*_GROUP, "lr", "loss"]], on=[*_GROUP, "lr"], how="left")
+    rates = curves.groupby(_CURVES, sort=False)["lr"]
+    ends = pd.DataFrame({"lowest": rates.min(), "highest": rates.max()}).reset_index()
+    best = best.merge(ends, on=_CURVES).rename(columns={"lr": "best_lr", "loss": "best_loss"})
+    at_end = (best["best_lr"] == best["lowest"]) | (best["best_lr"] == best["highest"])
+    best["at_edge"] = at_end & (best["lowest"] < best["highest"])
+    return best.drop(columns=["lowest", "highest"])
 
 
 def summary(points: pd.DataFrame) -> pd.DataFrame:
@@ -128,14 +187,16 @@ def summary(points: pd.DataFrame) -> pd.DataFrame:
     The optimum is the geometric mean over seeds; `sensitivity_seeds` counts the seeds that have a sensitivity.
     """
     rows = []
-    for key, group in points.groupby([*_LINE, "d_model"], sort=False):
+    for key, group in points.groupby(_CURVES, sort=False):
         sensitivity = group["sensitivity"].dropna()
         rows.append(
-            dict(zip([*_LINE, "d_model"], key, strict=True))
+            dict(zip(_CURVES, key, strict=True))
             | {"seeds": group["seed"].nunique()}
             | _mean("best_loss", group["best_loss"].dropna())
             | {"sensitivity_seeds": len(sensitivity)}
             | _mean("sensitivity", sensitivity)
+            | _mean("mean_loss", group["mean_loss"].dropna())
+            | {"best_lr": float(2 ** np.log2(group["best_lr"]).mean())}
             | {"optimum_lr": float(2 ** np.log2(group["optimum_lr"]).mean())}
             | {"at_edge": int(group["at_edge"].sum()), "incomplete": int((~group["complete"]).sum())}
             | {name: int(group[name].sum()) for name in ("runs", "diverged", "pruned", "added")}
@@ -144,32 +205,37 @@ def summary(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def optimum_drift(points: pd.DataFrame) -> pd.DataFrame:
-    """Least-squares slope of log2 (optimum lr) against log2 (width) for each line, with its interval over seeds.
+    """Least-squares slope of log2 (optimum lr) against log2 (width) for each line: mean over seeds with its interval.
 
     Slope 0: the optimum transfers across widths; -1: it falls as 1/d. Needs two widths, and two learning rates at each.
-    `at_edge` and `incomplete` count groups whose optimum is not to be trusted; where either is above 0, neither is the
-    slope (`trusted` False).
+    A seed counts if it has an optimum at every width. `at_edge` and `incomplete` count groups whose optimum is not to
+    be trusted; where either is above 0, neither is the slope (`trusted` False).
     """
     rows = []
     usable = points[~points["reference"] & (points["lrs"] > 1) & points["optimum_lr"].notna()]
     for key, group in usable.groupby(_LINE, sort=False):
-        if group["d_model"].nunique() < 2:
+        widths = group["d_model"].nunique()
+        whole = group[group.groupby("seed")["d_model"].transform("nunique") == widths]
+        if widths < 2 or whole.empty:
             continue
-        x, y = np.log2(group["d_model"].to_numpy(float)), np.log2(group["optimum_lr"].to_numpy(float))
-        slope, low, high = slope_interval(x, y, group["seed"])
-        counts = (group["seed"].nunique(), group["d_model"].nunique())
-        doubts = (int(group["at_edge"].sum()), int((~group["complete"]).sum()))
-        rows.append((*key, *counts, slope, low, high, float(y.mean() - slope * x.mean()), *doubts, not any(doubts)))
+        x, y = np.log2(whole["d_model"].to_numpy(float)), np.log2(whole["optimum_lr"].to_numpy(float))
+        of_seeds = whole.groupby("seed").indices.values()
+        mean, low, high = mean_interval([slope(x[of_seed], y[of_seed]) for of_seed in of_seeds])
+        doubts = (int(whole["optimum_at_edge"].sum()), int((~group["complete"]).sum()))
+        trusted = not any(doubts)
+        intercept = float(y.mean() - mean * x.mean())
+        rows.append((*key, whole["seed"].nunique(), widths, mean, low, high, intercept, *doubts, trusted))
     return pd.DataFrame(rows, columns=[*_LINE, *_DRIFT])
 
 
 def paired_differences(points: pd.DataFrame) -> pd.DataFrame:
-    """Differences of best loss and of sensitivity between arms, and between optimizers, at equal seed and all else.
+    """Differences in `MEASURES` between arms, and between optimizers, at equal seed and all else.
 
     Each row is `of` minus `against` (below 0: `of` is better) `within` the setting (for optimizers: the arm), at one
-    width or over "all" of them, with its interval over seeds. `pairs` counts the differences that were averaged,
-    `doubtful` those of them that rest on an incomplete group, on an optimum at the edge of the learning rates, on a
-    group that never ended below its initial loss, or, for the sensitivity, on unequal ranges of learning rates.
+    width or over "all" of them (for each seed that has all, the mean over widths), with its interval over seeds.
+    `pairs` counts the differences that were averaged, `doubtful` those of them that rest on an incomplete group, on a
+    reference arm, whose one rate was never tuned, on a best rate at the edge, on a group that never ended below its
+    initial loss, or, where all rates count, on unequal ranges of them.
     """
     by_arm = points.assign(item=points["arm"], within=points["setting"])
     by_optimizer = points.assign(item=points["optimizer"].map(optimizer_name), within=lines(points))
@@ -184,26 +250,40 @@ def lines(points: pd.DataFrame) -> pd.Series:
 
 
 def doubtful(points: pd.DataFrame) -> pd.Series:
-    """Whether each group's best loss is doubtful: runs are missing, the optimum is at the edge, or nothing trained."""
-    return ~points["complete"] | points["at_edge"] | ~(points["best_loss"] < points["initial_loss"])
+    """Whether each group's best loss is doubtful: runs are missing, the rate was not tuned or is at the edge, or
+    nothing trained."""
+    untrained = ~(points["best_loss"] < points["initial_loss"])
+    return ~points["complete"] | points["reference"] | points["at_edge"] | untrained
+
+
+def paired(of: pd.DataFrame, against: pd.DataFrame, on: list[str], measure: str) -> pd.DataFrame:
+    """Rows of two tables of points that have equal `on`, with their `difference`, and whether it is `doubtful`."""
+    both = of.assign(doubt=doubtful(of)).merge(
+        against.assign(doubt=doubtful(against)), on=on, suffixes=("", "_against")
+    )
+    doubt = both["doubt"] | both["doubt_against"]
+    if measure != "best_loss":
+        doubt |= (both["lr_low"] != both["lr_low_against"]) | (both["lr_high"] != both["lr_high_against"])
+    both = both.assign(difference=both[measure] - both[f"{measure}_against"], doubtful=doubt)
+    return both[both["difference"].notna()]
 
 
 def _paired(points: pd.DataFrame, items: Iterable[str]) -> Iterator[tuple[Any, ...]]:
-    points = points.assign(doubt=doubtful(points))
     by_item = dict(iter(points.groupby("item")))
     for against, of in combinations(items, 2):
-        both = by_item[of].merge(by_item[against], on=["within", "d_model", "seed"], suffixes=("", "_against"))
-        doubt = both["doubt"] | both["doubt_against"]
-        ranges_differ = (both["lr_low"] != both["lr_low_against"]) | (both["lr_high"] != both["lr_high_against"])
-        for measure, doubts in (("best_loss", doubt), ("sensitivity", doubt | ranges_differ)):
-            pairs = both.assign(difference=both[measure] - both[f"{measure}_against"], doubtful=doubts)
-            for within, group in pairs[pairs["difference"].notna()].groupby("within", sort=False):
+        for measure in MEASURES:
+            pairs = paired(by_item[of], by_item[against], ["within", "d_model", "seed"], measure)
+            for within, group in pairs.groupby("within", sort=False):
                 widths: list[tuple[Any, pd.DataFrame]] = list(group.groupby("d_model"))
-                for width, part in [*widths, (ALL_WIDTHS, group)] if len(widths) > 1 else widths:
-                    difference, seeds = part["difference"], part["seed"]
-                    interval = bootstrap_interval(difference, seeds)
-                    statistics = (seeds.nunique(), len(part), difference.mean(), *interval, int(part["doubtful"].sum()))
-                    yield of, against, within, width, measure, *statistics
+                whole = group[group.groupby("seed")["d_model"].transform("nunique") == len(widths)]
+                if measure in _ENDS:
+                    shown = [(ALL_WIDTHS if len(widths) > 1 else widths[0][0], whole)]
+                else:
+                    shown = [*widths, (ALL_WIDTHS, whole)] if len(widths) > 1 else widths
+                for width, part in shown:
+                    by_seed = part.groupby("seed")["difference"].mean()
+                    statistics = (*mean_interval(by_seed), int(part["doubtful"].sum()))
+                    yield of, against, within, width, measure, len(by_seed), len(part), *statistics
 
 
 def _point(curve: pd.DataFrame, expected: int) -> dict[str, Any]:
@@ -213,10 +293,12 @@ def _point(curve: pd.DataFrame, expected: int) -> dict[str, Any]:
     sampled = bool(columns["sampled"].any())
     # In a sampled search, neighbours in lr differ in the other nuisance factors too: no curve to fit a parabola to.
     optimum = interpolated_optimum(columns["lr"], columns["loss"], fit=not sampled)
-    sensitivity, note = _sensitivity(planned, expected, sampled)
+    refines = bool(columns["refines"].all())
+    over_rates, note = _over_rates(planned, expected, sampled=sampled, refines=refines)
     return {
+        "sampled": sampled,
         "runs": int(columns["runs"].sum()),
-        "complete": int(planned["runs"].sum()) >= expected,
+        "complete": refines or int(planned["runs"].sum()) >= expected,
         "diverged": int(columns["diverged"].sum()),
         "pruned": int(columns["pruned"].sum()),
         "added": int(columns["runs"][columns["added"]].sum()),
@@ -225,37 +307,54 @@ def _point(curve: pd.DataFrame, expected: int) -> dict[str, Any]:
         "lr_high": float(np.fmax.reduce(planned["lr"], initial=np.nan)),
         "initial_loss": float(columns["initial_loss"][0]),
         "best_loss": float(np.fmin.reduce(columns["loss"])),
-        "optimum_lr": optimum.lr,
-        "optimum_loss": optimum.loss,
-        "at_edge": optimum.at_edge and len(curve) > 1,
-        "sensitivity": sensitivity,
+        "best_lr": optimum.lr,
+        "at_edge": (at_edge := optimum.at_edge and len(curve) > 1),
+        "optimum_lr": np.nan if refines else optimum.lr,
+        "optimum_loss": np.nan if refines else optimum.loss,
+        "optimum_at_edge": at_edge and not refines,
+        **over_rates,
         "note": note,
     }
 
 
-def _sensitivity(curve: Mapping[str, NDArray[Any]], expected: int, sampled: bool) -> tuple[float, str]:
-    """Sensitivity over the planned part of a curve (NaN without one), and a caveat or ""."""
+_OVER_RATES = ("sensitivity", "mean_loss", *_ENDS)
+
+
+def _over_rates(
+    curve: Mapping[str, NDArray[Any]], expected: int, *, sampled: bool, refines: bool
+) -> tuple[dict[str, float], str]:
+    """The measures over the planned part of a curve (NaN without one), and a caveat or ""."""
+    nothing = dict.fromkeys(_OVER_RATES, float("nan"))
     runs, pruned = int(curve["runs"].sum()), int(curve["pruned"].sum())
+    if refines:
+        return nothing, ""
     if runs < expected:
-        return float("nan"), f"{runs} of {expected} runs"
+        return nothing, f"{runs} of {expected} runs"
     if pruned:
-        return float("nan"), f"{pruned} of {runs} runs pruned"
+        return nothing, f"{pruned} of {runs} runs pruned"
     if len(curve["lr"]) < 2:
-        return float("nan"), ""
+        return nothing, ""
     if sampled:
-        return float("nan"), "the learning rates were sampled, not laid on a grid"
-    initial_loss, losses = float(curve["initial_loss"][0]), curve["loss"]
+        return nothing, "the learning rates were sampled, not laid on a grid"
+    initial_loss = float(curve["initial_loss"][0])
+    lrs, losses = _sorted_curve(curve["lr"], curve["loss"])
     try:
-        sensitivity = lr_sensitivity(curve["lr"], losses, initial_loss)
+        found = {"sensitivity": lr_sensitivity(lrs, losses, initial_loss)}
     except ValueError as error:
-        return float("nan"), str(error)
+        return nothing, str(error)
+    found["mean_loss"] = float(np.mean(np.where(np.isnan(losses), initial_loss, np.minimum(losses, initial_loss))))
+    if len(lrs) > 2:
+        found |= {
+            name: lr_sensitivity(lrs[rest], losses[rest], initial_loss)
+            for name, rest in zip(_ENDS, (slice(1, None), slice(None, -1)), strict=True)
+        }
     trained = np.nanmin(losses, initial=np.inf) < initial_loss
-    return sensitivity, "" if trained else "no run ended below the initial loss"
+    return nothing | found, "" if trained else "no run ended below the initial loss"
 
 
 def _mean(name: str, values: pd.Series) -> dict[str, float]:
-    low, high = bootstrap_interval(values)
-    return {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
+    mean, low, high = mean_interval(values)
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
 def _sorted_curve(lrs: ArrayLike, losses: ArrayLike) -> tuple[Floats, Floats]:

@@ -18,7 +18,7 @@ import pandas as pd
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import optimizer_name, rows
-from lit_mult.analysis.seeds import best_elsewhere, geometric_means, means_over_seeds, slope
+from lit_mult.analysis.seeds import at_best, geometric_means, means_over_seeds, slope
 from lit_mult.analysis.style import Axes, Styles, against_width, beside, draw_means, mark_at_top
 from lit_mult.analysis.tables import interval, number, signed, spanned
 from lit_mult.analysis.verdict import BELOW_0, Verdict, judge
@@ -167,11 +167,11 @@ def curve(table: pd.DataFrame, measure: str, **where: str) -> pd.DataFrame:
 def rise(losses: pd.DataFrame, at: float) -> pd.Series:
     """Loss at a scale minus that at the best of the others, nats per token: below 0 where `at` is the best of all.
 
-    The best is chosen on the other seeds, so that a flat curve rises by 0 on average; NaN for a single seed. Of no seed
-    where there is a single scale.
+    The best is one scale for all seeds, that of the lowest mean (`seeds.at_best`). Of no seed where there is a single
+    scale.
     """
     others = losses.drop(columns=at)
-    return losses[at] - best_elsewhere(others) if len(others.columns) else pd.Series(dtype=float)
+    return losses[at] - at_best(others) if len(others.columns) else pd.Series(dtype=float)
 
 
 def judge_share(claim: str, statistic: str, of: pd.Series, whole: pd.Series, share: float) -> Verdict:

@@ -18,7 +18,7 @@ import pandas as pd
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.exponents import TOLERANCE
 from lit_mult.analysis.findings import Findings
-from lit_mult.analysis.seeds import best_elsewhere, means_over_seeds, of_like_seeds, slope
+from lit_mult.analysis.seeds import at_best, means_over_seeds, of_like_seeds, slope
 from lit_mult.analysis.sensitivity import interpolated_optimum
 from lit_mult.analysis.style import (
     DIVERGED,
@@ -133,12 +133,12 @@ def _verdicts(grids: Grids, optima: pd.DataFrame) -> Iterator[Verdict]:
         statistic = f"loss at width {large} with the best value of width {small} - with its own, nats per token "
         statistic += "(2 % of the perplexity count as nothing)"
         losses = grids[arm, large]
-        excess = best_elsewhere(losses, grids[arm, small]) - best_elsewhere(losses)
+        excess = at_best(losses, grids[arm, small]) - at_best(losses)
         yield judge(claim, statistic, excess, _AS_GOOD)
     for (arm, width), grid in grids.items():
         if arm == "decay" and 0 in grid and grid.shape[1] > 1:
             claim = f"Decay of the multipliers lowers the loss at width {width}"
-            gain = best_elsewhere(grid, grid.drop(columns=0)) - grid[0]
+            gain = at_best(grid, grid.drop(columns=0)) - grid[0]
             yield judge(claim, "loss at the best decay above 0 - at none, nats per token", gain, BELOW_0)
 
 

@@ -7,11 +7,10 @@ import math
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis.bootstrap import Floats
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import optimizer_name
-from lit_mult.analysis.seeds import geometric_means, mean_logs, means_over_seeds, paired
+from lit_mult.analysis.seeds import Floats, geometric_means, mean_logs, means_over_seeds, paired
 from lit_mult.analysis.style import Figure, line_styles, panel_grid, styled
 from lit_mult.analysis.tables import means_table, number
 from lit_mult.analysis.verdict import judge

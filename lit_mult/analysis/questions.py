@@ -1,0 +1,170 @@
+"""Answers to the questions that a study declares: paired differences by seed, corrected together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pandas as pd
+
+from lit_mult.analysis import sensitivity
+from lit_mult.analysis.frame import rows
+from lit_mult.analysis.seeds import holm, mean_interval, p_value
+from lit_mult.analysis.tables import interval, number, signed
+from lit_mult.schema import WIDTH, Question
+
+ALPHA = 0.05
+"""Level of the corrected tests: the chance of naming any difference where there is none."""
+Outcome = Literal["lower", "higher", "equivalent", "undecided"]
+_ANSWERS = ["of", "against", "measure", "within", "over", "seeds", "difference", "low", "high", "p", "p_holm", "margin"]
+_ANSWERS += ["doubtful", "outcome"]
+_BY_SEED = ["question", "within", "over", "seed", "difference", "doubtful"]
+
+
+def differences_by_seed(runs: pd.DataFrame, question: Question) -> pd.DataFrame:
+    """The differences that a question asks about, a row a seed: mean over the values of its `over` factors.
+
+    Args:
+        runs: from `load_records` or `frame_of`.
+        question: what to compare.
+
+    Returns:
+        Columns question, within (values of the factors that neither side fixes, as text), over, seed, difference (nats
+        per token) and doubtful (whether any of the differences that were averaged is, see
+        `sensitivity.paired_differences`). A seed counts where it has all values of the `over` factors.
+    """
+    return _by_seed(_points(runs), question)
+
+
+def answers(runs: pd.DataFrame, questions: Sequence[Question]) -> pd.DataFrame:
+    """The answers, a row a question and value of the factors that it leaves open.
+
+    Columns: of, against, measure, within, over; seeds; difference `of` - `against`, mean over seeds, and its 95 %
+    interval (low, high), by Student's t; p of that test, and p_holm, corrected for all rows; margin; doubtful, the
+    number of seeds whose difference is; outcome. *lower* and *higher*: p_holm is at most 0.05. *equivalent*: the
+    interval lies within ± margin, and no difference is shown. *undecided*: neither, or a pair is doubtful, or there is
+    one seed.
+    """
+    points, found = _points(runs), list[dict[str, Any]]()
+    for question in questions:
+        for (within, over), part in _by_seed(points, question).groupby(["within", "over"], sort=False):
+            mean, low, high = mean_interval(part["difference"])
+            found.append(
+                {"of": _name(question.of), "against": _name(question.against), "measure": question.measure}
+                | {"within": within, "over": over, "seeds": len(part), "difference": mean, "low": low, "high": high}
+                | {"p": p_value(part["difference"]), "margin": question.margin, "doubtful": int(part["doubtful"].sum())}
+            )
+    table = pd.DataFrame(found, columns=[name for name in _ANSWERS if name not in ("p_holm", "outcome")])
+    table["p_holm"] = holm(table["p"].astype(float))
+    table["outcome"] = [_outcome(row) for row in rows(table)]
+    return table[_ANSWERS]
+
+
+def statement(row: Any) -> str:
+    """A row of `answers` in words."""
+    where = ", ".join(filter(None, (row.within, row.over, f"{row.seeds} seed{'s' if row.seeds != 1 else ''}")))
+    asked = f"{sensitivity.MEASURES[row.measure]}, {row.of} - {row.against} ({where})"
+    corrected = "" if row.p_holm != row.p_holm else f", p {_p(row.p_holm)} after Holm's correction"
+    return f"{_verdict(row)}: {asked}: {signed(row.difference)} {interval(row.low, row.high, row.seeds)}{corrected}."
+
+
+def answers_table(table: pd.DataFrame) -> pd.DataFrame:
+    """`answers` for readers: nats per token."""
+    return pd.DataFrame(
+        [
+            {
+                "difference": f"{row.of} - {row.against}",
+                "measure": sensitivity.MEASURES[row.measure],
+                "within": ", ".join(filter(None, (row.within, row.over))),
+                "seeds": str(row.seeds),
+                "mean": signed(row.difference),
+                "95 % interval": interval(row.low, row.high, row.seeds),
+                "p (Holm)": _p(row.p_holm).removeprefix("= "),
+                "answer": row.outcome,
+            }
+            for row in rows(table)
+        ]
+    )
+
+
+def _verdict(row: Any) -> str:
+    if row.doubtful:
+        return f"**undecided**, as {row.doubtful} of {row.seeds} seeds are doubtful"
+    if row.seeds < 2:
+        return "**undecided**, as one seed has no interval"
+    if row.outcome == "equivalent":
+        return f"**equivalent**, no difference larger than ±{row.margin:g}"
+    if row.outcome == "undecided":
+        return f"**undecided**, differences up to {number(max(abs(row.low), abs(row.high)))} remain possible"
+    return f"**{row.of} {row.outcome}** than {row.against}"
+
+
+def _outcome(row: Any) -> Outcome:
+    if row.doubtful or row.seeds < 2:
+        return "undecided"
+    if row.p_holm <= ALPHA:
+        return "lower" if row.difference < 0 else "higher"
+    return "equivalent" if -row.margin < row.low and row.high < row.margin else "undecided"
+
+
+def _points(runs: pd.DataFrame) -> pd.DataFrame:
+    """`sensitivity.points` with a column for each scientific factor."""
+    points = sensitivity.points(runs)
+    group = ["arm", "setting", "d_model"]
+    named = runs.drop_duplicates(group)[[*group, "factors"]].reset_index(drop=True)
+    factors = pd.DataFrame([json.loads(text) for text in named["factors"]]).map(_hashable)
+    factors = factors.drop(columns=[WIDTH], errors="ignore")
+    points = points.drop(columns=["optimizer"]).merge(named[group].join(factors), on=group)
+    points[WIDTH] = points["d_model"]
+    return points.assign(**{_FACTORS: json.dumps(sorted({*factors.columns, WIDTH, "arm"}))})
+
+
+_FACTORS = "names of factors"
+
+
+def _by_seed(points: pd.DataFrame, question: Question) -> pd.DataFrame:
+    factors = json.loads(points[_FACTORS].iloc[0])
+    free = [name for name in factors if name not in question.of]
+    of, against = (_matching(points, side) for side in (question.of, question.against))
+    pairs = sensitivity.paired(of, against, [*free, "seed"], question.measure)
+    over = [name for name in question.over if name in free]
+    within = [name for name in free if name not in over and points[name].nunique() > 1]
+    pairs = pairs.assign(**{"within": _texts(pairs, within)})
+    found = []
+    for name, part in pairs.groupby("within", sort=False):
+        levels = part[over].astype(str).agg(" ".join, axis=1) if over else pd.Series("", part.index)
+        whole = part[levels.groupby(part["seed"]).transform("nunique") == levels.nunique()]
+        by_seed = whole.groupby("seed").agg(difference=("difference", "mean"), doubtful=("doubtful", "any"))
+        text = ", ".join(f"{_short(key)} {', '.join(map(str, sorted(part[key].unique())))}" for key in over)
+        asked = f"{_name(question.of)} - {_name(question.against)}"
+        found.append(by_seed.reset_index().assign(question=asked, within=name, over=text))
+    return pd.concat(found)[_BY_SEED] if found else pd.DataFrame(columns=_BY_SEED)
+
+
+def _matching(points: pd.DataFrame, side: dict[str, Any]) -> pd.DataFrame:
+    for name, value in side.items():
+        points = points[points[name] == _hashable(value)]
+    return points
+
+
+def _texts(pairs: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    return [", ".join(f"{_short(key)} {row[key]}" for key in names) for row in pairs.to_dict("records")]
+
+
+def _short(factor: str) -> str:
+    return "width" if factor == WIDTH else factor.rpartition(".")[2]
+
+
+def _name(side: dict[str, Any]) -> str:
+    return " ".join(str(value) for value in side.values())
+
+
+def _hashable(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict) else value
+
+
+def _p(value: float) -> str:
+    if value != value:
+        return "n/a"
+    return "< 0.0001" if value < 1e-4 else f"= {value:.2g}"
