@@ -79,7 +79,7 @@ class ModelConfig(_Section):
     final_norm: NormKind = Field("vector", json_schema_extra=HASHED_UNLESS_DEFAULT)
     """Weight of the last RMSNorm (paper fig. 1, VPN / SPN / FPN): one a channel, one learned scalar, or fixed at 1."""
     tie_embeddings: bool = False
-    """Let the LM head use the embedding matrix (without the embedding's multipliers)."""
+    """Let the LM head use the embedding's matrix, and so its lr and weight decay, but not its multipliers."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability on the output of each residual branch."""
     z_loss: float = Field(0.0, ge=0)
