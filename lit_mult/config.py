@@ -197,7 +197,7 @@ class OptimConfig(_Section):
     """Weight decay of the matrices."""
     weight_decay_mode: Literal["coupled", "independent"] = "coupled"
     """coupled: a step decays a matrix by lr * weight_decay. independent: by weight_decay times the
-    schedule, whatever the lr, so that fitting values are those of lr * weight_decay, for the multipliers too."""
+    schedule, whatever the lr, so that fitting values are those of lr * weight_decay. Multipliers: always coupled."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates of the two moments."""
     eps: float = Field(1e-8, gt=0)
@@ -213,7 +213,7 @@ class OptimConfig(_Section):
     multiplier_lr: float | None = Field(None, gt=0)
     """Learning rate of the multipliers; null: the same as vector_lr."""
     multiplier_weight_decay: float = Field(2e-3, ge=0)
-    """Weight decay of the multipliers, against drift along symmetries (paper sec. 4.1); norm weights have none."""
+    """Weight decay of the multipliers, always coupled; against drift (paper sec. 4.1). Norm weights have none."""
     clip: float | None = Field(1.0, gt=0)
     """Norm to which the gradient is clipped; null: no clipping."""
     clip_multipliers: bool = False
