@@ -314,7 +314,7 @@ class TrainerConfig(_Section):
     strategy: str = "auto"
     """Lightning strategy (auto, ddp, ...)."""
     precision: str = "32-true"
-    """Lightning precision (32-true, bf16-mixed, ...)."""
+    """Lightning precision (32-true, bf16-mixed, ...); in bf16-true multipliers and norm weights stay in float32."""
     accumulate_grad_batches: int = Field(1, gt=0)
     """Micro-batches in one optimizer step; divides batch_size."""
     compile: bool = False
