@@ -79,7 +79,7 @@ class ModelConfig(_Section):
     final_norm: NormKind = Field("vector", json_schema_extra=HASHED_UNLESS_DEFAULT)
     """Weight of the last RMSNorm (paper fig. 1, VPN / SPN / FPN): one a channel, one learned scalar, or fixed at 1."""
     tie_embeddings: bool = False
-    """Let the LM head use the embedding matrix (without the embedding's multipliers)."""
+    """Let the LM head use the embedding's matrix, and so its lr and weight decay, but not its multipliers."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability on the output of each residual branch."""
     z_loss: float = Field(0.0, ge=0)
@@ -197,7 +197,7 @@ class OptimConfig(_Section):
     """Weight decay of the matrices."""
     weight_decay_mode: Literal["coupled", "independent"] = "coupled"
     """coupled: a step decays a matrix by lr * weight_decay. independent: by weight_decay times the
-    schedule, whatever the lr, so that fitting values are those of lr * weight_decay, for the multipliers too."""
+    schedule, whatever the lr, so that fitting values are those of lr * weight_decay. Multipliers: always coupled."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates of the two moments."""
     eps: float = Field(1e-8, gt=0)
@@ -213,7 +213,7 @@ class OptimConfig(_Section):
     multiplier_lr: float | None = Field(None, gt=0)
     """Learning rate of the multipliers; null: the same as vector_lr."""
     multiplier_weight_decay: float = Field(2e-3, ge=0)
-    """Weight decay of the multipliers, against drift along symmetries (paper sec. 4.1); norm weights have none."""
+    """Weight decay of the multipliers, always coupled; against drift (paper sec. 4.1). Norm weights have none."""
     clip: float | None = Field(1.0, gt=0)
     """Norm to which the gradient is clipped; null: no clipping."""
     clip_multipliers: bool = False
@@ -314,7 +314,7 @@ class TrainerConfig(_Section):
     strategy: str = "auto"
     """Lightning strategy (auto, ddp, ...)."""
     precision: str = "32-true"
-    """Lightning precision (32-true, bf16-mixed, ...)."""
+    """Lightning precision (32-true, bf16-mixed, ...); in bf16-true multipliers and norm weights stay in float32."""
     accumulate_grad_batches: int = Field(1, gt=0)
     """Micro-batches in one optimizer step; divides batch_size."""
     compile: bool = False

@@ -131,6 +131,19 @@ def test_parameters_prints_a_row_for_every_parameter(capsys: pytest.CaptureFixtu
     assert len(rows) == 9 + 3 + 11 + 1
 
 
+def test_parameters_shows_the_decay_of_multipliers_alike_in_both_modes(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = "--model.n_layers 1 --multipliers vector --optim.lr 0.1 --optim.weight_decay 0.01".split()
+    shown = {}
+    for mode in ("coupled", "independent"):
+        assert main(["parameters", *arguments, "--optim.weight_decay_mode", mode]) == 0
+        rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+        shown[mode] = (rows["embed_tokens.row"][3:6], rows["embed_tokens.weight"][4:7])
+
+    # the optimizer takes off lr * decay: 0.01 * 0.002 of the multipliers; 0.1 * 0.1 = 0.01 of an independent matrix
+    assert shown["coupled"] == (["adamw", "0.01", "0.002"], ["adamw", "0.1", "0.01"])
+    assert shown["independent"] == (["adamw", "0.01", "0.002"], ["adamw", "0.1", "0.1"])
+
+
 def test_the_example_study_of_the_readme_runs_from_yaml_to_report(
     tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -128,13 +128,22 @@ def test_muon_takes_the_hidden_matrices_alone() -> None:
 
 @pytest.mark.parametrize("lr", [2**-4, 2**-8])
 def test_independent_decay_does_not_depend_on_any_rate(lr: float) -> None:
-    optim = {"lr": lr, "weight_decay": 0.01, "weight_decay_mode": "independent", "multiplier_weight_decay": 0.002}
+    optim = {"lr": lr, "weight_decay": 0.01, "weight_decay_mode": "independent"}
     for width_rule in ("lr", "lr_wd", "multiplier"):
         run = plan(parametrization={"width_rule": width_rule}, optim=optim)
         # a step shrinks by lr * weight_decay as the optimizer takes them: 0.01 for each, at four times the base width
         assert all(matrix.lr * matrix.weight_decay == pytest.approx(0.01) for matrix in run.matrices.values())
-        assert run.multiplier.lr * run.multiplier.weight_decay == pytest.approx(0.002)
         assert run.norm.weight_decay == 0.0
+
+
+@pytest.mark.parametrize("mode", ["coupled", "independent"])
+def test_multipliers_decay_by_their_own_rate_in_either_mode(mode: str) -> None:
+    # a step shrinks them by lr * weight_decay as the optimizer takes them: 0.01 * 2e-3 by default, not 2e-3
+    default = plan(optim={"lr": 2**-4, "weight_decay_mode": mode}).multiplier
+    assert default.lr * default.weight_decay == pytest.approx(2e-5)
+    rates = {"multiplier_lr": 0.25, "vector_lr_mode": "relative", "multiplier_weight_decay": 0.5}
+    own = plan(optim={"lr": 2**-4, "weight_decay_mode": mode, **rates}).multiplier
+    assert own.lr * own.weight_decay == pytest.approx(2**-4 * 0.25 * 0.5)
 
 
 def test_rates_of_vectors_are_absolute_or_relative_to_the_base_rate() -> None:

@@ -120,6 +120,7 @@ def test_the_multipliers_of_every_matrix_keep_runs_apart(tiny: Tiny) -> None:
         ("trainer.extra", {"deterministic": True}),
         ("trainer.precision", "16-mixed"),
         ("trainer.precision", "16-true"),
+        ("trainer.precision", "bf16-true"),
     ],
 )
 def test_some_runs_train_by_themselves(tiny: Tiny, field: str, value: Any) -> None:

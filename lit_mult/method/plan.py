@@ -119,8 +119,5 @@ def _vector_plans(config: RunConfig) -> tuple[VectorPlan, VectorPlan]:
     unit = 1.0 if optim.vector_lr_mode == "absolute" else optim.lr
     norm_lr = unit * optim.vector_lr
     multiplier_lr = unit * (optim.vector_lr if optim.multiplier_lr is None else optim.multiplier_lr)
-    # Optimizers decay by lr * weight_decay; independent decay divides the lr out.
-    decay_unit = 1.0 if optim.weight_decay_mode == "coupled" else 1 / multiplier_lr
-    multiplier_decay = optim.multiplier_weight_decay * decay_unit
     norm, multiplier = (trained_by(role, config.optimizer) for role in (Role.NORM, Role.MULTIPLIER))
-    return VectorPlan(norm, norm_lr, 0.0), VectorPlan(multiplier, multiplier_lr, multiplier_decay)
+    return VectorPlan(norm, norm_lr, 0.0), VectorPlan(multiplier, multiplier_lr, optim.multiplier_weight_decay)

@@ -11,7 +11,8 @@
         lr: {q_proj: 1.5}
         tuning: {...}               # what finding them took; written by a tuning study
 
-A run uses the parts in its tier; multipliers in its config override the preset's.
+A run uses the parts in its tier; multipliers in its config override the preset's. A tied LM head has no lr or weight
+decay of its own: a factor on them, other than 1, is refused.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ TIER_PARTS: Final[dict[Tier, tuple[Part, ...]]] = {
     "FULL": ("lr", "weight_decay", "forward"),
 }
 """Parts of the multipliers that each tier uses (arXiv:2601.04890 fig. 7)."""
+
+RATE_PARTS: Final[tuple[Part, ...]] = ("lr", "weight_decay")
+"""Parts about the training of a matrix, which a tied head shares with the embedding."""
 
 _PARTS = TIER_PARTS["FULL"]
 _SHIPPED = resources.files(__package__) / "presets"
@@ -163,7 +167,8 @@ def run_multipliers(config: RunConfig) -> RoleMultipliers:
     Without forward multipliers if the kind does not use them.
 
     Raises:
-        UserError: the preset, or a role or value in the config's multipliers, is not valid.
+        UserError: the preset, or a role or value in the config's multipliers, is not valid, or the LM head is tied and
+            one of its rates has a factor.
     """
     settings = config.parametrization
     own = _role_multipliers({part: getattr(settings, part) for part in _PARTS}, "parametrization")
@@ -171,7 +176,19 @@ def run_multipliers(config: RunConfig) -> RoleMultipliers:
     parts = {part: getattr(preset, part) | getattr(own, part) for part in _PARTS}
     if not KINDS[config.multipliers].uses_forward(config.placement.init):
         parts["forward"] = {}
-    return RoleMultipliers(**parts).at_tier(settings.tier)
+    used = RoleMultipliers(**parts).at_tier(settings.tier)
+    if config.model.tie_embeddings:
+        _check_tied_head(used)
+    return used
+
+
+def _check_tied_head(used: RoleMultipliers) -> None:
+    """Raises: ConfigError when a rate of the LM head, whose matrix is the embedding's, has a factor other than 1."""
+    for part in RATE_PARTS:
+        factor = getattr(used, part).get(Role.LM_HEAD, 1.0)
+        if factor != 1:
+            fault = "a tied head (model.tie_embeddings) has the embedding's matrix and rates; 1 overrides a preset"
+            raise ConfigError(f"parametrization.{part}.{Role.LM_HEAD.value}", factor, f"must be 1: {fault}")
 
 
 def _shipped(name: str) -> Traversable:

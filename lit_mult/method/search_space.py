@@ -9,8 +9,9 @@
            weight_decay     all nine                                                   2^-2 .. 2^2
            forward          embedding, k_proj, o_proj, gate_proj, down_proj, lm_head   2^-3 .. 2^3
 
-The nine roles are embedding, q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj and lm_head. Factors are
-sampled log-uniformly, and multiply the width rule's factor and the base learning rate or weight decay.
+The nine roles are embedding, q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj and lm_head; a tied lm_head
+has the embedding's lr and weight decay, and none to search. Factors are sampled log-uniformly, and multiply the width
+rule's factor and the base learning rate or weight decay.
 
 The forward multipliers are those that Falcon-H1 tuned away from 1 (arXiv:2507.22448). The other three are redundant, as
 only products of two scales matter: q_proj times k_proj in attention logits, v_proj times o_proj in attention outputs,
@@ -23,7 +24,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from lit_mult.config import Tier
-from lit_mult.method.presets import TIER_PARTS, Part
+from lit_mult.method.presets import RATE_PARTS, TIER_PARTS, Part
 from lit_mult.registry.roles import MATRIX_ROLES, Role
 
 _MATRIX_ROLES = tuple(role for role in Role if role in MATRIX_ROLES)
@@ -40,10 +41,18 @@ SEARCHED: Final[dict[Part, tuple[tuple[Role, ...], tuple[float, float]]]] = {
 """Part -> roles whose factor is searched, and its (low, high)."""
 
 
-def search_space(tier: Tier) -> dict[str, tuple[float, float]]:
-    """Dotted config field (`parametrization.forward.k_proj`) -> (low, high), to be searched log-uniformly."""
-    ranges = {part: SEARCHED[part] for part in TIER_PARTS[tier]}
-    return {f"parametrization.{part}.{role}": bounds for part, (roles, bounds) in ranges.items() for role in roles}
+def search_space(tier: Tier, *, tied_head: bool = False) -> dict[str, tuple[float, float]]:
+    """Dotted config field (`parametrization.forward.k_proj`) -> (low, high), to be searched log-uniformly.
+
+    Without the lr and weight decay of a tied LM head, which are the embedding's.
+    """
+    return {
+        f"parametrization.{part}.{role}": bounds
+        for part in TIER_PARTS[tier]
+        for roles, bounds in [SEARCHED[part]]
+        for role in roles
+        if not (tied_head and part in RATE_PARTS and role is Role.LM_HEAD)
+    }
 
 
 def neutral(fields: Iterable[str]) -> dict[str, float]:

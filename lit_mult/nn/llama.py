@@ -7,6 +7,9 @@ Module names are those of Hugging Face's `LlamaForCausalLM` without the `model.`
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +19,7 @@ from lit_mult.method.plan import RunPlan
 from lit_mult.nn.functional import linear, pair_rotary_rows, rms_norm, rotary_table, rotate_qkv, swiglu
 from lit_mult.nn.kv_cache import KVCache, LayerCache
 from lit_mult.nn.multipliers import MultipliedEmbedding, MultipliedLinear
+from lit_mult.nn.precision import keeping_float32
 from lit_mult.registry.roles import Role
 
 
@@ -33,8 +37,13 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(() if kind == "scalar" else size), requires_grad=kind != "frozen")
         self.size, self.eps, self.is_scalar = size, eps, kind == "scalar"
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Casts nothing to 16 bits, see `nn.precision`."""
+        super()._apply(keeping_float32(fn), recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return rms_norm(x_BTD, self.weight_vector(), self.eps)
+        return rms_norm(x_BTD, self.weight_vector().to(x_BTD.dtype), self.eps)
 
     def weight_vector(self) -> Tensor:
         """The factor of every channel (size,), differentiable in the weight."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from lit_mult.method.plan import MatrixPlan
 from lit_mult.nn.functional import linear
+from lit_mult.nn.precision import NARROW, keeping_float32
 from lit_mult.registry import load
 from lit_mult.registry.contracts import Axis
 from lit_mult.registry.kinds import KINDS
@@ -98,9 +100,25 @@ class MultipliedMatrix(nn.Module):
         for axis, multiplier in self.multipliers.items():
             multiplier.copy_(self.formula.start(axis, self.weight, plan))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Casts the matrix alone to 16 bits, see `nn.precision`."""
+        keep, ndim = keeping_float32(fn), self.weight.ndim
+        super()._apply(lambda x: (fn if x.ndim == ndim else keep)(x), recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def effective_weight(self) -> Tensor:
-        """W_eff (d_out, d_in), differentiable in the weight and in every multiplier."""
-        return self.formula.effective_weight(self.weight, self.constant, self.scalar, self.row, self.column)
+        """W_eff (d_out, d_in), differentiable in the weight and in every multiplier; in the weight's dtype."""
+        return self.form(self.weight, self.scalar, self.row, self.column)
+
+    def form(
+        self, weight: Tensor, scalar: Tensor | None = None, row: Tensor | None = None, column: Tensor | None = None
+    ) -> Tensor:
+        """`effective_weight` from other values of the parameters."""
+        arguments = (self.constant, scalar, row, column)
+        if weight.dtype in NARROW and any(part is not None for part in arguments[1:]):
+            # Rounded once, as a product: a multiplier near 1 would be rounded to 1.
+            return self.formula.effective_weight(weight.float(), *arguments).to(weight.dtype)
+        return self.formula.effective_weight(weight, *arguments)
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:

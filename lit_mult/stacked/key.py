@@ -70,6 +70,7 @@ def _can_be_stacked(config: RunConfig) -> bool:
         or trainer.tensorboard
         or trainer.extra
         or trainer.precision.startswith("16")  # the gradient scaler skips a step of all members if one overflows
+        or trainer.precision == "bf16-true"  # has parameters of two types, and a stack's share one buffer
         or any(OPTIMIZERS[name].stacked is None for name in optimizers_of(config.optimizer))
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lit_mult.config import RunConfig
 from lit_mult.data.cache import TokenizedCorpus, prepare
+from lit_mult.errors import ConfigError
 from lit_mult.layout import step_of
 from lit_mult.registry.optimizers import check_stacked_form
 from lit_mult.schema import CellInfo, RunRecord
@@ -65,12 +66,15 @@ def run_stack(
 
     Raises:
         ValueError: the members cannot be stacked.
-        ConfigError: an optimizer has no stacked form.
+        ConfigError: an optimizer or the precision has no stacked form.
         UserError: the data, a folder or a Trainer flag is not usable.
         Interrupted: on SIGINT, SIGTERM or `should_stop`; checkpoints were written first.
     """
     for member in members:
         check_stacked_form(member.config.optimizer)
+        if member.config.trainer.precision == "bf16-true":
+            allowed = "has parameters of two types, which a stack cannot hold; use bf16-mixed, or runs by themselves"
+            raise ConfigError("trainer.precision", "bf16-true", allowed)
     keys = {stack_key(member.config) for member in members}
     if len(keys) != 1 or None in keys:
         raise ValueError("only runs of equal shapes, data and budget can be stacked")
@@ -166,7 +170,7 @@ def _train(runs: Sequence[_Run], corpus: TokenizedCorpus, should_stop: Callable[
     module = LitStack(models, [run.checkpoint for run in runs if run.checkpoint is not None])
     history = StackHistory([run.history for run in runs], on_leave=finish)
     checkpoints = StackCheckpoints(module, history, folders, should_stop)
-    trainer = make_trainer(config, folders[0], [history, RngState(), checkpoints])
+    trainer = make_trainer(config, folders[0], [history, RngState(config), checkpoints])
     data = StackDataModule(config, corpus, module.seeds)
     fit(trainer, module, data, history, runs[0].checkpoint)
     for index in list(unfinished):

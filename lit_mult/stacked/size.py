@@ -12,7 +12,7 @@ MOST_SUGGESTIONS = 10
 _SHARE_OF_MEMORY = 0.8
 _FULL_GPU_FLOP = 2e11
 """FLOP of a step above which one model is assumed to saturate a GPU; not measured."""
-_BYTES = {"bf16-mixed": 2, "bf16-true": 2, "bf16": 2, "64-true": 8, "64": 8}
+_BYTES = {"bf16-mixed": 2, "bf16": 2, "64-true": 8, "64": 8}
 """Size of an activation by trainer.precision; 4 with any other."""
 
 

@@ -172,7 +172,7 @@ class StudySpec(Part):
             if not point.is_grid and trials is not None and possible is not None and trials > possible:
                 allowed = f"the lists of arm {point.arm} make {possible} cells; sampler: grid runs them all"
                 raise ConfigError("budget.trials", trials, allowed)
-            for nuisance in point.grid() if point.is_grid else point.one_at_a_time():
+            for nuisance in point.searched():
                 point.config(nuisance, spec.seeds[0])
         return spec
 
@@ -215,7 +215,7 @@ class Point:
         if not self.spec.search_multipliers:
             return {}
         config = self.config({}, self.spec.seeds[0])
-        space = search_space(config.parametrization.tier)
+        space = search_space(config.parametrization.tier, tied_head=config.model.tie_embeddings)
         if KINDS[config.multipliers].uses_forward(config.placement.init):
             return space
         return {name: ends for name, ends in space.items() if not name.startswith("parametrization.forward.")}
@@ -253,6 +253,10 @@ class Point:
         """Every combination of the nuisance grids; of a distribution, its two ends."""
         for values in itertools.product(*(grid_values(grid) for grid in self.nuisance.values())):
             yield dict(zip(self.nuisance, values, strict=True))
+
+    def searched(self) -> Iterator[dict[str, Any]]:
+        """The cells of a grid; of another search, every value of each nuisance factor once."""
+        return self.grid() if self.is_grid else self.one_at_a_time()
 
     def one_at_a_time(self) -> Iterator[dict[str, Any]]:
         """Every value of each nuisance factor (of a distribution, its two ends), the others at their first value."""

@@ -17,6 +17,7 @@ from lit_mult.data.batches import TrainWindows, validation_windows
 from lit_mult.data.cache import prepare
 from lit_mult.errors import Interrupted, UserError
 from lit_mult.method.plan import plan_run
+from lit_mult.method.presets import run_multipliers
 from lit_mult.registry.optimizers import check_stacked_form
 from lit_mult.schema import RunRecord
 from lit_mult.stacked.size import MOST_SUGGESTIONS, asked_members, members_that_fit
@@ -119,7 +120,9 @@ def sweep(
 
 
 def check_cells(spec: StudySpec) -> list[str]:
-    """Check a cell of every point before anything is written, and fill the token cache that they share.
+    """Check a cell of every point, and the multipliers by role of all, before anything is written.
+
+    Fills the token cache that the cells share.
 
     Returns:
         Hashes of the study's corpora.
@@ -133,6 +136,8 @@ def check_cells(spec: StudySpec) -> list[str]:
             TrainWindows(corpora[data].train, config.data.seq_len, config.train.batch_size, config.seed)
             validation_windows(corpora[data].val, config.data.seq_len, config.data.val_windows)
         plan_run(config, corpora[data].vocab_size)
+        for nuisance in point.searched():
+            run_multipliers(point.config(nuisance, config.seed))
     return sorted({corpus.hash for corpus in corpora.values()})
 
 

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from lit_mult.config import TrainConfig
+from lit_mult.config import RunConfig, TrainConfig
 from lit_mult.errors import Interrupted, UserError
 from lit_mult.training.folder import RunFolder
 
@@ -41,9 +42,17 @@ def remove(checkpoints: Iterable[Path]) -> None:
 
 
 class RngState(Callback):
-    """Saves torch's random state in checkpoints, which Lightning does not, so that resuming with dropout is exact."""
+    """The random numbers of training, which dropout alone uses: exact when a run resumes, and other ones on every rank.
+
+    One process continues torch's generators; checkpoints have their state, which Lightning leaves out. Of several
+    processes only rank 0 writes a checkpoint, and all start from one seed. So each seeds its generators before every
+    micro-batch, from the run's seed, the step, the micro-batch and its rank.
+    """
 
     _loaded: dict[str, Any] | None = None
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
 
     def state_dict(self) -> dict[str, Any]:
         return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
@@ -57,6 +66,13 @@ class RngState(Callback):
             torch.set_rng_state(self._loaded["cpu"])
             if len(self._loaded["cuda"]) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all(self._loaded["cuda"])
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.world_size > 1 and self.config.model.dropout:
+            micro_batch = batch_idx % trainer.accumulate_grad_batches
+            key = (trainer.global_step, micro_batch, trainer.global_rank)
+            bits = np.random.SeedSequence(self.config.seed, spawn_key=key).generate_state(1, np.uint64)
+            torch.manual_seed(int(bits[0]))
 
 
 class Checkpoints(Callback):

@@ -73,12 +73,12 @@ def run(
     recorder = Diagnostics.of_run(config, corpus) if config.train.diagnostics else None
 
     history = History(config.train, on_progress, prune)
-    torch.manual_seed(config.seed)  # for dropout; initialization and data have separate generators
+    torch.manual_seed(config.seed)  # for dropout, see RngState; initialization and data have separate generators
     with quiet_lightning():
         module = make_module(config, corpus.vocab_size)
         recorders = [] if recorder is None else [recorder]
         checkpoints = Checkpoints(folder, config.train, should_stop)
-        trainer = make_trainer(config, folder, [history, RngState(), *recorders, *callbacks, checkpoints])
+        trainer = make_trainer(config, folder, [history, RngState(config), *recorders, *callbacks, checkpoints])
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
         data.check(trainer.world_size)
         if recorder is not None:

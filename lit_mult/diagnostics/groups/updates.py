@@ -27,7 +27,7 @@ class Updates(Group):
             yield part.reading("update", _relative(part.parameter, before[id(part.parameter)]))
         for name, matrix in matrices(moment.model):
             multipliers = {axis.value: before[id(part)] for axis, part in matrix.multipliers.items()}
-            old = matrix.formula.effective_weight(before[id(matrix.weight)], matrix.constant, **multipliers)
+            old = matrix.form(before[id(matrix.weight)], **multipliers)
             yield Reading("effective_update", name, matrix.role.value, _relative(matrix.effective_weight(), old))
 
 
