@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from lit_mult.analysis.balance import balance_columns
 from lit_mult.errors import UserError
 from lit_mult.layout import find_records
 from lit_mult.registry.kinds import KINDS
@@ -153,6 +154,7 @@ def _flat(record: Mapping[str, Any], name: str) -> dict[str, Any]:
         "planned_tokens": int(train["steps"]) * int(train["batch_size"]) * int(config["data"]["seq_len"]),
         **{name: record[name] for name in _COPIED},
         **{f"parameters_{name}": count for name, count in record["parameters"].items()},
+        **balance_columns(record),
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(record["versions"].items())),
     }
 

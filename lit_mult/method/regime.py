@@ -1,0 +1,45 @@
+"""How far a run takes its matrices towards the balance of noise and weight decay.
+
+Noise lets a matrix grow and decay shrinks it until they balance at a norm of about sqrt(lr / weight_decay)
+(arXiv:2601.04890 eq. 1). Multipliers free a matrix from that norm, so a run that stops before the balance cannot show
+what they do. A step shrinks the start by 1 - lr * weight_decay: the balance takes some 1 / (lr * weight_decay) steps.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from lit_mult.config import RunConfig
+from lit_mult.method.plan import MatrixPlan, RunPlan
+from lit_mult.method.schedule import peak_steps
+from lit_mult.registry.optimizers import OPTIMIZERS
+from lit_mult.registry.roles import Role
+from lit_mult.schema import MatrixRegime
+
+BALANCED: Final = 2.0
+"""lr * weight_decay * steps from which a matrix counts as balanced: its start has then shrunk to exp(-2) of itself, 2 %
+of the squared norm."""
+
+
+def matrix_regimes(config: RunConfig, plan: RunPlan) -> dict[Role, MatrixRegime]:
+    """The regime of the matrices of each role, in the order of the forward pass.
+
+    A tied head has none: its weight is the embedding's.
+
+    Args:
+        config: of the run.
+        plan: of the run; the size of the vocabulary does not matter.
+    """
+    steps = peak_steps(config.train.steps, config.schedule)
+    by_role = {matrix.role: matrix for matrix in plan.matrices.values()}  # equal in all layers
+    if config.model.tie_embeddings:
+        del by_role[Role.LM_HEAD]
+    return {role: _regime(matrix, steps) for role, matrix in by_role.items()}
+
+
+def _regime(matrix: MatrixPlan, steps: float) -> MatrixRegime:
+    decay = matrix.lr * matrix.weight_decay
+    return MatrixRegime(
+        equilibrium_time=1 / decay if decay else None,
+        decay_times=decay * steps if OPTIMIZERS[matrix.optimizer].decays else None,
+    )
