@@ -7,13 +7,14 @@ what they do. A step shrinks the start by 1 - lr * weight_decay: the balance tak
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from lit_mult.config import RunConfig
 from lit_mult.method.plan import MatrixPlan, RunPlan
 from lit_mult.method.schedule import peak_steps
 from lit_mult.registry.optimizers import OPTIMIZERS
-from lit_mult.registry.roles import Role
+from lit_mult.registry.roles import HIDDEN_ROLES, Role
 from lit_mult.schema import MatrixRegime
 
 BALANCED: Final = 2.0
@@ -35,6 +36,18 @@ def matrix_regimes(config: RunConfig, plan: RunPlan) -> dict[Role, MatrixRegime]
     if config.model.tie_embeddings:
         del by_role[Role.LM_HEAD]
     return {role: _regime(matrix, steps) for role, matrix in by_role.items()}
+
+
+def shortfall(config: RunConfig, regimes: Mapping[Role, MatrixRegime]) -> str:
+    """A line on the hidden matrices that a run cannot take to the balance; empty if there are none."""
+    hidden = {role: one.decay_times for role, one in regimes.items() if role in HIDDEN_ROLES}
+    below = {role: times for role, times in hidden.items() if times is not None and times < BALANCED}
+    if not below:
+        return ""
+    who = "hidden matrices" if len(below) == len(hidden) else ", ".join(below)
+    times = " to ".join(dict.fromkeys(f"{end:.2g}" for end in (min(below.values()), max(below.values()))))
+    steps = f"{peak_steps(config.train.steps, config.schedule):.4g} steps at the peak rate"
+    return f"{who} cannot reach the balance: lr * weight_decay * steps = {times}, below {BALANCED:g} ({steps})"
 
 
 def _regime(matrix: MatrixPlan, steps: float) -> MatrixRegime:
