@@ -151,6 +151,7 @@ def _flat(record: Mapping[str, Any], name: str) -> dict[str, Any]:
         "added": bool(cell.get("added", False)),
         "final_loss": float(record["final_loss"]) if ended else math.nan,
         "final_bits_per_byte": float(record["final_bits_per_byte"]) if ended else math.nan,
+        "diagnostics": ", ".join(train.get("diagnostics", ())),
         "planned_tokens": int(train["steps"]) * int(train["batch_size"]) * int(config["data"]["seq_len"]),
         **{name: record[name] for name in _COPIED},
         **{f"parameters_{name}": count for name, count in record["parameters"].items()},
