@@ -175,6 +175,14 @@ def test_noise_that_was_recorded_and_is_not_at_hand_is_said(tmp_path: Path) -> N
     assert damaged.warnings[3].startswith(f"no gradient-noise scale: diagnostics/{cell}.parquet: cannot be read")
 
 
+def test_a_file_without_readings_of_matrices_gives_no_noise_scale(tmp_path: Path) -> None:
+    cell = recorded(tmp_path, loss=2.0)
+    write_noise(tmp_path / "diagnostics" / f"{cell}.parquet", [])
+    found = regime(tmp_path, load_records(tmp_path))
+    assert found.tables["regime"]["noise_scale"].isna().all()
+    assert "noise scale" not in found.display_tables["regime"]
+
+
 def test_a_group_and_cells_of_diagnostics_can_be_read_alone(tmp_path: Path) -> None:
     for cell in ("a", "b"):
         write_noise(tmp_path / "diagnostics" / f"{cell}.parquet", noise_at(0, 1.0, 1.0))

@@ -29,12 +29,13 @@ _LOW, _HIGH = "decay_times_hidden_low", "decay_times_hidden_high"
 _AT_BEST = [_LOW, _HIGH, "decay_times_head", "decay_times_embedding", "equilibrium_hidden_low"]
 _AT_BEST += ["equilibrium_hidden_high"]
 _NOISE = ["noise_scale", "noise_scale_tokens", "batch_size", "batch_tokens"]
+_READ = ("weight_signal", "weight_noise")
 _HOW_TO_READ = f"""\
 - *Decay times* are lr * weight_decay * steps, of the steps between warmup and final decay: how many times a run is as
   long as the *equilibrium time*, the 1 / (lr * weight_decay) steps in which noise and decay balance the norm of a
-  matrix (arXiv:2601.04890 eq. 1). Multipliers free matrices from that norm. Below {BALANCED:g}, where more than 2 % of
-  the squared norm is still that of the start, a run cannot show what they do. *Hidden* matrices are those of the
-  blocks, with the range over their roles.
+  matrix (arXiv:2601.04890 eq. 1). Multipliers free matrices from that norm. Below {BALANCED:g} more than 2 % of the
+  squared norm of the start is left, and a run cannot show what they do. *Hidden* matrices are those of the blocks, with
+  the range over their roles.
 """
 _HOW_TO_READ_NOISE = """\
 - The *noise scale* is tr(Sigma) / |G|^2 of the gradients of all matrices (B_simple of arXiv:1812.06162), in sequences
@@ -89,12 +90,12 @@ def _noise_scales(folder: Path, best: pd.DataFrame) -> tuple[dict[tuple[str, int
     except UserError as error:
         # Without the path of the folder, on which the report must not depend.
         return {}, [f"no gradient-noise scale: {str(error).removeprefix(str(folder)).lstrip('/: ')}"]
-    named = readings["quantity"].map({"weight_signal": "signal", "weight_noise": "noise"})
-    sums = readings.assign(part=named).pivot_table(
-        index=["cell", "step"], columns="part", values="value", aggfunc="sum"
+    by_step = readings.groupby(["quantity", "cell", "step"])["value"].sum()
+    signal, noise = (
+        by_step[by_step.index.get_level_values("quantity") == name].droplevel("quantity") for name in _READ
     )
     # An estimated signal may be negative: then none is seen, and the median ranks the step above all that show one.
-    scales = (sums["noise"] / sums["signal"]).where(sums["signal"] > 0, math.inf)
+    scales = (noise / signal).where(signal > 0, math.inf)
     found = dict[tuple[str, int], tuple[float, ...]]()
     for _, group in recorded.groupby(_POINT, sort=False):
         first = next(rows(group))
