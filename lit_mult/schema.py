@@ -103,6 +103,16 @@ class _Record(_Section):
         return _read(cls, path, f"not a version-{SCHEMA_VERSION} {cls._kind}")
 
 
+class MatrixRegime(_Section):
+    """How far a run takes a matrix towards the balance of noise and weight decay (arXiv:2601.04890 eq. 1)."""
+
+    equilibrium_time: float | None
+    """Steps at the peak lr that the balance takes, 1 / (lr * weight_decay); None without decay."""
+    decay_times: float | None
+    """lr * weight_decay * steps, of the steps between warmup and final decay: the length of the run in equilibrium
+    times. 0 at weight decay 0; None under an optimizer that does not decay (hyperball): there is no such balance."""
+
+
 class RunRecord(_Record):
     """One finished run, with everything needed to repeat it, or to analyse it without checkpoints."""
 
@@ -132,6 +142,9 @@ class RunRecord(_Record):
     """Tokens in the training split."""
     parameters: dict[str, int]
     """Number of trainable parameters: total, non_embedding, multipliers."""
+    regime: dict[str, MatrixRegime] = {}
+    """Role of a matrix -> how far the planned steps take it towards the balance (`method.regime`); empty in older
+    records."""
     steps: int
     """Optimizer steps done; fewer than train.steps when diverged or pruned."""
     tokens: int

@@ -19,8 +19,8 @@ from lit_mult.cli import main
 from lit_mult.config import OptimConfig, RunConfig
 from lit_mult.diagnostics.brownian import Motion, Particle, particles, reduced, simulate
 from lit_mult.diagnostics.trapped import Comparison, compare, references
+from lit_mult.method.schedule import schedule_factor
 from lit_mult.optim import adamw, muon
-from lit_mult.optim.schedules import schedule_factor
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.module import make_module
 from lit_mult.training.run import run

@@ -127,8 +127,36 @@ def test_parameters_prints_a_row_for_every_parameter(capsys: pytest.CaptureFixtu
     assert rows["lm_head.weight"][1:7] == ["lm_head", "256x128", "-", "adamw", "0.003906", "0.4"]
     assert rows["layers.0.mlp.down_proj.weight"][3] == "row+column"
     assert rows["norm.weight"][1:6] == ["norm", "128", "adamw", "0.01", "0"]
-    # 9 matrices, 3 norms, 11 multipliers, and the heading
-    assert len(rows) == 9 + 3 + 11 + 1
+    # lr * weight decay is 2^-6 * 0.1 for all: 640 steps, of which wsd has 300 - 30 - 50 = 220 at the peak rate.
+    for name, row in rows.items():
+        if name.endswith("_proj.weight") or name in ("embed_tokens.weight", "lm_head.weight"):
+            assert row[-2:] == ["640", "0.344"], name
+    assert rows["norm.weight"][-2:] == ["-", "-"]
+    # 9 matrices, 3 norms, 11 multipliers, the heading, and the line at the end
+    assert len(rows) == 9 + 3 + 11 + 2
+
+
+# At width 64 (m = 2) lr * weight decay of hidden matrices is 2^-7 * 0.1; of 4000 steps wsd has 4000 - 400 - 667 at the
+# peak rate, which makes 2.29.
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "hidden matrices cannot reach the balance: lr * weight_decay * steps = 0.17, below 2 (220 steps at the "),
+        (["--optim.weight_decay", "0"], "hidden matrices cannot reach the balance: lr * weight_decay * steps = 0, "),
+        (["--train.steps", "4000"], ""),
+        (
+            ["--train.steps", "4000", "--parametrization.lr", '{"q_proj": 0.5, "up_proj": 0.25}'],
+            "q_proj, up_proj cannot reach the balance: lr * weight_decay * steps = 0.57 to 1.1, below 2 (2933 steps",
+        ),
+        (["--optimizer", "hyperball"], ""),  # holds the norm of hidden matrices
+    ],
+)
+def test_parameters_says_which_matrices_stay_short_of_the_balance(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["parameters", *arguments]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(line or "lm_head.weight")
 
 
 def test_parameters_shows_the_decay_of_multipliers_alike_in_both_modes(capsys: pytest.CaptureFixture[str]) -> None:

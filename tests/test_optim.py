@@ -14,11 +14,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_mult.config import OptimConfig, RunConfig, ScheduleConfig
 from lit_mult.method.plan import plan_run
+from lit_mult.method.schedule import schedule_factor
 from lit_mult.nn.llama import Llama
 from lit_mult.optim.clipping import clip_gradients, gradient_norm
 from lit_mult.optim.groups import parameter_groups, plan_parameters
 from lit_mult.optim.hybrid import HybridOptimizer
-from lit_mult.optim.schedules import schedule_factor
 from lit_mult.registry.roles import HIDDEN_ROLES, Role
 from lit_mult.training.module import LitLlama
 

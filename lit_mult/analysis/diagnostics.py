@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,9 @@ from lit_mult.errors import UserError
 from lit_mult.layout import cell_name, find_diagnostics
 
 
-def load_diagnostics(folder: Path | str) -> pd.DataFrame:
+def load_diagnostics(
+    folder: Path | str, *, group: str | None = None, cells: Collection[str] | None = None
+) -> pd.DataFrame:
     """One row a reading: cell, step, group, quantity, name, layer, role, value.
 
     Merges with `load_records` on `cell`; `layer` is NA outside the blocks. See `diagnostics.keys` for the meaning of a
@@ -19,20 +22,22 @@ def load_diagnostics(folder: Path | str) -> pd.DataFrame:
 
     Args:
         folder: of a run, or results folder of a study.
+        group: read this group only.
+        cells: read these cells only.
 
     Raises:
         UserError: there are no diagnostics, a file is damaged, or pyarrow is not installed.
     """
     folder = Path(folder)
-    paths = find_diagnostics(folder)
+    paths = [path for path in find_diagnostics(folder) if cells is None or cell_name(path, folder) in cells]
     if not paths:
         raise UserError(f"{folder}: no diagnostics here; ask for them with train.diagnostics when the run is made")
-    return pd.concat([_read(path, folder) for path in paths], ignore_index=True)
+    return pd.concat([_read(path, folder, group) for path in paths], ignore_index=True)
 
 
-def _read(path: Path, folder: Path) -> pd.DataFrame:
+def _read(path: Path, folder: Path, group: str | None) -> pd.DataFrame:
     try:
-        frame = pd.read_parquet(path, engine="pyarrow")
+        frame = pd.read_parquet(path, engine="pyarrow", filters=None if group is None else [("group", "==", group)])
     except ImportError:
         raise UserError(f"{path}: reading parquet needs pyarrow: pip install 'lit-mult[data]'") from None
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError

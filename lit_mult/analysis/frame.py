@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from lit_mult.analysis.balance import balance_columns
 from lit_mult.errors import UserError
 from lit_mult.layout import find_records
 from lit_mult.registry.kinds import KINDS
@@ -159,9 +160,11 @@ def _flat(record: Mapping[str, Any], name: str) -> dict[str, Any]:
         "refines": bool(cell.get("refines", False)),
         "final_loss": float(record["final_loss"]) if ended else math.nan,
         "final_bits_per_byte": float(record["final_bits_per_byte"]) if ended else math.nan,
+        "diagnostics": ", ".join(train.get("diagnostics", ())),
         "planned_tokens": int(train["steps"]) * int(train["batch_size"]) * int(config["data"]["seq_len"]),
         **{name: record[name] for name in _COPIED},
         **{f"parameters_{name}": count for name, count in record["parameters"].items()},
+        **balance_columns(record),
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(record["versions"].items())),
     }
 

@@ -44,7 +44,7 @@ def fit(arguments: Sequence[str]) -> int:
 
 
 def parameters(arguments: Sequence[str]) -> int:
-    """Print role, shape, multipliers, optimizer, lr, weight decay and init of every parameter of a run."""
+    """Print role, shape, multipliers, optimizer, lr, weight decay, init and time to balance of a run's parameters."""
     parser = make_parser("parameters", parameters)
     add_run_config(parser)
     config = read_run_config(parser.parse_args(list(arguments)).as_dict())
@@ -52,18 +52,26 @@ def parameters(arguments: Sequence[str]) -> int:
     import torch
 
     from lit_mult.method.plan import plan_run
+    from lit_mult.method.regime import matrix_regimes, shortfall
     from lit_mult.nn.llama import Llama
     from lit_mult.optim.groups import plan_parameters
 
     plan = plan_run(config, vocab_size(config))
     with torch.device("meta"):
         rows = plan_parameters(Llama(config.model, plan), plan)
-    table = [("parameter", "role", "shape", "multipliers", "optimizer", "lr", "weight decay", "init")]
+    regimes = matrix_regimes(config, plan)
+    names = ("parameter", "role", "shape", "multipliers", "optimizer", "lr", "weight decay", "init")
+    table = [(*names, "equilibrium (steps)", "decay times")]
     for row in rows:
         shape = "x".join(map(str, row.parameter.shape)) or "1"
         numbers = (f"{row.lr:.4g}", f"{row.weight_decay:.4g}", row.init)
-        table.append((row.name, row.role.value, shape, row.multipliers, row.optimizer, *numbers))
+        regime = regimes.get(row.role)
+        time, times = (regime.equilibrium_time, regime.decay_times) if regime else (None, None)
+        balance = ("-" if time is None else f"{time:,.0f}", "-" if times is None else f"{times:.3g}")
+        table.append((row.name, row.role.value, shape, row.multipliers, row.optimizer, *numbers, *balance))
     print_columns(table)
+    if short := shortfall(config, regimes):
+        print(short)
     return 0
 
 

@@ -25,11 +25,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_mult.config import RunConfig
 from lit_mult.diagnostics.parts import rms
 from lit_mult.method.plan import RunPlan, plan_run
+from lit_mult.method.schedule import schedule_factor
 from lit_mult.nn.llama import Llama
 from lit_mult.optim.groups import ParameterPlan, parameter_groups, plan_parameters
 from lit_mult.optim.hybrid import HybridOptimizer
 from lit_mult.optim.noise import Autocorrelation, NoiseReference
-from lit_mult.optim.schedules import schedule_factor
 from lit_mult.registry import load
 from lit_mult.registry.contracts import Axis
 from lit_mult.registry.optimizers import OPTIMIZERS, optimizers_of, unsupported

@@ -17,6 +17,7 @@ decay of its own: a factor on them, other than 1, is refused.
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -132,13 +133,18 @@ def load_preset(name_or_path: str) -> Preset:
         names = sorted(item.name.removesuffix(".yaml") for item in _SHIPPED.iterdir())
         raise ConfigError("parametrization.preset", name_or_path, f"must be a YAML file or one of {', '.join(names)}")
     try:
-        return Preset.model_validate(yaml.safe_load(entry.read_text()))
+        return _parsed(entry.read_text())
     except ConfigError as error:
         raise UserError(f"preset {name_or_path}: {error}") from None
     except ValidationError as error:
         raise UserError(f"preset {name_or_path}: {config_error(error)}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"preset {name_or_path}: not a YAML file ({str(error).splitlines()[0]})") from None
+
+
+@cache
+def _parsed(text: str) -> Preset:
+    return Preset.model_validate(yaml.safe_load(text))
 
 
 def apply_preset(config: RunConfig, preset: Preset) -> RunConfig:

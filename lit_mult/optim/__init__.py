@@ -1,1 +1,1 @@
-"""Parameter groups, the AdamW + Muon optimizer, gradient clipping and schedules."""
+"""Parameter groups, the AdamW + Muon optimizer and gradient clipping."""

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_mult.config import RunConfig
+from lit_mult.method.schedule import schedule_factor
 from lit_mult.optim.groups import ParameterPlan
-from lit_mult.optim.schedules import schedule_factor
 from lit_mult.optim.stacking import StackedUpdate
 from lit_mult.registry import load
 from lit_mult.registry.optimizers import OPTIMIZERS, unsupported

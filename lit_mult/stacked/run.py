@@ -154,6 +154,7 @@ def _train(runs: Sequence[_Run], corpus: TokenizedCorpus, should_stop: Callable[
         record = make_record(
             member.config,
             corpus,
+            module.members[index].plan,
             module.members[index].plan_parameters(),
             run.history,
             trainer,

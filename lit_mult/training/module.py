@@ -16,13 +16,13 @@ from torchmetrics import MeanMetric
 
 from lit_mult.config import RunConfig
 from lit_mult.method.plan import plan_run
+from lit_mult.method.schedule import schedule_factor
 from lit_mult.nn.functional import cross_entropy_and_log_z
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
 from lit_mult.optim.clipping import clip_gradients, gradient_norm
 from lit_mult.optim.groups import ParameterPlan, parameter_groups, plan_parameters
 from lit_mult.optim.hybrid import HybridOptimizer
-from lit_mult.optim.schedules import schedule_factor
 from lit_mult.registry.roles import Role
 
 _Arguments = ParamSpec("_Arguments")

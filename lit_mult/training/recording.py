@@ -16,6 +16,8 @@ from lightning import Trainer
 
 from lit_mult.config import RunConfig
 from lit_mult.data.cache import TokenizedCorpus
+from lit_mult.method.plan import RunPlan
+from lit_mult.method.regime import matrix_regimes
 from lit_mult.optim.groups import ParameterPlan
 from lit_mult.registry.roles import Role
 from lit_mult.schema import CellInfo, RunRecord
@@ -27,6 +29,7 @@ _PACKAGES = ("lit-mult", "torch", "lightning", "numpy")
 def make_record(
     config: RunConfig,
     corpus: TokenizedCorpus,
+    plan: RunPlan,
     rows: Sequence[ParameterPlan],
     history: History,
     trainer: Trainer,
@@ -40,6 +43,7 @@ def make_record(
     Args:
         config: of the run.
         corpus: its data.
+        plan: its plan.
         rows: its trainable parameters.
         history: of the run.
         trainer: its Trainer, for the steps done and the device.
@@ -71,6 +75,7 @@ def make_record(
         corpus_hash=corpus.hash,
         train_tokens_available=len(corpus.train),
         parameters=sizes,
+        regime={role.value: regime for role, regime in matrix_regimes(config, plan).items()},
         steps=steps,
         tokens=tokens,
         wall_seconds=history.train_seconds + history.val_seconds,

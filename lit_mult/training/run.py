@@ -90,7 +90,7 @@ def run(
             save_checkpoint(trainer, folder.final_checkpoint)
 
     rows = module.plan_parameters()
-    record = make_record(config, corpus, rows, history, trainer, started_at=started_at, cell=cell)
+    record = make_record(config, corpus, module.plan, rows, history, trainer, started_at=started_at, cell=cell)
     if trainer.is_global_zero:
         if isinstance(trainer.logger, TensorBoardLogger):
             final = record.final_loss if record.final_loss is not None else math.nan
