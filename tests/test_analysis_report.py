@@ -80,9 +80,11 @@ def test_declared_questions_are_answered_first(tmp_path: Path) -> None:
     report = write_report(tmp_path)
     answers = report.paths[-1].read_text().split("## ")[1]
     assert answers.startswith("Answers to the declared questions")
-    asked = "vectors - muP (optimizer adamw, width 32, 64, 2 seeds): -0.1000 [-0.1000, -0.1000]"
-    assert f"- **vectors lower** than muP: best loss, {asked}, p < 0.0001 after Holm's correction." in answers
-    assert "| vectors - muP | best loss | optimizer muon, width 32, 64 | 2 | -0.1000 |" in report.paths[-1].read_text()
+    sentence = "- Vectors ends 0.1000 nats lower than muP in best loss (AdamW; widths 32, 64): -0.1000, 95 % interval "
+    assert sentence + "[-0.1000, -0.1000], 2 seeds, p < 0.0001 after Holm's correction." in answers
+    assert "| vectors - muP | best loss | Muon; widths 32, 64 | 2 | -0.1000 |" in report.paths[-1].read_text()
+    assert len(report.answers) == 2
+    assert f"- {report.answers[0]}" in answers
 
 
 def test_one_seed_ranks_nothing(tmp_path: Path) -> None:

@@ -43,10 +43,10 @@ def runs(tmp_path: Path) -> pd.DataFrame:
 def test_a_question_is_asked_for_each_value_of_the_factors_it_leaves_open(runs: pd.DataFrame) -> None:
     found = differences_by_seed(runs, ask("vectors", "muP"))
     # AdamW: seed 0 (-0.1 - 0.2) / 2, seed 1 (-0.1 - 0.1) / 2.
-    assert found["within"].tolist() == ["optimizer adamw"] * 2 + ["optimizer muon"] * 3
+    assert found["within"].tolist() == ["AdamW"] * 2 + ["Muon"] * 3
     assert found["seed"].tolist() == [0, 1, 0, 1, 2]
     assert found["difference"].tolist() == pytest.approx([-0.15, -0.1, 0, 0, 0])
-    assert found["over"].unique().tolist() == ["width 32, 64"]
+    assert found["over"].unique().tolist() == ["widths 32, 64"]
 
 
 def test_sides_may_fix_several_factors(runs: pd.DataFrame) -> None:
@@ -59,7 +59,7 @@ def test_sides_may_fix_several_factors(runs: pd.DataFrame) -> None:
 def test_answers_are_corrected_together(runs: pd.DataFrame) -> None:
     questions = [ask("vectors", "muP"), ask({"optimizer": "muon"}, {"optimizer": "adamw"}, over=["model.d_model"])]
     table = answers(runs, questions)
-    assert table["within"].tolist() == ["optimizer adamw", "optimizer muon", "arm muP", "arm vectors"]
+    assert table["within"].tolist() == ["AdamW", "Muon", "muP", "vectors"]
     assert table["p_holm"].tolist() == pytest.approx(holm(table["p"]).tolist())
     equal = table.iloc[1]  # the same losses under two names
     assert (equal["outcome"], equal["p"], equal["low"], equal["high"]) == ("equivalent", 1.0, 0.0, 0.0)
@@ -67,10 +67,15 @@ def test_answers_are_corrected_together(runs: pd.DataFrame) -> None:
     assert muon["difference"] == pytest.approx(-1.6 / 3)
     assert muon["p"] == pytest.approx(0.00677, abs=1e-5)
     assert muon["outcome"] == "lower"
-    assert "**muon lower** than adamw: best loss, muon - adamw (arm muP, width 32, 64, 3 seeds)" in statement(muon)
+    assert statement(muon).startswith(
+        "Muon ends 0.5333 nats lower than AdamW in best loss (muP; widths 32, 64): -0.5333, 95 % interval [-0.7"
+    )
     adamw = table.iloc[0]  # -0.15 and -0.1: with one degree of freedom, [-0.44, 0.19]
     assert adamw["outcome"] == "undecided"
-    assert "differences up to 0.4427 remain possible" in statement(adamw)
+    assert statement(adamw).startswith(
+        "Whether vectors differs from muP in best loss is undecided (AdamW; widths 32, 64)"
+    )
+    assert statement(adamw).endswith("2 seeds; differences up to 0.4427 remain possible.")
 
 
 def test_a_doubtful_difference_is_undecided(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ _HOW_TO_READ_COST = """\
   that tuned the preset an arm uses. FLOPs are 6 x parameters x training tokens (arXiv:2001.08361); seconds depend on
   the machine.
 """
-_ANSWERS, _EXPLORATORY = "Answers to the declared questions", "What else the records show (exploratory)"
+_EXPLORATORY = "What else the records show (exploratory)"
 
 
 def comparison(study: StudyPlan | None, runs: pd.DataFrame) -> Findings:
@@ -72,7 +72,7 @@ def comparison(study: StudyPlan | None, runs: pd.DataFrame) -> Findings:
     if study and study.questions:
         found.tables["answers"] = answered = questions.answers(runs, study.questions)
         found.display_tables["answers"] = questions.answers_table(answered)
-        found.statements[_ANSWERS] = list(map(questions.statement, rows(answered)))
+        found.answers = list(map(questions.statement, rows(answered)))
     nothing = ["one arm and one optimizer: nothing to compare"]
     found.statements[_EXPLORATORY] = list(explored(differences)) or nothing
     if (runs["study"] != "").any():  # a lone run was no search

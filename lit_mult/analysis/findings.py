@@ -20,6 +20,8 @@ class Findings:
     figures: dict[str, Figure] = field(default_factory=dict)
     captions: dict[str, str] = field(default_factory=dict)
     """Name of a figure -> caption."""
+    answers: list[str] = field(default_factory=list)
+    """A sentence for each declared question."""
     statements: dict[str, list[str]] = field(default_factory=dict)
     """Heading -> sentences, each a point of a list."""
     warnings: list[str] = field(default_factory=list)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from lit_mult.analysis import sensitivity
-from lit_mult.analysis.frame import rows
+from lit_mult.analysis.frame import optimizer_name, rows
 from lit_mult.analysis.seeds import holm, mean_interval, p_value
 from lit_mult.analysis.tables import interval, number, signed
 from lit_mult.schema import WIDTH, Question
@@ -62,11 +62,18 @@ def answers(runs: pd.DataFrame, questions: Sequence[Question]) -> pd.DataFrame:
 
 
 def statement(row: Any) -> str:
-    """A row of `answers` in words."""
-    where = ", ".join(filter(None, (row.within, row.over, f"{row.seeds} seed{'s' if row.seeds != 1 else ''}")))
-    asked = f"{sensitivity.MEASURES[row.measure]}, {row.of} - {row.against} ({where})"
-    corrected = "" if row.p_holm != row.p_holm else f", p {_p(row.p_holm)} after Holm's correction"
-    return f"{_verdict(row)}: {asked}: {signed(row.difference)} {interval(row.low, row.high, row.seeds)}{corrected}."
+    """A row of `answers` as a sentence."""
+    measure = sensitivity.MEASURES[row.measure]
+    if row.outcome in ("lower", "higher"):
+        told = f"{row.of} ends {abs(row.difference):.4f} nats {row.outcome} than {row.against} in {measure}"
+    elif row.outcome == "equivalent":
+        told = f"{row.of} and {row.against} are equivalent in {measure}, to ±{row.margin:g} nats"
+    else:
+        told = f"whether {row.of} differs from {row.against} in {measure} is undecided"
+    where = "; ".join(filter(None, (row.within, row.over)))
+    seeds = f"{row.seeds} seed{'s' if row.seeds != 1 else ''}"
+    numbers = f"{signed(row.difference)}, 95 % interval {interval(row.low, row.high, row.seeds)}"
+    return f"{told[0].upper()}{told[1:]}{f' ({where})' if where else ''}: {numbers}, {seeds}{_reason(row)}."
 
 
 def answers_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -76,7 +83,7 @@ def answers_table(table: pd.DataFrame) -> pd.DataFrame:
             {
                 "difference": f"{row.of} - {row.against}",
                 "measure": sensitivity.MEASURES[row.measure],
-                "within": ", ".join(filter(None, (row.within, row.over))),
+                "within": "; ".join(filter(None, (row.within, row.over))),
                 "seeds": str(row.seeds),
                 "mean": signed(row.difference),
                 "95 % interval": interval(row.low, row.high, row.seeds),
@@ -88,16 +95,14 @@ def answers_table(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _verdict(row: Any) -> str:
+def _reason(row: Any) -> str:
     if row.doubtful:
-        return f"**undecided**, as {row.doubtful} of {row.seeds} seeds are doubtful"
+        return f", of which {row.doubtful} are doubtful (see Warnings)"
     if row.seeds < 2:
-        return "**undecided**, as one seed has no interval"
-    if row.outcome == "equivalent":
-        return f"**equivalent**, no difference larger than ±{row.margin:g}"
+        return ""
     if row.outcome == "undecided":
-        return f"**undecided**, differences up to {number(max(abs(row.low), abs(row.high)))} remain possible"
-    return f"**{row.of} {row.outcome}** than {row.against}"
+        return f"; differences up to {number(max(abs(row.low), abs(row.high)))} remain possible"
+    return "" if row.outcome == "equivalent" else f", p {_p(row.p_holm)} after Holm's correction"
 
 
 def _outcome(row: Any) -> Outcome:
@@ -136,7 +141,7 @@ def _by_seed(points: pd.DataFrame, question: Question) -> pd.DataFrame:
         levels = part[over].astype(str).agg(" ".join, axis=1) if over else pd.Series("", part.index)
         whole = part[levels.groupby(part["seed"]).transform("nunique") == levels.nunique()]
         by_seed = whole.groupby("seed").agg(difference=("difference", "mean"), doubtful=("doubtful", "any"))
-        text = ", ".join(f"{_short(key)} {', '.join(map(str, sorted(part[key].unique())))}" for key in over)
+        text = "; ".join(_values(key, sorted(part[key].unique())) for key in over)
         asked = f"{_name(question.of)} - {_name(question.against)}"
         found.append(by_seed.reset_index().assign(question=asked, within=name, over=text))
     return pd.concat(found)[_BY_SEED] if found else pd.DataFrame(columns=_BY_SEED)
@@ -149,15 +154,21 @@ def _matching(points: pd.DataFrame, side: dict[str, Any]) -> pd.DataFrame:
 
 
 def _texts(pairs: pd.DataFrame, names: Sequence[str]) -> list[str]:
-    return [", ".join(f"{_short(key)} {row[key]}" for key in names) for row in pairs.to_dict("records")]
+    return ["; ".join(_values(name, [row[name]]) for name in names) for row in pairs.to_dict("records")]
 
 
-def _short(factor: str) -> str:
-    return "width" if factor == WIDTH else factor.rpartition(".")[2]
+def _values(factor: str, values: Sequence[Any]) -> str:
+    """Values of a factor in words: Muon, muP, "widths 32, 64" or "seq_len 128"."""
+    if factor in ("arm", "optimizer"):
+        return ", ".join(optimizer_name(value) if factor == "optimizer" else value for value in values)
+    name = ("widths" if len(values) > 1 else "width") if factor == WIDTH else factor.rpartition(".")[2]
+    return f"{name} {', '.join(map(str, values))}"
 
 
 def _name(side: dict[str, Any]) -> str:
-    return " ".join(str(value) for value in side.values())
+    """A side in words: "vectors", "vectors under Muon"."""
+    arm, others = side.get("arm"), [_values(name, [value]) for name, value in side.items() if name != "arm"]
+    return " under ".join(filter(None, (arm, ", ".join(others))))
 
 
 def _hashable(value: Any) -> Any:

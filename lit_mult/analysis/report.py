@@ -37,6 +37,8 @@ class Report:
     """Tables or verdicts as plain text, for the terminal."""
     warnings: tuple[str, ...]
     """Caveats of the results, one line each."""
+    answers: tuple[str, ...]
+    """A sentence for each declared question."""
 
 
 def write_report(folder: Path | str) -> Report:
@@ -73,7 +75,8 @@ def write_report(folder: Path | str) -> Report:
         except OSError as error:
             raise UserError(f"{path}: cannot write it ({error.strerror})") from None
     text = "\n".join(part.text for part in parts if part.text)
-    return Report(tuple(folder / name for name in files), text, warnings)
+    answers = tuple(line for part in parts for line in part.answers)
+    return Report(tuple(folder / name for name in files), text, warnings, answers)
 
 
 def _experiment(name: str, evidence: Evidence) -> Findings:
@@ -100,7 +103,9 @@ def _warnings(study: StudyPlan | None, runs: pd.DataFrame) -> Iterator[str]:
 
 
 def _page(title: str, parts: Sequence[Findings], warnings: Sequence[str], provenance: list[str]) -> str:
-    lists = {heading: lines for part in parts for heading, lines in part.statements.items()}
+    answers = [line for part in parts for line in part.answers]
+    lists = {"Answers to the declared questions": answers} if answers else {}
+    lists |= {heading: lines for part in parts for heading, lines in part.statements.items()}
     lists["Warnings"] = list(warnings) or ["none"]
     captions = {name: text for part in parts for name, text in part.captions.items()}
     shown = {name: table for part in parts for name, table in part.display_tables.items() if len(table)}

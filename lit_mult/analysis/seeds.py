@@ -136,7 +136,8 @@ def at_best(losses: pd.DataFrame, among: pd.DataFrame | None = None) -> pd.Serie
     """Loss of each seed at the value, one for all seeds, that has the lowest mean loss over them.
 
     Choosing for each seed by itself would favour the flatter curve. Choosing on the other seeds than the judged one
-    would have no bias, but its losses are not independent, so that t intervals cover less (docs/statistics.md).
+    would have no bias, but these losses depend on each other, so that t intervals cover too little:
+    `benchmarks/interval_coverage.py`.
 
     Args:
         losses: a row a seed and a column a value, such as a learning rate.

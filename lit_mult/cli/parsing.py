@@ -81,7 +81,7 @@ def read_run_config(namespace: dict[str, Any]) -> RunConfig:
 
 
 def print_report(folder: Path) -> None:
-    """Write the report of a folder, print its text and its path."""
+    """Write the report of a folder; print its text, its path and, last, the answers to the study's questions."""
     from lit_mult.analysis.report import write_report
 
     made = write_report(folder)
@@ -90,3 +90,5 @@ def print_report(folder: Path) -> None:
         print(f"warning: {warning}")
     print(f"figures: {folder / 'figures'}/*.png, *.svg")
     print(f"report:  {folder / 'report.md'}")
+    if made.answers:
+        print("", *made.answers, sep="\n")
