@@ -128,11 +128,12 @@ class StudySpec(Part):
                     raise ConfigError(f"{field}.{side}.{name}", value, f"must be one of {', '.join(values)}")
                 if value not in values[name]:
                     raise ConfigError(f"{field}.{side}.{name}", value, f"must be one of {values[name]}")
-        if question.of == question.against:
-            raise ConfigError(f"{field}.against", question.against, "must differ from `of`")
+        if question.of.keys() != question.against.keys() or question.of == question.against:
+            need = f"must have other values of the same factors as `of`: {', '.join(question.of)}"
+            raise ConfigError(f"{field}.against", question.against, need)
         for name in question.over:
-            if name not in self.factors and name != WIDTH:
-                raise ConfigError(f"{field}.over", name, f"must be one of {', '.join(self.factors)}")
+            if name not in values and name != WIDTH:
+                raise ConfigError(f"{field}.over", name, f"must be one of {', '.join(values)}")
 
     def _check_search(self) -> None:
         is_grid = self.sampler == "grid"
