@@ -13,7 +13,9 @@ from lit_mult.schema import StudyPlan
 
 _CAPTIONS = {
     "loss_vs_lr": "Final validation loss against learning rate. Bands are 95 % intervals (Student's t) of the mean "
-    "over seeds, stars the interpolated optima (mean over seeds; hollow: one at the edge), crosses diverged runs.",
+    "over seeds, stars the interpolated optima (mean over seeds; hollow: one at the edge), crosses diverged runs. "
+    "Shaded are rates at which lr * weight_decay * steps of hidden matrices stays below 2: runs too short for what "
+    "multipliers do.",
     "sensitivity": "Learning-rate sensitivity (arXiv:2309.14322 sec. 2.2) and best loss against width.",
     "adam_vs_muon": "Best loss under AdamW and Muon, and the difference at equal arm, width and seed.",
     "optimum_drift": "Optimal learning rate against width. Slope 0: the optimum transfers across widths.",

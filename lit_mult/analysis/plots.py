@@ -19,6 +19,7 @@ from lit_mult.analysis.seeds import Floats, mean_interval
 from lit_mult.analysis.sensitivity import ALL_WIDTHS, lines, loss_curves, summary
 from lit_mult.analysis.style import Axes, Figure, Mark, Styles, add_legend, arm_styles, panel_grid, styled
 from lit_mult.analysis.tables import NO_INTERVAL
+from lit_mult.method.regime import BALANCED
 
 MAX_COLUMNS = 4
 """Panels side by side."""
@@ -29,6 +30,7 @@ def loss_vs_lr(runs: pd.DataFrame, points: pd.DataFrame) -> Figure:
     """Final loss against learning rate: a row a setting, a column a width, a line an arm with its band over seeds.
 
     The loss axis follows the bulk of the runs: a diverged run is a cross at the top, one above the axis a triangle.
+    Shaded are rates at which lr * weight_decay * steps of hidden matrices stays below 2 (`method.regime`).
     """
     curves, styles = loss_curves(runs), arm_styles(points)
     panels = [
@@ -39,7 +41,7 @@ def loss_vs_lr(runs: pd.DataFrame, points: pd.DataFrame) -> Figure:
     ]
     most = max(len(widths) for _, widths in panels)
     figure, axes = panel_grid(len(panels), most, 1.75, sharey="row", ylabel=s.LOSS)
-    above = False
+    above = shaded = False
     for (setting, widths), row in zip(panels, axes, strict=True):
         in_row = _at(curves, setting=setting).query("d_model in @widths")
         low, high = _limits(in_row["loss"])
@@ -50,6 +52,7 @@ def loss_vs_lr(runs: pd.DataFrame, points: pd.DataFrame) -> Figure:
             ax.set_xscale("log", base=2)
             curve, point = (_at(frame, setting=setting, d_model=width) for frame in (in_row, points))
             _loss_panel(ax, curve, point, styles)
+            shaded |= _shade_short_runs(ax, _at(runs, setting=setting, d_model=width))
             if curve["lr"].nunique() == 1:  # the default limits of a log axis fail for a single value
                 ax.set_xlim(curve["lr"].min() / 2, curve["lr"].max() * 2)
         for ax in row[len(widths) :]:
@@ -60,6 +63,7 @@ def loss_vs_lr(runs: pd.DataFrame, points: pd.DataFrame) -> Figure:
         (("optimum at the edge", s.STAR | {"mfc": "white"}), swept["at_edge"].any()),
         (s.DIVERGED, curves["diverged"].any()),
         (("above the axis", s.TRIANGLE | {"color": "0.3"}), above),
+        ((f"lr · wd · steps < {BALANCED:g}", s.SHADE_MARK), shaded),
     ]
     add_legend(figure, points, styles, [mark for mark, present in marks if present])
     return figure
@@ -240,6 +244,19 @@ def _loss_panel(ax: Axes, curves: pd.DataFrame, points: pd.DataFrame, styles: St
         face = "white" if swept["at_edge"].any() else styles[str(arm)]["color"]
         lr, loss = 2 ** np.log2(swept["optimum_lr"]).mean(), swept["optimum_loss"].mean()
         ax.plot(lr, loss, **s.STAR | {"mfc": face, "zorder": 5})
+
+
+def _shade_short_runs(ax: Axes, runs: pd.DataFrame) -> bool:
+    """Shade the rates whose runs end before the balance of noise and decay; whether there are any."""
+    short = runs.loc[runs["decay_times_hidden_low"] < BALANCED, ["lr", "decay_times_hidden_low"]]
+    if short.empty:
+        return False
+    lowest, highest = ax.get_xlim()
+    # Times grow with the rate, unless weight decay is independent of it.
+    end = min((short["lr"] * BALANCED / short["decay_times_hidden_low"]).median(), highest)
+    ax.axvspan(lowest, end, **s.SHADE)
+    ax.set_xlim(lowest, highest)
+    return True
 
 
 def _curve(ax: Axes, by_lr: pd.DataFrame, style: Mapping[str, Any]) -> None:

@@ -57,6 +57,8 @@ CROSS: dict[str, Any] = {"marker": "x", "ms": 4.5, "ls": "none"}
 DIVERGED: Mark = ("diverged", CROSS | {"color": "0.3"})
 """Entry of a legend."""
 TRIANGLE: dict[str, Any] = {"marker": "^", "ms": 3, "ls": "none"}
+SHADE: dict[str, Any] = {"color": "0.92", "lw": 0, "zorder": 0}
+SHADE_MARK: dict[str, Any] = {"marker": "s", "ms": 6, "ls": "none", "color": "0.85"}
 _OPTIMIZER_LOOKS: tuple[dict[str, Any], ...] = (
     {"ls": "--", "mfc": "white"},
     {"ls": "-"},
