@@ -93,35 +93,35 @@ def test_sensitivities_agree_with_a_recomputation_to_1e_9(study: str, records: R
 
 
 def test_the_answers_of_pays_agree_with_a_recomputation_to_1e_9() -> None:
-    """Differences by seed and Student's t, from the records alone."""
-    losses: dict[tuple[str, str], dict[float, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    """Differences by seed, each the mean over the widths, and Student's t, from the records alone."""
+    losses: dict[tuple[str, str, int], dict[float, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for record in read("pays"):
         config = record["config"]
-        assert config["model"]["d_model"] == 32
-        line = losses[record["cell"]["arm"], config["optimizer"]]
-        line[config["optim"]["lr"]][record["seed"]] = record["final_loss"]
-    seeds = sorted(next(iter(next(iter(losses.values())).values())))
+        line = losses[record["cell"]["arm"], config["optimizer"], config["model"]["d_model"]]
+        line[config["optim"]["lr"]][record["seed"]] = min(record["final_loss"], record["initial_loss"])
+    widths, seeds = sorted({width for _, _, width in losses}), range(3, 8)
 
-    def value(arm: str, optimizer: str, measure: str, seed: int) -> float:
-        by_lr = losses[arm, optimizer]
+    def value(line: tuple[str, str, int], measure: str, seed: int) -> float:
         if measure == "best_loss":
-            return min(by_lr.values(), key=lambda by_seed: sum(by_seed.values()))[seed]
-        curve = [by_lr[lr][seed] for lr in by_lr]
+            return min(losses[line].values(), key=lambda by_seed: sum(by_seed.values()))[seed]
+        curve = [by_seed[seed] for by_seed in losses[line].values()]
         mean = sum(curve) / len(curve)
         return mean if measure == "mean_loss" else mean - min(curve)
 
-    sides = {"vectors": "vectors", "muP": "muP"}
     answers = table("pays", "answers")
     assert len(answers) == 8
     for row in answers:
-        names = [row["of"].split(" under "), row["against"].split(" under ")]
-        lines = [(sides[name[0]], (name[1] if len(name) > 1 else row["within"]).lower()) for name in names]
-        by_seed = [value(*lines[0], row["measure"], seed) - value(*lines[1], row["measure"], seed) for seed in seeds]
+        of, against = ([*row[side].split(" under "), row["within"]] for side in ("of", "against"))
+
+        def mean_over_widths(side: list[str], seed: int, measure: str = row["measure"]) -> float:
+            return sum(value((side[0], side[1].lower(), width), measure, seed) for width in widths) / len(widths)
+
+        by_seed = [mean_over_widths(of, seed) - mean_over_widths(against, seed) for seed in seeds]
         mean = sum(by_seed) / len(by_seed)
         sd = math.sqrt(sum((one - mean) ** 2 for one in by_seed) / (len(by_seed) - 1))
-        reach = {4: 2.7764451051977987}[len(by_seed) - 1] * sd / math.sqrt(len(by_seed))
-        expected = (mean, mean - reach, mean + reach)
-        assert (float(row["difference"]), float(row["low"]), float(row["high"])) == pytest.approx(expected, abs=1e-9)
+        reach = 2.7764451051977987 * sd / math.sqrt(len(by_seed))  # t(0.975, 4)
+        found = [float(row[name]) for name in ("difference", "low", "high")]
+        assert found == pytest.approx([mean, mean - reach, mean + reach], abs=1e-9)
 
 
 def test_swept_arms_beat_the_untuned_standard_one() -> None:
