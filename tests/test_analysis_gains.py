@@ -38,8 +38,8 @@ def test_a_statement_a_pair_and_optimizer(tmp_path: Path) -> None:
         "hidden matrices at 4.4 decay times, in the balance of noise and decay.",
         "vectors - muP, AdamW, at equal lr: final loss -0.0533 [-0.0913, -0.0154] nats per token (3 seeds), **lower** "
         "with multipliers; hidden matrices at 4.4 decay times, in the balance of noise and decay.",
-        "vectors - muP, Muon, at equal lr: final loss +0.0533 [-0.0717, 0.1784] nats per token (3 seeds), no difference "
-        "shown; hidden matrices at 4.4 decay times, in the balance of noise and decay.",
+        "vectors - muP, Muon, at equal lr: final loss +0.0533 [-0.0717, 0.1784] nats per token (3 seeds), no "
+        "difference shown; hidden matrices at 4.4 decay times, in the balance of noise and decay.",
     ]
     assert said(tmp_path, 0.4)[1].endswith("at 0.4 decay times, below the 2 from which multipliers can matter.")
     assert said(tmp_path, math.nan)[1].endswith("decay times of hidden matrices unknown.")
@@ -75,6 +75,7 @@ def test_nothing_is_said_without_a_pair(tmp_path: Path) -> None:
     assert not gains(load_records(tmp_path)).statements
     recorded(tmp_path, "muP", [None, None])
     assert said(tmp_path, 3) == [
-        f"{arm} - muP, AdamW, at equal lr: no seed has all settings of both arms without a run that diverged or was pruned."
+        f"{arm} - muP, AdamW, at equal lr: no seed has all settings of both arms without a run that diverged or was "
+        "pruned."
         for arm in ("scalars", "vectors")
     ]

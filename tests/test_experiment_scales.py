@@ -196,7 +196,7 @@ def test_row_norms_of_one_arm_or_with_a_diverged_run() -> None:
 def test_dead_rows_are_read_off_the_quantiles() -> None:
     cells = row_cells(0.3)
     for _, readings in cells[3:]:
-        for number, (step, quantity, name, value) in enumerate(readings):
+        for number, (step, quantity, name, _) in enumerate(readings):
             if "layers.0.q_proj" in name and quantity in ("row_norm_q0", "row_norm_q5", "row_norm_q25"):
                 small = {"row_norm_q0": 1e-4, "row_norm_q5": 1e-3, "row_norm_q25": 1e-1}[quantity]
                 readings[number] = (step, quantity, name, small)

@@ -102,7 +102,7 @@ def _verdicts(ratios: Mapping[str, pd.DataFrame]) -> Iterator[Verdict]:
 
 
 def _dead(ends: pd.DataFrame) -> pd.DataFrame:
-    """Columns optimizer, role, name, arm, seed and dead: share of a matrix's rows, interpolated between its quantiles."""
+    """Columns optimizer, role, name, arm, seed, dead: share of the rows of a matrix, interpolated between quantiles."""
     wide = ends.pivot(index=[*_MATRIX, "arm", "seed"], columns="quantity", values="value")[list(LEVELS)]
     with np.errstate(divide="ignore"):  # a row of norm 0
         logs = np.log(wide.dropna().to_numpy(float))
