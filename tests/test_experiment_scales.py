@@ -208,10 +208,10 @@ def test_dead_rows_are_read_off_the_quantiles() -> None:
     assert dead["none"].eq(0).all()
     # Of the six matrices one has 15 %; of the gate, all have 25 % and more, up to the median of 1: 0.25 + 0.25 / 3.
     assert found.statements["Dead rows"] == [
-        "attention-in, AdamW: about none 0.0% (more than a quarter in 0 of 18 matrices); "
-        "vectors 2.5% (more than a quarter in 0 of 18 matrices) of the rows are dead.",
-        "MLP gate, AdamW: about none 0.0% (more than a quarter in 0 of 6 matrices); "
-        "vectors 33.3% (more than a quarter in 6 of 6 matrices) of the rows are dead.",
+        "attention-in, AdamW: dead are about 0.0% of the rows of none (more than a quarter in 0 of 18 matrices); "
+        "2.5% of the rows of vectors (more than a quarter in 0 of 18 matrices).",
+        "MLP gate, AdamW: dead are about 0.0% of the rows of none (more than a quarter in 0 of 6 matrices); "
+        "33.3% of the rows of vectors (more than a quarter in 6 of 6 matrices).",
     ]
 
 

@@ -117,11 +117,11 @@ def _dead_sentences(ends: pd.DataFrame) -> Iterator[str]:
     for group, roles in _GROUPS.items():
         for optimizer, here in dead[dead["role"].isin(roles)].groupby("optimizer", sort=False):
             said = [
-                f"{arm} {matrices['dead'].mean():.1%} (more than a quarter in {(matrices['dead'] > 0.25).sum()} of "
+                f"{matrices['dead'].mean():.1%} of the rows of {arm} (more than a quarter in {(matrices['dead'] > 0.25).sum()} of "
                 f"{len(matrices)} matrices)"
                 for arm, matrices in here.groupby("arm", sort=False)
             ]
-            yield f"{group}, {optimizer_name(str(optimizer))}: about {'; '.join(said)} of the rows are dead."
+            yield f"{group}, {optimizer_name(str(optimizer))}: dead are about {'; '.join(said)}."
 
 
 def _display(breadth: pd.DataFrame) -> pd.DataFrame:
