@@ -116,11 +116,10 @@ def _dead_sentences(ends: pd.DataFrame) -> Iterator[str]:
     dead = _dead(ends)
     for group, roles in _GROUPS.items():
         for optimizer, here in dead[dead["role"].isin(roles)].groupby("optimizer", sort=False):
-            said = [
-                f"{matrices['dead'].mean():.1%} of the rows of {arm} (more than a quarter in {(matrices['dead'] > 0.25).sum()} of "
-                f"{len(matrices)} matrices)"
-                for arm, matrices in here.groupby("arm", sort=False)
-            ]
+            said = []
+            for arm, matrices in here.groupby("arm", sort=False):
+                many = f"more than a quarter in {(matrices['dead'] > 0.25).sum()} of {len(matrices)} matrices"
+                said.append(f"{matrices['dead'].mean():.1%} of the rows of {arm} ({many})")
             yield f"{group}, {optimizer_name(str(optimizer))}: dead are about {'; '.join(said)}."
 
 
