@@ -28,6 +28,9 @@ from lit_mult.errors import UserError
 SCHEMA_VERSION: Final = 1
 NEUTRAL: Final = ParametrizationConfig().preset
 """The preset in which every multiplier is 1: untuned."""
+NEGLIGIBLE: Final = 0.01
+"""Nats per token, 1 % of the perplexity: two losses that differ by no more are called equal, and this is the margin of
+questions that name none. It must not exceed the effects in question, which are 0.01 to 0.06 nats."""
 PRESET: Final = "parametrization.preset"
 WIDTH: Final = "model.d_model"
 Measure = Literal["best_loss", "sensitivity", "mean_loss"]
@@ -52,7 +55,7 @@ class Question(_Section):
     """best_loss: at the best rate. sensitivity: to the learning rate. mean_loss: over the learning rates."""
     over: list[str] = [WIDTH]
     """Factors over whose values a seed's difference is averaged."""
-    margin: float = Field(0.01, gt=0)
+    margin: float = Field(NEGLIGIBLE, gt=0)
     """Nats per token: an interval within -margin to margin shows that the sides are equivalent."""
 
     @field_validator("of", "against", mode="before")

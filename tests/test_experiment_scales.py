@@ -68,6 +68,46 @@ def test_outputs_that_grow_with_depth_and_patterned_scalars_are_found() -> None:
     check_figure(found, "depth_scales")
 
 
+def test_dead_sublayers_make_no_growth_with_depth() -> None:
+    cells = depth_cells(growth=-0.1, pattern=0.5)
+    for run, readings in cells[3:]:
+        for number, (step, quantity, name, value) in enumerate(readings):
+            if "layers.0.mlp" in name:
+                shrunk = 1e-6 if quantity == "mlp_output_rms" else 1e-5
+                readings[number] = (step, quantity, name, value * shrunk)
+            elif quantity == "mlp_output_rms" and "layers.1." in name and run["seed"] == 2:
+                readings[number] = (step, quantity, name, value * 0.009 * math.exp(0.1 - 0.01 * math.sin(13)))
+    found = depth_scales.findings(evidence(cells))
+    # With the dead MLP of layer 0 at ln(1e-6) the slope would be +1.87, which is no growth from layer 1 on.
+    assert list(outcomes_by_claim(found).values()) == ["contradicted"] * 2 + ["reproduced"] * 2
+    slope = found.tables["slopes"].set_index("what")["slope"]
+    assert slope["MLP output, scalars / none"] == pytest.approx(-0.1, abs=0.01)
+    assert abs(slope["down_proj"]) < 0.1
+    dead = found.tables["dead"]
+    assert dead[["what", "layer", "seed"]].to_numpy().tolist() == [
+        ["MLP output", 0, 0], ["MLP output", 0, 1], ["MLP output", 0, 2], ["MLP output", 1, 2],
+    ]  # fmt: skip
+    assert dead["ratio"].iloc[-1] == pytest.approx(0.009)
+    assert found.statements["Dead sublayers"] == [
+        "attention output, AdamW: 0 of 18 (layer, seed) pairs have below 0.01 of the baseline.",
+        "MLP output, AdamW: 4 of 18 (layer, seed) pairs have below 0.01 of the baseline: layer 0 (seed 0, 1, 2), "
+        "layer 1 (seed 2).",
+    ]
+
+
+def test_growth_is_not_tested_where_most_sublayers_of_a_seed_are_dead() -> None:
+    for dead, outcome in ((3, "reproduced"), (4, "not at this scale"), (6, "not at this scale")):
+        cells = depth_cells(growth=0.1, pattern=0.5)
+        readings = cells[-1][1]
+        for number, (step, quantity, name, value) in enumerate(readings):
+            if quantity == "mlp_output_rms" and int(name.split(".")[1]) < dead:
+                readings[number] = (step, quantity, name, value * 1e-5)
+        found = depth_scales.findings(evidence(cells))
+        growth = outcomes_by_claim(found)
+        assert [growth[claim] for claim in growth if "MLP output" in claim] == [outcome]
+        assert [growth[claim] for claim in growth if "attention output" in claim] == ["reproduced"]
+
+
 def test_outputs_that_shrink_with_depth_contradict_and_scalars_without_a_pattern_show_none() -> None:
     found = depth_scales.findings(evidence(depth_cells(growth=-0.1, pattern=0.0)))
     growing, patterned = list(outcomes_by_claim(found).values())[:2], list(outcomes_by_claim(found).values())[2:]
@@ -102,7 +142,7 @@ def row_cell(arm: str, seed: int, log_std: float, **columns: Any) -> Cell:
     readings: list[Reading] = []
     for number, name in enumerate([*names, "lm_head"]):
         breadth = log_std * (1.5 if number % 2 else 1 / 1.5) * (1 + 0.01 * seed * (arm == "vectors"))
-        readings.append((9, "row_norm_log_std", name, breadth))
+        readings.append((9, "row_norm_log_std", name, 7 * breadth if arm == "vectors" else breadth))  # dead rows
         readings += [(9, f"row_norm_{q}", name, math.exp(breadth * x)) for q, x in quantiles.items()]
     return {"arm": arm, "seed": seed, **columns}, readings
 
@@ -118,7 +158,7 @@ def row_cells(vectors: float) -> list[Cell]:
         (0.3, "reproduced", "reproduced"),
         (0.15, "reproduced", "contradicted"),
         (0.08, "contradicted", "contradicted"),
-        (0.099, "not at this scale", "contradicted"),  # seeds at 0.99, 1.0 and 1.01 times the breadth without
+        (0.099, "undecided", "contradicted"),  # seeds at 0.99, 1.0 and 1.01 times the breadth without
     ],
 )
 def test_the_breadth_of_row_norms_is_judged_against_that_without_vectors(
@@ -128,9 +168,14 @@ def test_the_breadth_of_row_norms_is_judged_against_that_without_vectors(
     assert list(outcomes_by_claim(found).values()) == [broader, much] * 2
     breadth = found.tables["breadth"].set_index("role")
     assert breadth.loc["gate_proj", "ratio"] == pytest.approx(1.01 * vectors / 0.1)
-    assert breadth.loc["gate_proj", "none"] == pytest.approx(0.15)
+    assert breadth.loc["gate_proj", "none"] == pytest.approx(0.15 * 1.4 / 1.349)  # ln(q75 / q25) is 1.4 breadths
+    by_std = found.tables["breadth_by_standard_deviation"].set_index("role")
+    assert by_std.loc["gate_proj", "ratio"] == pytest.approx(7 * 1.01 * vectors / 0.1)
+    assert by_std.loc["gate_proj", "none"] == pytest.approx(0.15)
+    statistic = found.tables["verdicts"]["statistic"].iloc[0]
+    assert f"by its standard deviation: {7 * 1.01 * vectors / 0.1:.3g} [" in statistic
     shown = found.display_tables["breadth"].set_index("role").loc["gate_proj"]
-    assert (shown["optimizer"], shown["none"], shown["seeds"]) == ("AdamW", "0.1500", "3")
+    assert (shown["optimizer"], shown["none"], shown["seeds"]) == ("AdamW", "0.1557", "3")
     assert set(breadth.index) == {"q_proj", "k_proj", "v_proj", "gate_proj", "lm_head"}
     check_figure(found, "row_norms")
 
@@ -146,6 +191,28 @@ def test_row_norms_of_one_arm_or_with_a_diverged_run() -> None:
     assert set(outcomes_by_claim(found).values()) == {"undecided"}
     assert len(found.warnings) == 1
     check_figure(found, "row_norms")
+
+
+def test_dead_rows_are_read_off_the_quantiles() -> None:
+    cells = row_cells(0.3)
+    for _, readings in cells[3:]:
+        for number, (step, quantity, name, _) in enumerate(readings):
+            if "layers.0.q_proj" in name and quantity in ("row_norm_q0", "row_norm_q5", "row_norm_q25"):
+                small = {"row_norm_q0": 1e-4, "row_norm_q5": 1e-3, "row_norm_q25": 1e-1}[quantity]
+                readings[number] = (step, quantity, name, small)
+            elif "gate_proj" in name and quantity in ("row_norm_q0", "row_norm_q5", "row_norm_q25"):
+                readings[number] = (step, quantity, name, 1e-3)
+    found = row_norms.findings(evidence(cells))
+    dead = found.tables["dead_rows"].groupby(["arm", "name"])["dead"].mean()
+    assert dead["vectors", "layers.0.q_proj"] == pytest.approx(0.15)  # 0.01 is half way from 0.001 (5 %) to 0.1 (25 %)
+    assert dead["none"].eq(0).all()
+    # Of the six matrices one has 15 %; of the gate, all have 25 % and more, up to the median of 1: 0.25 + 0.25 / 3.
+    assert found.statements["Dead rows"] == [
+        "attention-in, AdamW: dead are about 0.0% of the rows of none (more than a quarter in 0 of 18 matrices); "
+        "2.5% of the rows of vectors (more than a quarter in 0 of 18 matrices).",
+        "MLP gate, AdamW: dead are about 0.0% of the rows of none (more than a quarter in 0 of 6 matrices); "
+        "33.3% of the rows of vectors (more than a quarter in 6 of 6 matrices).",
+    ]
 
 
 def test_the_density_of_row_norms_is_what_the_quantiles_say() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lit_mult.analysis.seeds import at_best, mean_interval, means_over_seeds, paired
 from lit_mult.analysis.verdict import ABOVE_0, judge, verdicts_table
 from lit_mult.errors import UserError
+from lit_mult.schema import NEGLIGIBLE, Question
 
 
 def test_the_interval_is_students() -> None:
@@ -26,8 +27,8 @@ def test_the_interval_is_students() -> None:
     ("values", "within", "outcome"),
     [
         ([1.0, 1.01, 0.99], (0.9, 1.1), "reproduced"),
-        ([1.0, 1.3, 0.7], (0.9, 1.1), "not at this scale"),  # the interval is wider than the range
-        ([1.09, 1.1, 1.11], (0.9, 1.1), "not at this scale"),  # it straddles an end
+        ([1.0, 1.3, 0.7], (0.9, 1.1), "undecided"),  # the interval is wider than the range
+        ([1.09, 1.1, 1.11], (0.9, 1.1), "undecided"),  # it straddles an end
         ([1.3, 1.31, 1.32], (0.9, 1.1), "contradicted"),
         ([0.1, 0.11, 0.12], ABOVE_0, "reproduced"),
         ([-0.1, -0.11, -0.12], ABOVE_0, "contradicted"),
@@ -64,7 +65,31 @@ def test_a_claim_whose_precondition_fails_is_not_decided_by_its_statistic() -> N
     verdict = judge("c", "s", [1.0, 1.01, 1.02], ABOVE_0, tested=False)
     assert verdict.outcome == "not at this scale"
     assert verdict.sentence().endswith("which these runs do not test.")
-    assert judge("c", "s", [1.0], ABOVE_0, tested=False).outcome == "undecided"
+    for values in ([1.0], [1.0, math.nan], [1.0, -1.0]):
+        assert judge("c", "s", values, ABOVE_0, tested=False).outcome == "not at this scale"
+
+
+@pytest.mark.parametrize(
+    ("values", "end"),
+    [
+        # Mean 0, standard deviation 0.01 sqrt(2), t(0.975; 1) = 12.7062: ± 12.7062 * 0.01.
+        ([-0.01, 0.01], "judged: above 0. Values from -0.127 to 0.127 remain possible, in the range and outside."),
+        ([0.1], "judged: above 0. Fewer than two seeds leave any value possible."),
+        ([], "judged: above 0. Fewer than two seeds leave any value possible."),
+        (
+            [0.1, math.nan],
+            "judged: above 0. A seed without a value, as of a run that diverged, leaves any value possible.",
+        ),
+    ],
+)
+def test_an_undecided_verdict_says_what_remains_possible(values: list[float], end: str) -> None:
+    verdict = judge("c", "s", values, ABOVE_0)
+    assert verdict.outcome == "undecided"
+    assert verdict.sentence().endswith(end)
+
+
+def test_questions_and_verdicts_call_the_same_difference_nothing() -> None:
+    assert Question(of={"arm": "a"}, against={"arm": "b"}).margin == NEGLIGIBLE == 0.01
 
 
 def test_pairs_are_one_to_one() -> None:

@@ -18,6 +18,7 @@ from lit_mult.analysis.downstream import downstream
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import load_records
+from lit_mult.analysis.gains import gains
 from lit_mult.analysis.regime import regime
 from lit_mult.config import Experiment, flatten
 from lit_mult.errors import UserError
@@ -55,7 +56,8 @@ def write_report(folder: Path | str) -> Report:
         main = _experiment(study.experiment, Evidence(folder, runs))
     else:
         main = comparison(study, runs)
-    parts = (main, regime(folder, runs), downstream(folder, runs))
+    extra = (gains(runs),) if study and study.experiment else ()
+    parts = (main, *extra, regime(folder, runs), downstream(folder, runs))
     warnings = (*_warnings(study, runs), *(line for part in parts for line in part.warnings))
 
     files = dict[str, bytes]()

@@ -3,9 +3,13 @@
 The rule is one for all. A claim says in which range a statistic lies, such as a slope within 1 ± 0.1 or a difference
 above 0; where the paper gives a direction and no number, the range is this project's. The statistic has a value for
 each seed, and its 95 % interval is that of the mean of these by Student's t, which is wide over few seeds, as it must
-be. The claim is *reproduced* when the whole interval lies in the range, *contradicted* when all of it lies outside, and
-otherwise *not at this scale*, as is a claim whose precondition does not hold. It is *undecided* over one seed, or where
-a run that it needs diverged.
+be. The claim is
+
+- *reproduced* when the whole interval lies in the range;
+- *contradicted* when the whole interval lies outside;
+- *undecided* when it straddles an end of the range, which is a lack of power, or when there is none: over one seed, or
+  where a run that the claim needs diverged;
+- *not at this scale* when the runs do not meet a precondition of the claim, whatever its statistic is.
 """
 
 from __future__ import annotations
@@ -21,11 +25,9 @@ from numpy.typing import ArrayLike
 
 from lit_mult.analysis.seeds import mean_interval
 
-Outcome = Literal["reproduced", "not at this scale", "contradicted", "undecided"]
+Outcome = Literal["reproduced", "undecided", "not at this scale", "contradicted"]
 ABOVE_0 = (0.0, math.inf)
 BELOW_0 = (-math.inf, 0.0)
-NEGLIGIBLE = 0.02
-"""Nats per token, 2 % of the perplexity: two losses that differ by no more are called equal."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +52,29 @@ class Verdict:
 
     @property
     def outcome(self) -> Outcome:
-        if not math.isfinite(self.low):
-            return "undecided"
         if not self.tested:
             return "not at this scale"
+        if not math.isfinite(self.low):
+            return "undecided"
         if self.range_low < self.low and self.high < self.range_high:  # strictly: equal arms differ by 0
             return "reproduced"
         outside = self.high <= self.range_low or self.low >= self.range_high
-        return "contradicted" if outside else "not at this scale"
+        return "contradicted" if outside else "undecided"
 
     def sentence(self) -> str:
-        """The verdict in words, for a list."""
+        """The verdict in words, for a list; an undecided one says what remains possible."""
         span = f"[{self.low:.3g}, {self.high:.3g}]" if self.seeds > 1 else "no interval"
         counted = f"{self.seeds} seed{'s' * (self.seeds != 1)}; judged: {_range(self.range_low, self.range_high)}"
         counted += "" if self.tested else ", which these runs do not test"
-        return f"**{self.outcome}**: {self.claim}. {self.statistic}: {self.value:.3g} {span}, {counted}."
+        said = f"**{self.outcome}**: {self.claim}. {self.statistic}: {self.value:.3g} {span}, {counted}."
+        return f"{said} {self._possible()}" if self.outcome == "undecided" else said
+
+    def _possible(self) -> str:
+        """What an undecided verdict leaves open."""
+        if math.isfinite(self.low):
+            return f"Values from {self.low:.3g} to {self.high:.3g} remain possible, in the range and outside."
+        lack = "A seed without a value, as of a run that diverged," if self.seeds > 1 else "Fewer than two seeds"
+        return f"{lack} leave{'s' * (self.seeds > 1)} any value possible."
 
 
 def judge(
@@ -72,7 +82,7 @@ def judge(
 ) -> Verdict:
     """The verdict on a claim that a statistic lies `within` a range, from one value of it for each seed.
 
-    A value that is not finite (a diverged run) leaves the claim undecided.
+    A value that is not finite (a diverged run) leaves a tested claim undecided.
     """
     values = np.asarray(by_seed, dtype=float)
     return Verdict(claim, statistic, *mean_interval(values), *within, len(values), tested)

@@ -21,8 +21,9 @@ _COLUMNS = ["cell", "arm", "optimizer", "d_model", "lr", "seed"]
 _HOW_TO_READ = """\
 - A statistic has a value for each seed; brackets and bars are 95 % intervals of the mean over seeds by Student's t. A
   claim is *reproduced* when the whole interval lies in the range it is judged by, *contradicted* when all of it lies
-  outside, and else *not at this scale*; *undecided* when there is one seed or a run diverged. Where the paper gives a
-  direction and no number, the range is this project's. Not corrected for the number of claims.
+  outside, and *undecided* when it straddles an end of the range (too few or too noisy seeds), when there is one seed or
+  when a run diverged. *Not at this scale* means that the runs do not meet a precondition of the claim. Where the paper
+  gives a direction and no number, the range is this project's. Not corrected for the number of claims.
 - ‖x‖ is the root mean square of the entries.
 """
 

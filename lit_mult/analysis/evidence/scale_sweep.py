@@ -180,7 +180,7 @@ def judge_share(claim: str, statistic: str, of: pd.Series, whole: pd.Series, sha
     Where the other is no rise, the runs do not test it.
     """
     of, whole = of.align(whole, join="inner")
-    return judge(claim, statistic, of - share * whole, BELOW_0, tested=not whole.mean() <= 0)
+    return judge(claim, statistic, of - share * whole, BELOW_0, tested=not whole.mean(skipna=False) <= 0)
 
 
 def log_slope(values: pd.DataFrame) -> pd.Series:

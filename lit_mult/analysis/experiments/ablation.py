@@ -16,8 +16,8 @@ from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import best_rates, load_curves, optimizer_name, rows
 from lit_mult.analysis.seeds import difference, means_along_steps, means_over_seeds, paired
 from lit_mult.analysis.tables import means_table, power_of_two, signed
-from lit_mult.analysis.verdict import ABOVE_0, BELOW_0, NEGLIGIBLE, Verdict, judge
-from lit_mult.schema import RunRecord
+from lit_mult.analysis.verdict import ABOVE_0, BELOW_0, Verdict, judge
+from lit_mult.schema import NEGLIGIBLE, RunRecord
 
 _TIER = "parametrization.tier"
 _TIERS = ("NONE", "LR", "LRWD", "FULL")
@@ -91,7 +91,7 @@ def _verdicts(best: pd.DataFrame, gaps: pd.DataFrame, decay_start: int) -> Itera
         points = here.assign(point=here["arm"] + " " + here[_TIER])
         claim = f"Learnable multipliers without tuning equal the tuned baseline under {name}, as in fig. 7"
         statistic = "best final loss, vectors at NONE - fixed at FULL, nats per token"
-        statistic += " (2 % of the perplexity count as equal)"
+        statistic += f" ({100 * NEGLIGIBLE:g} % of the perplexity counts as equal)"
         untuned = difference(points, "vectors NONE", "fixed FULL", "final_loss", between="point")
         yield judge(claim, statistic, untuned, (-NEGLIGIBLE, NEGLIGIBLE))
         claim = f"Tuned learning rates still matter with learnable multipliers under {name}, as in fig. 7"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,11 +18,18 @@ from lit_mult.analysis.tables import means_table, signed
 from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge
 
 _LOOKS: dict[str, dict[str, Any]] = {"none": {"ls": "--", "mfc": "white"}, "scalars": {"ls": "-"}}
-_OUTPUTS = {"attention_output_rms": "attention output", "mlp_output_rms": "MLP output"}
+_ATTENTION, _MLP = "attention output", "MLP output"
+_OUTPUTS = {"attention_output_rms": _ATTENTION, "mlp_output_rms": _MLP}
+_MLP_ROLES = ("gate_proj", "up_proj", "down_proj")
 _GROUPS = {
     "out of a block": ["o_proj", "down_proj"],
     "inside a block": ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"],
 }
+_DEAD = 0.01
+"""Output over that of the baseline at equal layer and seed, below which a sublayer is dead: what adds less than 1 % of
+what it adds without scalars is turned off, and how far its logarithm is down says nothing of growth with depth."""
+_ENOUGH = 0.5
+"""Share of a seed's layers that must be alive: over fewer, a slope is one over a part of the depth."""
 _CAPTION = """\
 RMS of block outputs (top) with and without a scalar on every matrix, and the learned scalars of the matrices out of \
 a block (middle) and inside it (bottom), against layer at the end of training, as in fig. 2 of the paper. Geometric \
@@ -30,6 +38,9 @@ _HOW_TO_READ = """\
 - Slopes are least-squares slopes of a natural logarithm against layer: 0.1 is a factor of 1.105 a layer. Output
   ratios are those of the two arms at equal seed and layer.
 - A slope of a ratio is above 0, too, where outputs of the first blocks shrink instead of those of the last growing.
+- A sublayer is *dead* where its output with scalars is below {dead:g} of that without, at equal layer and seed. Dead
+  ones and their scalars are left out of slopes and verdicts, not of the figure; a claim is not tested where less than
+  {enough:g} of a seed's layers remain.
 - Scalars of which the product alone acts, and that start equal, stay equal: query and key, value and out, up and down.
 - The spread over seeds, with which the spread over layers is compared, is one number for all seeds; its own error is
   not in the interval.
@@ -43,28 +54,68 @@ def findings(evidence: Evidence) -> Findings:
     ends = ends.assign(what=ends["quantity"].map(_OUTPUTS).fillna(ends["role"]), log=np.log(ends["value"].abs()))
     outputs, scalars = ends[ends["quantity"].isin(_OUTPUTS)], ends[ends["quantity"] == "scalar_value"]
     ratios = paired(outputs, "scalars", "none", ["optimizer", "what", "seed", "layer"], "log")
-    growth = slopes(ratios, ["optimizer", "what", "seed"], "layer")
+    ratios = ratios.assign(dead=ratios["log"] < math.log(_DEAD))  # not those of diverged runs, which are NaN
+    growth, scalars = _growth(ratios), _with_dead(scalars, ratios)
     by_seed = [growth.assign(what=growth["what"] + ", scalars / none")]
-    by_seed += [slopes(scalars, ["optimizer", "what", "seed"], "layer")]
+    by_seed += [slopes(scalars[~scalars["dead"]], ["optimizer", "what", "seed"], "layer")]
     slope = means_over_seeds(pd.concat(by_seed), ["optimizer", "what"], "slope")
     shown = slope.assign(optimizer=slope["optimizer"].map(optimizer_name)).rename(columns={"what": "scale"})
     means = geometric_means(ends, ["optimizer", "arm", "what", "layer"])
     found = Findings(
-        tables={"means": means, "slopes": slope},
+        tables={"means": means, "slopes": slope, "dead": _dead(ratios)},
         display_tables={"slopes": means_table(shown, ["optimizer", "scale", "slope"], signed)},
         figures={"depth_scales": _figure(means)},
         captions={"depth_scales": _CAPTION},
-        how_to_read=_HOW_TO_READ,
+        statements={"Dead sublayers": list(_dead_sentences(ratios))},
+        how_to_read=_HOW_TO_READ.format(dead=_DEAD, enough=_ENOUGH),
         unit="Slopes of natural logarithms per layer",
     )
     return evidence.with_verdicts(found, [*_growing(growth), *_patterned(scalars)])
+
+
+def _growth(ratios: pd.DataFrame) -> pd.DataFrame:
+    """Columns optimizer, what, seed, slope of the log ratio over the layers that are not dead, alive (their share).
+
+    The slope is NaN where fewer than two such layers remain.
+    """
+    by = ["optimizer", "what", "seed"]
+    alive = (~ratios["dead"]).groupby([ratios[name] for name in by], sort=False).mean().rename("alive").reset_index()
+    return alive.merge(slopes(ratios[~ratios["dead"]], by, "layer"), on=by, how="left")
+
+
+def _with_dead(scalars: pd.DataFrame, ratios: pd.DataFrame) -> pd.DataFrame:
+    """The scalars with column dead: whether their sublayer is. Without a baseline none is known to be."""
+    outputs = np.where(scalars["role"].isin(_MLP_ROLES), _MLP, _ATTENTION)
+    place = ["optimizer", "seed", "layer"]
+    flags = ratios[[*place, "what", "dead"]].rename(columns={"what": "output"})
+    merged = scalars.assign(output=outputs).merge(flags, on=[*place, "output"], how="left")
+    return merged.assign(dead=merged["dead"].eq(True))
+
+
+def _dead(ratios: pd.DataFrame) -> pd.DataFrame:
+    """The dead sublayers: optimizer, what, layer, seed, ratio."""
+    dead = ratios[ratios["dead"]]
+    return dead[["optimizer", "what", "layer", "seed"]].assign(ratio=np.exp(dead["log"]))
+
+
+def _dead_sentences(ratios: pd.DataFrame) -> Iterator[str]:
+    """Which sublayers are dead, a sentence a kind of output and optimizer."""
+    for (what, optimizer), group in ratios.groupby(["what", "optimizer"], sort=False):
+        dead = group[group["dead"]].sort_values(["layer", "seed"])
+        by_layer = [
+            f"layer {layer} (seed {', '.join(map(str, of_layer['seed']))})" for layer, of_layer in dead.groupby("layer")
+        ]
+        which = f": {', '.join(by_layer)}" if by_layer else ""
+        where = f"{what}, {optimizer_name(str(optimizer))}"
+        yield f"{where}: {len(dead)} of {len(group)} (layer, seed) pairs have below {_DEAD:g} of the baseline{which}."
 
 
 def _growing(growth: pd.DataFrame) -> Iterator[Verdict]:
     for (what, optimizer), group in growth.groupby(["what", "optimizer"], sort=False):
         where = f"{what}, {optimizer_name(str(optimizer))}"
         claim = f"Block outputs grow with depth relative to the baseline, as in fig. 2 ({where})"
-        yield judge(claim, "Slope of ln(‖output‖ with scalars / without) per layer", group["slope"], ABOVE_0)
+        statistic = "Slope of ln(‖output‖ with scalars / without) per layer, over the layers that are not dead"
+        yield judge(claim, statistic, group["slope"], ABOVE_0, tested=group["alive"].min() >= _ENOUGH)
 
 
 def _patterned(scalars: pd.DataFrame) -> Iterator[Verdict]:
@@ -72,12 +123,14 @@ def _patterned(scalars: pd.DataFrame) -> Iterator[Verdict]:
     # differ by more than chance does, which is as much as one layer differs between seeds.
     for group, roles in _GROUPS.items():
         for optimizer, chosen in scalars[scalars["role"].isin(roles)].groupby("optimizer", sort=False):
+            alive = 1 - chosen.groupby(["role", "seed"])["dead"].mean()
+            chosen = chosen.assign(log=chosen["log"].mask(chosen["dead"]))
             table = chosen.pivot(index=["role", "layer"], columns="seed", values="log")
             over_seeds = np.sqrt(table.var(axis=1).mean())
             over_layers = np.sqrt(table.groupby("role").var().mean())
             claim = f"Scalars {group} have a pattern over depth, as in fig. 2 ({optimizer_name(str(optimizer))})"
             statistic = "Standard deviation of ln(scalar) over layers / over seeds"
-            yield judge(claim, statistic, over_layers / over_seeds, (1.0, np.inf))
+            yield judge(claim, statistic, over_layers / over_seeds, (1.0, np.inf), tested=alive.min() >= _ENOUGH)
 
 
 @styled

@@ -31,7 +31,8 @@ from lit_mult.analysis.style import (
     styled,
 )
 from lit_mult.analysis.tables import means_table, signed
-from lit_mult.analysis.verdict import BELOW_0, NEGLIGIBLE, Verdict, judge
+from lit_mult.analysis.verdict import BELOW_0, Verdict, judge
+from lit_mult.schema import NEGLIGIBLE
 
 Grids = dict[tuple[str, int], pd.DataFrame]
 
@@ -131,7 +132,7 @@ def _verdicts(grids: Grids, optima: pd.DataFrame) -> Iterator[Verdict]:
         small, large = widths[0], widths[-1]
         claim = f"The best {name} at width {small} does for width {large}"
         statistic = f"loss at width {large} with the best value of width {small} - with its own, nats per token "
-        statistic += "(2 % of the perplexity count as nothing)"
+        statistic += f"({100 * NEGLIGIBLE:g} % of the perplexity counts as nothing)"
         losses = grids[arm, large]
         excess = at_best(losses, grids[arm, small]) - at_best(losses)
         yield judge(claim, statistic, excess, _AS_GOOD)
