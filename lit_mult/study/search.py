@@ -32,9 +32,10 @@ from lit_mult.config import RunConfig
 from lit_mult.errors import ConfigError, UserError
 from lit_mult.schema import RunRecord
 from lit_mult.stacked.key import always_stackable, stack_key
+from lit_mult.study.fields import Pruner
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.grids import Distribution, Grid, grid_values, next_rate
-from lit_mult.study.spec import Cell, Point, Pruner, StudySpec
+from lit_mult.study.spec import Cell, Point, StudySpec
 
 
 @dataclass(frozen=True)
