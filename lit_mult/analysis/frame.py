@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from lit_mult.errors import UserError
 from lit_mult.layout import find_records
 from lit_mult.registry.kinds import KINDS
 from lit_mult.registry.optimizers import OPTIMIZERS
-from lit_mult.schema import SCHEMA_VERSION
+from lit_mult.schema import SCHEMA_VERSION, RunRecord
 
 _WIDTH, _LR, _SEED, _OPTIMIZER = "model.d_model", "optim.lr", "seed", "optimizer"
 _COPIED: tuple[str, ...] = ("config_hash", "git_commit", "device", "corpus_hash", "steps", "tokens", "wall_seconds")
@@ -28,10 +28,11 @@ def load_records(folder: Path | str) -> pd.DataFrame:
     Columns of the analysis: `arm`; `setting`, the scientific factors other than the width, such as "AdamW";
     `variant`, the same without the optimizer; `label`, arm and setting, which names a *line* of the analysis;
     `nuisance`, the nuisance factors other than the learning rate; `reference`, True for an arm run at one learning
-    rate while others were swept; `added`, True for a run at a learning rate outside the planned grid. Losses are in
-    nats per token; `final_loss` is NaN for a diverged or pruned run; `planned_tokens` is the budget of a run, which
-    these do not use up. A run outside a study has its kind of multipliers as arm and its optimizer as setting. Rows are
-    ordered by arm (references, then from no multipliers to vectors), setting, width, seed and learning rate.
+    rate while others were swept; `added`, True for a run at a learning rate outside the planned grid; `refines`, for
+    one of a seed that was added for precision; `factors`, the scientific factors as JSON. Losses are in nats per
+    token; `final_loss` is NaN for a diverged or pruned run; `planned_tokens` is the budget of a run, which these do not
+    use up. A run outside a study has its kind of multipliers as arm and its optimizer as setting. Rows are ordered by
+    arm (references, then from no multipliers to vectors), setting, width, seed and learning rate.
 
     Raises:
         UserError: there are no records, one is damaged, or two are of the same cell.
@@ -51,6 +52,12 @@ def load_records(folder: Path | str) -> pd.DataFrame:
         seen[cell] = path
         table.append(row)
     return _ordered(pd.DataFrame(table))
+
+
+def frame_of(records: Iterable[RunRecord]) -> pd.DataFrame:
+    """The rows of `load_records`, of records in memory. All are cells of one study."""
+    flat = [_flat(record.model_dump(mode="json"), "") for record in records]
+    return _ordered(pd.DataFrame(flat))
 
 
 def load_curves(runs: pd.DataFrame) -> pd.DataFrame:
@@ -135,6 +142,7 @@ def _flat(record: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {
         **{name: _scalar(value) for name, value in (cell["factors"] | cell["nuisance"]).items()},
         **{name: cell[name] for name in ("study", "cell", "arm", "sampler")},
+        "factors": json.dumps(cell["factors"], sort_keys=True),
         "label": f"{cell['arm']} · {setting}" if setting else cell["arm"],
         "setting": setting,
         "variant": variant,
@@ -148,6 +156,7 @@ def _flat(record: Mapping[str, Any], name: str) -> dict[str, Any]:
         "seed": known[_SEED],
         "status": status,
         "added": bool(cell.get("added", False)),
+        "refines": bool(cell.get("refines", False)),
         "final_loss": float(record["final_loss"]) if ended else math.nan,
         "final_bits_per_byte": float(record["final_bits_per_byte"]) if ended else math.nan,
         "planned_tokens": int(train["steps"]) * int(train["batch_size"]) * int(config["data"]["seq_len"]),

@@ -27,6 +27,8 @@ class Budget(Part):
     """Sequences in one step."""
     trials: int | None = Field(None, gt=0)
     """Cells per point of the scientific factors, over all seeds; with samplers other than grid."""
+    seeds: int | None = Field(None, gt=0)
+    """Most seeds of a line, those that `precision` adds among them."""
 
 
 class Pruner(Part):
@@ -77,6 +79,9 @@ class StudyFields(Part):
     follow_optimum: int = Field(0, ge=0)
     """Most learning rates to add to a grid at each point, one grid step at a time beyond the edge at which the best
     mean loss lies."""
+    precision: float | None = Field(None, gt=0)
+    """Half width of the 95 % intervals of all questions, nats per token: seeds are added to a finished grid until they
+    are as narrow, or a line has budget.seeds."""
     presets: dict[str, Preset] = Field(default_factory=dict)
     """Name -> tuned preset, for arms that set parametrization.preset to that name."""
     keep_checkpoints: bool = False
@@ -110,6 +115,7 @@ class StudyFields(Part):
         self._check_search()
         for index, question in enumerate(self.questions):
             self._check_question(f"questions.{index}", question)
+        self._check_precision()
         return self
 
     def _check_question(self, field: str, question: Question) -> None:
@@ -145,6 +151,30 @@ class StudyFields(Part):
             raise ConfigError("pruner", self.pruner.name, "needs base.train.eval_every, the steps at which it looks")
         if self.follow_optimum and not (is_grid and len(grid_values(self.nuisance.get("optim.lr", []))) > 1):
             raise ConfigError("follow_optimum", self.follow_optimum, "needs sampler: grid over two or more optim.lr")
+
+    def _check_precision(self) -> None:
+        planned, most = len(self.seeds), self.budget.seeds
+        if self.precision is None and most is not None:
+            raise ConfigError("budget.seeds", most, "needs precision, for which seeds are added")
+        if self.precision is None:
+            return
+        if self.sampler != "grid":
+            raise ConfigError("precision", self.precision, "needs sampler: grid")
+        if not self.questions:
+            raise ConfigError("precision", self.precision, "needs questions, whose intervals it is the half width of")
+        if most is None or most <= planned:
+            raise ConfigError("budget.seeds", most, f"must be above {planned}, the number of seeds, with precision")
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """The planned seeds, and those that may be added for precision."""
+        most = self.budget.seeds or len(self.seeds)
+        return [*self.seeds, *range(max(self.seeds) + 1, max(self.seeds) + 1 + most - len(self.seeds))]
+
+    @property
+    def grows(self) -> bool:
+        """Whether records may add cells to the plan."""
+        return self.follow_optimum > 0 or self.precision is not None
 
     @property
     def base_config(self) -> RunConfig:

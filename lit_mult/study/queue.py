@@ -9,6 +9,7 @@ from optuna.storages import BaseStorage
 
 from lit_mult.schema import RunRecord
 from lit_mult.stacked.key import stack_key
+from lit_mult.study.cells import StudyCells
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.search import PointSearch, Ticket, make_pruner
 from lit_mult.study.spec import StudySpec
@@ -67,8 +68,11 @@ class CellQueue:
         self._here: set[str] = set()
         self._elsewhere: set[str] = set()
         pruner = make_pruner(spec.pruner)
+        self._cells = StudyCells(spec, folder)
         with folder.locked():
-            self._searches = [PointSearch(point, folder, storage, pruner, identity, sweep) for point in spec.points()]
+            self._searches = [
+                PointSearch(known, folder, storage, pruner, identity, sweep) for known in self._cells.points
+            ]
             # The most expensive cells first, so that no long cell remains at the end.
             self._searches.sort(key=lambda search: search.cost, reverse=True)
             self.refresh()
@@ -82,10 +86,10 @@ class CellQueue:
         for search in self._searches:
             waiting = self._waiting(search)
             elsewhere = len(search.cells.keys() & self._elsewhere)
-            counts.cells += search.n_cells
+            counts.cells += search.known.n_cells
             counts.waiting += waiting
             counts.elsewhere += elsewhere
-            counts.cost += search.n_cells * search.cost
+            counts.cost += search.known.n_cells * search.cost
             counts.cost_to_come += (waiting + elsewhere) * search.cost
         return counts
 
@@ -127,8 +131,7 @@ class CellQueue:
         for path in self.folder.records():
             if path.stem not in self._records and (record := self.folder.finished(path.stem)) is not None:
                 self._records[path.stem] = record
-        for search in self._searches:
-            search.refresh(self._records)
+        self._cells.refresh(self._records)
         known = {cell for search in self._searches for cell in search.cells}
         for cell in list(self.folder.attempts.cells()):
             if cell in self._records and cell not in self._here:
@@ -161,7 +164,7 @@ class CellQueue:
         return [search for search in self._searches if search.stack_key == key] if key else []
 
     def _waiting(self, search: PointSearch) -> int:
-        return search.n_cells - sum(map(self._has_begun, search.cells))
+        return search.known.n_cells - sum(map(self._has_begun, search.cells))
 
     def _has_begun(self, cell: str) -> bool:
         return cell in self._records or cell in self._here or cell in self._elsewhere or cell in self.failures
@@ -178,7 +181,7 @@ class CellQueue:
         for cell in search.cells.values():
             if self._is_free(cell.id):
                 return search.ticket(cell)
-        if len(search.cells) == search.n_cells:
+        if not search.known.to_sample:
             return None
         with self.folder.locked():
             return search.sample()

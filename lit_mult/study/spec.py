@@ -149,9 +149,9 @@ class Point:
         """The cell with the first value of every nuisance factor and the first seed."""
         return self.cell(next(self.grid()), self.spec.seeds[0])
 
-    def cell(self, nuisance: Mapping[str, Any], seed: int, *, added: bool = False) -> Cell:
-        """The cell at these values of the nuisance factors; `added` when it is not in the planned grid."""
-        return Cell(self, dict(nuisance), self.config(nuisance, seed), added)
+    def cell(self, nuisance: Mapping[str, Any], seed: int, *, added: bool = False, refines: bool = False) -> Cell:
+        """The cell at these values of the nuisance factors; `added` and `refines` as in `schema.CellInfo`."""
+        return Cell(self, dict(nuisance), self.config(nuisance, seed), added, refines)
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,7 @@ class Cell:
     nuisance: dict[str, Any]
     config: RunConfig
     added: bool = False
+    refines: bool = False
 
     @property
     def id(self) -> str:
@@ -186,6 +187,7 @@ class Cell:
             factors=point.factors,
             nuisance=self.nuisance,
             added=self.added,
+            refines=self.refines,
         )
 
 
