@@ -11,7 +11,9 @@ from record_data import make_record
 from lit_mult.schema import RunRecord
 from lit_mult.study.cells import StudyCells
 from lit_mult.study.folder import StudyFolder
+from lit_mult.study.queue import CellQueue
 from lit_mult.study.spec import Cell, StudySpec
+from lit_mult.study.storage import open_storage
 
 Loss = Callable[[Cell], float | None]
 Records = dict[str, RunRecord]
@@ -46,3 +48,8 @@ def rounds(spec: StudySpec, loss: Loss) -> list[dict[str, Cell]]:
         found.append(new)
         records |= {name: record(cell, loss) for name, cell in new.items()}
     return found
+
+
+def queue(spec: StudySpec, folder: StudyFolder, name: str) -> CellQueue:
+    """The queue of a sweep of this name."""
+    return CellQueue(spec, folder, open_storage(folder.journal), "the folder", name, retries=3)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from growth_data import alternating, curve, known, record, rounds
+from growth_data import alternating, curve, known, queue, record, rounds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from refusals import refusal
 
 from lit_mult.errors import ConfigError
+from lit_mult.study.folder import StudyFolder
 from lit_mult.study.precision import rates_around_optimum, seeds_needed
 from lit_mult.study.spec import Cell, StudySpec
+from lit_mult.study.status import study_status
 
 MakeStudy = Callable[..., dict[str, Any]]
 
@@ -65,10 +68,10 @@ def test_a_grid_that_is_narrow_enough_gets_no_seeds(precise_dict: MakeStudy) -> 
 
 
 def test_the_budget_of_seeds_ends_the_rounds(precise_dict: MakeStudy) -> None:
-    spec = StudySpec.from_dict(precise_dict(budget={"steps": 6, "batch_size": 4, "seeds": 7}, seeds=[5, 3]))
-    assert spec.all_seeds == [5, 3, 6, 7, 8, 9, 10]
+    spec = StudySpec.from_dict(precise_dict(budget={"steps": 6, "batch_size": 4, "seeds": 7}, seeds=[4, 3]))
+    assert spec.all_seeds == [4, 3, 5, 6, 7, 8, 9]
 
-    assert [seeds_of(cells.values()) for cells in rounds(spec, alternating)] == [{5, 3}, {6, 7}, {8, 9, 10}]
+    assert [seeds_of(cells.values()) for cells in rounds(spec, alternating)] == [{4, 3}, {5, 6}, {7, 8, 9}]
 
 
 @given(data=st.data())
@@ -184,6 +187,50 @@ def test_a_side_that_diverges_gets_no_seeds(precise_dict: MakeStudy) -> None:
         return None if cell.point.arm == "vectors" else curve(cell)
 
     assert len(rounds(StudySpec.from_dict(precise_dict()), loss)) == 1
+
+
+def test_a_sweep_that_is_killed_in_a_round_is_taken_over(precise_dict: MakeStudy, tmp_path: Path) -> None:
+    spec, folder = StudySpec.from_dict(precise_dict()), StudyFolder(tmp_path)
+    planned, first, second, _ = rounds(spec, alternating)
+    folder.claim(spec, ["corpus"])
+    for cell in planned.values():
+        record(cell, alternating).write(folder.record(cell.id))
+    one, other = queue(spec, folder, "one"), queue(spec, folder, "other")
+    assert (one.counts().cells, one.counts().waiting) == (20 + 12, 12)
+    assert study_status(tmp_path, retries=3).cells == 20 + 12
+
+    taken = [one.next() for _ in range(5)]  # and then it is killed
+    assert {ticket.cell.id for ticket in taken if ticket} < first.keys()
+    while (ticket := other.next()) is not None:
+        made = record(ticket.cell, alternating)
+        made.write(folder.record(ticket.cell.id))
+        other.complete(ticket, made)
+
+    assert {path.stem for path in folder.records()} == planned.keys() | first.keys()
+    other.refresh()
+    for sweep in (other, queue(spec, folder, "third")):
+        assert (sweep.counts().cells, sweep.counts().waiting) == (20 + 12 + 24, 24)
+        ticket = sweep.next()
+        assert ticket is not None
+        assert ticket.cell.id in second
+    status = study_status(tmp_path, retries=3)
+    assert (status.cells, status.waiting) == (20 + 12 + 24, 24)
+
+
+def test_no_seeds_are_added_past_a_failed_cell(precise_dict: MakeStudy, tmp_path: Path) -> None:
+    spec, folder = StudySpec.from_dict(precise_dict()), StudyFolder(tmp_path)
+    failed, *others = rounds(spec, alternating)[0].values()
+    for cell in others:
+        record(cell, alternating).write(folder.record(cell.id))
+    attempt = folder.attempts.begin(failed.id, 0)
+    assert attempt is not None
+    attempt.close("failed", "RuntimeError: out of luck")
+
+    sweep = queue(spec, folder, "one")
+
+    counts = sweep.counts()
+    assert (counts.cells, counts.failed, counts.waiting) == (20, 1, 0)
+    assert sweep.next() is None
 
 
 @pytest.mark.parametrize(
