@@ -11,7 +11,7 @@ from lit_mult.schema import RunRecord
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.grids import grid_values, next_rate
 from lit_mult.study.precision import further_cells
-from lit_mult.study.slots import SampledCells
+from lit_mult.study.slots import SampledCells, Trial
 from lit_mult.study.spec import Point, StudySpec
 
 
@@ -45,7 +45,7 @@ class StudyCells:
 class GridCells:
     """The cells of a grid: planned ones, those of rates added at an edge, and those of seeds added for precision."""
 
-    to_sample = 0
+    to_sample = startable = 0
 
     def __init__(self, point: Point) -> None:
         self.point = point
@@ -57,6 +57,10 @@ class GridCells:
     @property
     def n_cells(self) -> int:
         return len(self.cells)
+
+    @property
+    def trials(self) -> dict[str, Trial]:
+        return {name: Trial.of_cell(cell) for name, cell in self.cells.items()}
 
     def refresh(self, records: Mapping[str, RunRecord]) -> None:
         """While all planned seeds are done and the optimum lies at an edge of the grid, add a learning rate there."""

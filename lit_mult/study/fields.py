@@ -26,7 +26,10 @@ class Budget(Part):
     batch_size: int = Field(gt=0)
     """Sequences in one step."""
     trials: int | None = Field(None, gt=0)
-    """Cells per point of the scientific factors, over all seeds; with samplers other than grid."""
+    """Trials per point of the scientific factors, with samplers other than grid; each is seeds_per_trial cells."""
+    seeds_per_trial: int = Field(1, gt=0)
+    """Seeds of a trial: the first so many of the study. The sampler learns from the mean of their losses. With 1, the
+    trials take turns with the study's seeds."""
     seeds: int | None = Field(None, gt=0)
     """Most seeds of a line, those that `precision` adds among them."""
 
@@ -38,6 +41,15 @@ class Pruner(Part):
     """optuna.pruners.MedianPruner, PercentilePruner, SuccessiveHalvingPruner or HyperbandPruner."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Its keyword arguments; those in steps (n_warmup_steps, interval_steps, min_resource) count optimizer steps."""
+
+
+class Rerank(Part):
+    """A second look at the best trials of a search, on seeds that did not select them."""
+
+    best: int = Field(gt=0)
+    """Trials of lowest mean loss to run again, at each point."""
+    seeds: list[int] = Field(min_length=1)
+    """Fresh seeds, none of which is among the study's."""
 
 
 class StudyFields(Part):
@@ -75,7 +87,10 @@ class StudyFields(Part):
     """First trials of a sampled search: values of nuisance factors. Searched multipliers start at 1; other factors
     that are not named are sampled."""
     pruner: Pruner | None = None
-    """Stops unpromising trials at the validations of base.train.eval_every; for sampled searches."""
+    """Stops unpromising trials at the validations of base.train.eval_every; for sampled searches. Where a trial has
+    several seeds, it looks at the first, and the others run only if that one was not pruned."""
+    rerank: Rerank | None = None
+    """After all trials of a point, run the best ones, and those of untuned multipliers, on fresh seeds."""
     follow_optimum: int = Field(0, ge=0)
     """Most learning rates to add to a grid at each point, one grid step at a time beyond the edge at which the best
     mean loss lies."""
@@ -115,6 +130,7 @@ class StudyFields(Part):
         self._check_search()
         for index, question in enumerate(self.questions):
             self._check_question(f"questions.{index}", question)
+        self._check_seeds_of_trials()
         self._check_precision()
         return self
 
@@ -137,7 +153,7 @@ class StudyFields(Part):
         if is_grid != (self.budget.trials is None):
             need = "must be left out with sampler: grid" if is_grid else "must be set with this sampler"
             raise ConfigError("budget.trials", self.budget.trials, need)
-        for name in ("search_multipliers", "start", "pruner"):
+        for name in ("search_multipliers", "start", "pruner", "rerank"):
             if is_grid and getattr(self, name):
                 raise ConfigError(name, getattr(self, name), "needs sampler: random or tpe")
         for index, values in enumerate(self.start):
@@ -151,6 +167,21 @@ class StudyFields(Part):
             raise ConfigError("pruner", self.pruner.name, "needs base.train.eval_every, the steps at which it looks")
         if self.follow_optimum and not (is_grid and len(grid_values(self.nuisance.get("optim.lr", []))) > 1):
             raise ConfigError("follow_optimum", self.follow_optimum, "needs sampler: grid over two or more optim.lr")
+
+    def _check_seeds_of_trials(self) -> None:
+        per_trial, rerank = self.budget.seeds_per_trial, self.rerank
+        if per_trial > 1 and self.sampler == "grid":
+            raise ConfigError("budget.seeds_per_trial", per_trial, "needs sampler: random or tpe")
+        if per_trial > len(self.seeds):
+            raise ConfigError("budget.seeds_per_trial", per_trial, f"must be at most {len(self.seeds)}, all seeds")
+        if rerank is None:
+            return
+        if len(set(rerank.seeds)) < len(rerank.seeds):
+            raise ConfigError("rerank.seeds", rerank.seeds, "must not repeat")
+        if used := sorted(set(rerank.seeds) & set(self.seeds)):
+            raise ConfigError("rerank.seeds", rerank.seeds, f"must be fresh; {used} are among the study's seeds")
+        if rerank.best > (trials := self.budget.trials or 0):
+            raise ConfigError("rerank.best", rerank.best, f"must be at most {trials}, the number of trials")
 
     def _check_precision(self) -> None:
         planned, most = len(self.seeds), self.budget.seeds
@@ -172,9 +203,15 @@ class StudyFields(Part):
         return [*self.seeds, *range(max(self.seeds) + 1, max(self.seeds) + 1 + most - len(self.seeds))]
 
     @property
+    def trial_seeds(self) -> list[int]:
+        """Seeds of every trial of a sampled search; none where each trial has one of its own."""
+        return self.seeds[: self.budget.seeds_per_trial] if self.budget.seeds_per_trial > 1 else []
+
+    @property
     def grows(self) -> bool:
-        """Whether records may add cells to the plan."""
-        return self.follow_optimum > 0 or self.precision is not None
+        """Whether records may add cells to the plan, or take some from it."""
+        pruned = self.pruner is not None and self.trial_seeds
+        return bool(self.follow_optimum or self.precision or self.rerank or pruned)
 
     @property
     def base_config(self) -> RunConfig:

@@ -22,6 +22,8 @@ class Counts:
     cells: int = 0
     """All cells, with those added to the plan."""
     waiting: int = 0
+    ready: int = 0
+    """Waiting cells that can begin now; the others depend on cells that have not ended."""
     elsewhere: int = 0
     """Running in other sweeps."""
     here: int = 0
@@ -88,6 +90,7 @@ class CellQueue:
             elsewhere = len(search.cells.keys() & self._elsewhere)
             counts.cells += search.known.n_cells
             counts.waiting += waiting
+            counts.ready += self._ready(search)
             counts.elsewhere += elsewhere
             counts.cost += search.known.n_cells * search.cost
             counts.cost_to_come += (waiting + elsewhere) * search.cost
@@ -102,24 +105,23 @@ class CellQueue:
         return self._take(self._like(ticket))
 
     def waiting_like(self, ticket: Ticket) -> int:
-        """Number of waiting cells that can be stacked with a cell that was taken."""
-        return sum(map(self._waiting, self._like(ticket)))
+        """Number of cells that can begin now and be stacked with a cell that was taken."""
+        return sum(map(self._ready, self._like(ticket)))
 
     def complete(self, ticket: Ticket, record: RunRecord) -> None:
         """A cell has its record: report it to Optuna, and remove the cell's work files."""
         self._here.discard(ticket.cell.id)
         self._records[ticket.cell.id] = record
         self.folder.clear(ticket.cell.id)
-        if ticket.trial is not None:
-            ticket.search.close(ticket.trial, record)
+        if not ticket.search.point.is_grid:  # the other seeds of its trial may begin
+            ticket.search.known.refresh(self._records)
         with self.folder.locked():
             ticket.search.publish(self._records)
 
     def release(self, ticket: Ticket, *, failure: str | None = None, claimed: bool = False) -> None:
         """A cell ended without a record: it waits again, unless it failed or another process has claimed it."""
         self._here.discard(ticket.cell.id)
-        if ticket.trial is not None:
-            ticket.search.close(ticket.trial)
+        ticket.search.release(ticket)
         if failure is not None:
             self.failures[ticket.cell.id] = failure
         if claimed:  # until the next refresh
@@ -145,6 +147,11 @@ class CellQueue:
             for search in self._searches:
                 search.publish(self._records)
 
+    def close(self) -> None:
+        """End this sweep's part in Optuna: no trial of it stays open."""
+        for search in self._searches:
+            search.close()
+
     def _is_free(self, cell: str) -> bool:
         """Whether a cell can be started, by the current state of the folder."""
         if self._has_begun(cell):
@@ -165,6 +172,9 @@ class CellQueue:
 
     def _waiting(self, search: PointSearch) -> int:
         return search.known.n_cells - sum(map(self._has_begun, search.cells))
+
+    def _ready(self, search: PointSearch) -> int:
+        return search.known.startable + len(search.cells) - sum(map(self._has_begun, search.cells))
 
     def _has_begun(self, cell: str) -> bool:
         return cell in self._records or cell in self._here or cell in self._elsewhere or cell in self.failures

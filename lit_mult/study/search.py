@@ -10,9 +10,10 @@ import itertools
 import math
 import random
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import optuna
@@ -31,13 +32,13 @@ from lit_mult.study.cells import GridCells
 from lit_mult.study.fields import Pruner
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.grids import Distribution, Grid, grid_values
-from lit_mult.study.slots import SampledCells, cell_of, parameters_of
+from lit_mult.study.slots import SampledCells, Trial
 from lit_mult.study.spec import Cell, Point, StudySpec
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """A cell to run now and, in a sampled search, its running trial."""
+    """A cell to run now and, if it is the first of a sampled trial, that running trial."""
 
     cell: Cell
     search: PointSearch
@@ -77,6 +78,8 @@ class PointSearch:
         self.cost = cost(config)
         self.stack_key = stack_key(config) if always_stackable(point.nuisance) else None
         """None when its cells cannot be stacked."""
+        self._running: dict[str, optuna.Trial] = {}
+        """Trial -> its running trial in Optuna, of the trials that this sweep has begun."""
         name = f"{point.spec.name}/{point.name}"
         self.study = optuna.create_study(storage=storage, study_name=name, pruner=pruner, load_if_exists=True)
         attributes = self.study.user_attrs
@@ -91,94 +94,119 @@ class PointSearch:
         return self.known.cells
 
     def ticket(self, cell: Cell) -> Ticket:
-        trial = None if self.point.is_grid else self._ask(parameters_of(cell), slot=0)[0]
-        return Ticket(cell, self, trial)
+        trial = None if self.point.is_grid else self.known.trials.get(cell.id)
+        if trial is None:  # a further seed of a trial, or nothing to learn from
+            return Ticket(cell, self)
+        self._running[trial.id], _ = self._ask(trial.parameters, slot=0)
+        return Ticket(cell, self, self._running[trial.id])
 
     def sample(self) -> Ticket | None:
-        """Sample a new cell; None when the search has all of its cells.
+        """Sample a new trial, and take its first cell; None when the search has all of its trials.
 
         Call while the folder is locked. Where the lock has no effect, exclusive creation of the slot file decides.
         """
         known, spec = self.known, self.point.spec
         if isinstance(known, GridCells):
             return None
-        known.refresh()
+        known.read_slots()
         while known.to_sample:
             slot = known.next_slot
-            fixed = known.next_start() | {"seed": spec.seeds[slot % len(spec.seeds)]}
-            for number in itertools.count(slot, self.point.n_cells):
-                trial, cell = self._ask(fixed, number)
-                if cell.id not in self.cells:
+            own = {} if spec.trial_seeds else {"seed": spec.seeds[slot % len(spec.seeds)]}
+            fixed = known.next_start() | own
+            for number in itertools.count(slot, spec.budget.trials or 1):
+                running, trial = self._ask(fixed, number)
+                if trial.id not in known.trials:
                     break
-                self.close(trial)
+                self._tell(running)
                 if self.point.n_possible is not None:  # over lists, a sampler might repeat itself forever
                     fixed = random.Random(number).choice(known.untried())
-            if known.create(cell, slot):
-                return Ticket(cell, self, trial)
-            self.close(trial)
-            known.refresh()
+            if known.create(trial.parameters, slot):
+                self._running[trial.id] = running
+                return Ticket(trial.cells[0], self, running)
+            self._tell(running)
+            known.read_slots()
         return None
 
     def adopt(self, records: Iterable[RunRecord], attempted: Iterable[str]) -> None:
-        """Give slots to the finished and interrupted cells that earlier versions of this package sampled."""
-        known = self.known
+        """Give slots to the finished and interrupted trials that earlier versions of this package sampled."""
+        known, rerank = self.known, self.point.spec.rerank
         if isinstance(known, GridCells):
             return
-        sampled = [self.point.cell(record.cell.nuisance, record.seed) for record in records if record.cell]
+        fresh = rerank.seeds if rerank else []
+        found = [record for record in records if record.cell and record.seed not in fresh]
+        sampled = [{**record.cell.nuisance, "seed": record.seed} for record in found if record.cell]
+        trials = [Trial.sampled(self.point, values) for values in sampled]
         of_the_point = {cell for cell in attempted if cell.startswith(f"{self.point.name}-s")}
-        if interrupted := of_the_point - self.cells.keys() - {cell.id for cell in sampled}:
-            for trial in self.study.get_trials(deepcopy=False):
-                parameters = {**trial.user_attrs.get("enqueued", {}), **trial.params}
+        if interrupted := of_the_point - self.cells.keys() - {cell.id for trial in trials for cell in trial.cells}:
+            for mirrored in self.study.get_trials(deepcopy=False):
+                parameters = {**mirrored.user_attrs.get("enqueued", {}), **mirrored.params}
                 if parameters.keys() == distributions(self.point).keys():
-                    sampled += [cell for cell in [cell_of(self.point, parameters)] if cell.id in interrupted]
-        for cell in sampled:
-            if cell.id not in self.cells and known.to_sample:
-                known.create(cell, known.next_slot)
+                    trial = Trial.sampled(self.point, parameters)
+                    trials += [trial] if any(cell.id in interrupted for cell in trial.cells) else []
+        for trial in trials:
+            if trial.id not in known.trials and known.to_sample:
+                known.create(trial.parameters, known.next_slot)
 
     def publish(self, records: Mapping[str, RunRecord]) -> None:
-        """Add missing finished cells to Optuna, and close the trials of dead sweeps. Call while locked."""
-        known, running = set(), {path.stem for path in self.folder.running_sweeps()} | {self.sweep}
-        for trial in self.study.get_trials(deepcopy=False):
-            if trial.state == TrialState.WAITING:  # enqueued by an earlier version: `ask` takes it
-                self.close(self.study.ask())
-            elif trial.state == TrialState.RUNNING and trial.user_attrs.get("sweep") not in running:
-                self.close(trial.number)
-            elif trial.state != TrialState.FAIL:
-                known.add(trial.user_attrs.get("cell"))
-        for cell in self.cells.values():
-            if (record := records.get(cell.id)) is not None and cell.id not in known:
-                state = _state(record)
-                ended = optuna.trial.create_trial(
+        """Tell Optuna of the trials that have ended, and close those of dead sweeps. Call while locked."""
+        sweeps = {path.stem for path in self.folder.running_sweeps()} | {self.sweep}
+        ended, running = set[str | None](), set[str | None]()
+        for mirrored in self.study.get_trials(deepcopy=False):
+            if mirrored.state == TrialState.WAITING:  # enqueued by an earlier version: `ask` takes it
+                self._tell(self.study.ask())
+            elif mirrored.state == TrialState.RUNNING and mirrored.user_attrs.get("sweep") not in sweeps:
+                self._tell(mirrored.number)
+            elif mirrored.state != TrialState.FAIL:
+                (running if mirrored.state == TrialState.RUNNING else ended).add(mirrored.user_attrs.get("cell"))
+        for trial in self.known.trials.values():
+            if not (runs := trial.runs(records)):
+                continue
+            open_here = self._running.pop(trial.id, None)
+            if open_here is not None and trial.id in ended | running:  # ended: by another sweep that ran it, too
+                self._tell(open_here, [] if trial.id in ended else runs)
+            elif trial.id not in ended | running:
+                state = _state(runs)
+                mirror = optuna.trial.create_trial(
                     state=state,
-                    value=record.best_loss if state == TrialState.PRUNED else _loss(record),
-                    params=parameters_of(cell),
+                    value=runs[0].best_loss if state == TrialState.PRUNED else _loss(runs),
+                    params=trial.parameters,
                     distributions=distributions(self.point),
-                    user_attrs={"cell": cell.id},
+                    user_attrs={"cell": trial.id},
                 )
-                self.study.add_trial(ended)
+                self.study.add_trial(mirror)
 
-    def close(self, trial: optuna.Trial | int, record: RunRecord | None = None) -> None:
-        """End a running trial: with its record or, when its cell has none, as failed."""
-        state = _state(record) if record else TrialState.FAIL
-        value = _loss(record) if record and state == TrialState.COMPLETE else None
+    def release(self, ticket: Ticket) -> None:
+        """A cell ended without a record: close its trial. It has a new one in Optuna when it is taken again."""
+        if ticket.trial is not None and self._running.get(ticket.cell.id) is ticket.trial:
+            self._tell(self._running.pop(ticket.cell.id))
+
+    def close(self) -> None:
+        """Close the trials of this sweep that have not ended."""
+        while self._running:
+            self._tell(self._running.popitem()[1])
+
+    def _tell(self, running: optuna.Trial | int, runs: Sequence[RunRecord] = ()) -> None:
+        """End a running trial: with its runs or, when it has none, as failed."""
+        state = _state(runs) if runs else TrialState.FAIL
+        value = _loss(runs) if state == TrialState.COMPLETE else None
         with suppress(UpdateFinishedTrialError, ValueError):  # closed by another sweep after this lease expired
-            self.study.tell(trial, value, state=state)
+            self.study.tell(running, value, state=state)
 
-    def _ask(self, fixed: Mapping[str, Any], slot: int) -> tuple[optuna.Trial, Cell]:
+    def _ask(self, fixed: Mapping[str, Any], slot: int) -> tuple[optuna.Trial, Trial]:
         """A new running trial with some parameters fixed and the others sampled."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             self.study.sampler = PartialFixedSampler(dict(fixed), make_sampler(self.point.spec, slot))
-        trial = self.study.ask()
-        trial.set_user_attr("sweep", self.sweep)
+        running = self.study.ask()
+        running.set_user_attr("sweep", self.sweep)
         for name, distribution in distributions(self.point).items():
             if isinstance(distribution, FloatDistribution):
-                trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
+                running.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
             elif isinstance(distribution, CategoricalDistribution):
-                trial.suggest_categorical(name, distribution.choices)
-        cell = cell_of(self.point, trial.params)
-        trial.set_user_attr("cell", cell.id)
-        return trial, cell
+                running.suggest_categorical(name, distribution.choices)
+        trial = Trial.sampled(self.point, running.params)
+        running.set_user_attr("cell", trial.id)
+        return running, trial
 
 
 def make_pruner(pruner: Pruner | None) -> BasePruner:
@@ -204,12 +232,14 @@ def make_sampler(spec: StudySpec, slot: int) -> BaseSampler:
 
 
 def distributions(point: Point) -> dict[str, BaseDistribution]:
-    """Parameters of a point's trials: the nuisance factors and the seed."""
+    """Parameters of a point's trials: the nuisance factors and, unless a trial runs on several, the seed."""
     by_name = {name: _distribution(grid, point) for name, grid in point.nuisance.items()}
     if point.spec.follow_optimum and isinstance(planned := by_name.get("optim.lr"), FloatDistribution):
         rates = sorted(grid_values(point.nuisance["optim.lr"]))
         growth = (rates[1] / rates[0]) ** point.spec.follow_optimum
         by_name["optim.lr"] = FloatDistribution(planned.low / growth, planned.high * growth, log=True)
+    if point.spec.trial_seeds and not point.is_grid:
+        return by_name
     return by_name | {"seed": CategoricalDistribution(point.spec.all_seeds)}
 
 
@@ -231,11 +261,15 @@ def cost(config: RunConfig) -> float:
     return config.train.steps * config.train.batch_size * config.data.seq_len * float(matrices + elementwise)
 
 
-def _state(record: RunRecord) -> TrialState:
-    return TrialState.PRUNED if record.status == "pruned" else TrialState.COMPLETE
+def _state(runs: Sequence[RunRecord]) -> TrialState:
+    return TrialState.PRUNED if runs[0].status == "pruned" else TrialState.COMPLETE
 
 
-def _loss(record: RunRecord) -> float:
-    """Value of a trial: a diverged run counts as the loss at initialization (arXiv:2309.14322 sec. 2.2)."""
-    losses = [loss for loss in (record.final_loss, record.initial_loss) if loss is not None]
-    return min(losses, default=math.inf)
+def _loss(runs: Iterable[RunRecord]) -> float:
+    """Value of a trial: the mean over its seeds of the final loss, or of the initial one where that is lower.
+
+    If a run diverged, that of the initial loss (arXiv:2309.14322 sec. 2.2): a trial is as good as its worst seed.
+    """
+    diverged = any(run.status == "diverged" for run in runs)
+    losses = ((run.initial_loss,) if diverged else (run.final_loss, run.initial_loss) for run in runs)
+    return fmean(min((loss for loss in some if loss is not None), default=math.inf) for some in losses)

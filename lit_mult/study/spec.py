@@ -42,7 +42,8 @@ class StudySpec(StudyFields):
         for point in spec.points():
             trials, possible = spec.budget.trials, point.n_possible
             if not point.is_grid and trials is not None and possible is not None and trials > possible:
-                allowed = f"the lists of arm {point.arm} make {possible} cells; sampler: grid runs them all"
+                what = "trials" if spec.trial_seeds else "cells"
+                allowed = f"the lists of arm {point.arm} make {possible} {what}; sampler: grid runs them all"
                 raise ConfigError("budget.trials", trials, allowed)
             for nuisance in point.grid() if point.is_grid else point.one_at_a_time():
                 point.config(nuisance, spec.seeds[0])
@@ -94,6 +95,11 @@ class Point:
         trials = [unit | values for values in self.spec.start]
         return [{name: value for name, value in trial.items() if name in self.nuisance} for trial in trials]
 
+    def is_untuned(self, nuisance: Mapping[str, Any]) -> bool:
+        """Whether the multipliers, where the study searches them, are all 1."""
+        searched = self._searched_multipliers().keys() & nuisance.keys()
+        return bool(searched) and all(nuisance[name] == 1 for name in searched)
+
     @property
     def name(self) -> str:
         return "-".join([self.arm, *(_slug(value) for value in self.factors.values())])
@@ -105,17 +111,21 @@ class Point:
 
     @property
     def n_cells(self) -> int:
-        planned = self.n_possible if self.is_grid else self.spec.budget.trials
-        assert planned is not None
-        return planned
+        """Cells of the plan, with those of the re-ranking."""
+        if self.is_grid:
+            return len(self.spec.seeds) * math.prod(len(grid_values(grid)) for grid in self.nuisance.values())
+        budget, rerank = self.spec.budget, self.spec.rerank
+        assert budget.trials is not None
+        return budget.trials * budget.seeds_per_trial + (rerank.best * len(rerank.seeds) if rerank else 0)
 
     @property
     def n_possible(self) -> int | None:
-        """Cells that the lists of the nuisance factors make over all seeds; None where one is a range."""
+        """Trials that the lists of the nuisance factors make; None where one is a range."""
         grids = self.nuisance.values()
         if any(isinstance(grid, Distribution) for grid in grids):
             return None
-        return len(self.spec.seeds) * math.prod(len(grid_values(grid)) for grid in grids)
+        seeds = 1 if self.spec.trial_seeds else len(self.spec.seeds)
+        return seeds * math.prod(len(grid_values(grid)) for grid in grids)
 
     def grid(self) -> Iterator[dict[str, Any]]:
         """Every combination of the nuisance grids; of a distribution, its two ends."""
