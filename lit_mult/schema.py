@@ -241,7 +241,9 @@ class Tuning(_Section):
     study: str
     """Name of the tuning study."""
     trials: int
-    """Runs, including pruned and diverged ones; also in tokens, flops and seconds."""
+    """Settings of the nuisance factors that were tried."""
+    runs: int
+    """Runs of all trials on all seeds, including pruned and diverged ones; also in tokens, flops and seconds."""
     completed: int
     """Runs that reached their last step."""
     pruned: int
@@ -249,11 +251,11 @@ class Tuning(_Section):
     diverged: int
     """Runs whose loss became non-finite or rose far above its start."""
     tokens: int
-    """Tokens trained on, summed over the trials."""
+    """Tokens trained on, summed over the runs."""
     flops: float
-    """Floating-point operations of training: 6 * parameters * tokens, summed over the trials."""
+    """Floating-point operations of training: 6 * parameters * tokens, summed over the runs."""
     seconds: float
-    """Wall time in training and validation, summed over the trials."""
+    """Wall time in training and validation, summed over the runs."""
     d_model: int
     """Width of the trials."""
     base_d_model: int
@@ -267,11 +269,13 @@ class Tuning(_Section):
     lr: float
     """Base learning rate (`optim.lr`) of the best trial."""
     best_loss: float
-    """Final validation loss of the best trial (mean over its seeds), nats per token."""
+    """Final validation loss of the best trial, nats per token: mean over the fresh seeds or, without them, its own."""
     default_loss: float | None = None
     """The same for the best trial with all multipliers 1; None when none completed."""
     seeds: list[int]
-    """Seeds of the trials; the preset was selected on them, so they cannot evaluate it."""
+    """Seeds of the trials."""
+    fresh_seeds: list[int] = []
+    """Seeds on which the best trials ran again, and the best of them was chosen; none without a re-ranking."""
     tier: Tier
     """Tier that was tuned."""
     git_commit: str | list[str] | None = None
@@ -279,11 +283,19 @@ class Tuning(_Section):
     corpus_hash: str
     """Hash of the documents, their split and the tokenizer."""
 
+    @property
+    def selected_on(self) -> list[int]:
+        """All seeds on which the preset was selected, so that they cannot evaluate it."""
+        return sorted({*self.seeds, *self.fresh_seeds})
+
     @model_validator(mode="before")
     @classmethod
-    def _default_width(cls, data: Any) -> Any:
-        """Older files have no d_model: their trials ran at the base width."""
-        return {"d_model": data["base_d_model"], **data} if isinstance(data, dict) and "base_d_model" in data else data
+    def _defaults(cls, data: Any) -> Any:
+        """Older files have no d_model, as their trials ran at the base width, nor runs, of which a trial had one."""
+        if not isinstance(data, dict):
+            return data
+        older = {"d_model": "base_d_model", "runs": "trials"}
+        return {name: data[source] for name, source in older.items() if source in data} | data
 
 
 _Overrides = Annotated[dict[str, Any], BeforeValidator(lambda fields: {} if fields is None else fields)]
@@ -318,6 +330,10 @@ class StudyPlan(_PlanPart):
     """Arm -> dotted config field -> value, always including the preset."""
     presets: dict[str, _TunedPreset] = Field({}, validation_alias=AliasPath("spec", "presets"))
     questions: list[Question] = Field([], validation_alias=AliasPath("spec", "questions"))
+    seeds_per_trial: int = Field(1, validation_alias=AliasPath("spec", "budget", "seeds_per_trial"))
+    """Seeds of a trial of a sampled search."""
+    fresh_seeds: list[int] = Field([], validation_alias=AliasPath("spec", "rerank", "seeds"))
+    """Seeds on which the best trials of a search run again."""
 
     @field_validator("arms")
     @classmethod

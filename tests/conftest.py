@@ -99,6 +99,23 @@ def study_dict(small_study_dict: Callable[..., dict[str, Any]]) -> Callable[...,
 
 
 @pytest.fixture
+def precise_dict(small_study_dict: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """A study of 2 arms x 5 rates x 2 seeds (20 cells) that asks for a half width of 0.008 with at most 40 seeds."""
+
+    def make(**changes: Any) -> dict[str, Any]:
+        study = small_study_dict(
+            nuisance={"optim.lr": {"log2": [-8, -7, -6, -5, -4]}},
+            seeds=[0, 1],
+            questions=[{"of": "vectors", "against": "muP"}],
+            precision=0.008,
+            budget={"steps": 6, "batch_size": 4, "seeds": 40},
+        )
+        return study | changes
+
+    return make
+
+
+@pytest.fixture
 def spec(study_dict: Callable[..., dict[str, Any]]) -> StudySpec:
     """The study of `study_dict`, in a module that has one of its own that one."""
     return StudySpec.from_dict(study_dict())

@@ -27,6 +27,7 @@ from lit_mult.study.files import load_study
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.grids import next_rate
 from lit_mult.study.spec import StudySpec
+from lit_mult.study.status import study_status
 from lit_mult.study.storage import open_storage
 from lit_mult.study.sweep import sweep
 from lit_mult.study.tuning import tuned_preset
@@ -297,6 +298,7 @@ def test_a_study_follows_its_optimum_within_its_budget(
     }
     assert rates == {(8, False): {-8, -7, -6}, (8, True): {-5, -4}, (16, False): {-8, -7, -6}, (16, True): {-9, -10}}
     assert (result.ran, result.cells, spec.n_cells) == (20, 20, 12)
+    assert study_status(tmp_path / "out", retries=3).cells == 20
     # Whatever is lost, the same cells come again; the trials that stand for those with a record are closed by it.
     (tmp_path / "out" / "optuna.journal").unlink()
     lost = next(path for path, r in zip(find_records(tmp_path / "out"), found, strict=True) if r.cell and r.cell.added)

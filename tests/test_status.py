@@ -48,7 +48,7 @@ def test_the_status_of_a_study_under_way(
 
     status = study_status(tmp_path, retries=3)
 
-    assert (status.planned, status.ended, status.waiting) == (10, {"completed": 2}, 6)
+    assert (status.cells, status.ended, status.waiting) == (10, {"completed": 2}, 6)
     assert status.failed == {left[0]: "RuntimeError: out of luck"}
     assert status.interrupted == {left[1]: 4}
     assert [attempt.cell for attempt in status.running] == [left[2]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,11 @@ class Study:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.n = 0
+
+    def plan(self, **spec: Any) -> None:
+        """Write the study's plan with these parts of its file."""
+        self.folder.mkdir()
+        (self.folder / "study.json").write_text(json.dumps({"name": "tune", "cells": 1, "spec": spec}))
 
     def trial(
         self,
@@ -82,6 +88,7 @@ def test_the_cost_is_that_of_all_trials(study: Study) -> None:
     assert tuning.model_dump() == {
         "study": "tune",
         "trials": 3,
+        "runs": 3,
         "completed": 1,
         "pruned": 1,
         "diverged": 1,
@@ -97,6 +104,7 @@ def test_the_cost_is_that_of_all_trials(study: Study) -> None:
         "best_loss": 2.1,
         "default_loss": None,  # no trial had all multipliers at 1
         "seeds": [0, 1],
+        "fresh_seeds": [],
         "tier": "FULL",
         "git_commit": ["abc", "def"],
         "corpus_hash": "c0ffee",
@@ -157,6 +165,49 @@ def test_the_mean_over_seeds_decides_and_more_seeds_a_tie(study: Study) -> None:
     for seed in (0, 1, 2):
         study.trial(2.1875, {Q_LR: 3.0}, seed=seed)
     assert tuned(study).lr[Role.Q_PROJ] == 3.0  # three
+
+
+def test_a_trial_counts_when_it_completed_on_all_of_its_seeds(study: Study) -> None:
+    study.plan(budget={"seeds_per_trial": 2})
+    for seed, loss in ((0, 2.5), (1, 2.5)):
+        study.trial(loss, {Q_LR: 1.0}, seed=seed)
+    study.trial(2.0, {Q_LR: 2.0}, seed=0)  # its other seed has yet to run
+    for seed, diverged in ((0, 1.0), (1, None)):
+        study.trial(diverged, {Q_LR: 4.0}, seed=seed)
+    tuning = tuned(study).tuning
+    assert tuning is not None
+    assert (tuning.best_loss, tuning.trials, tuning.runs, tuning.diverged) == (2.5, 3, 5, 1)
+
+
+def test_fresh_seeds_alone_decide(study: Study) -> None:
+    study.plan(budget={"seeds_per_trial": 2}, rerank={"best": 2, "seeds": [20, 21]})
+    trials = {1.0: (2.5, 2.5), 2.0: (2.0, 2.0), 0.5: (2.2, 2.2), 4.0: (3.0, 3.0)}
+    for value, losses in trials.items():
+        for seed, loss in enumerate(losses):
+            study.trial(loss, {Q_LR: value}, seed=seed)
+    with pytest.raises(UserError, match="no trial of adamw has completed on all fresh seeds; resume the study"):
+        tuned(study)
+    # The best trial was lucky, and the default is better on these seeds than on its own.
+    for value, losses in {2.0: (2.75, 2.25), 0.5: (2.25, 2.25), 1.0: (2.5, 2.25)}.items():
+        for seed, loss in enumerate(losses, start=20):
+            study.trial(loss, {Q_LR: value}, seed=seed)
+    study.trial(1.0, {Q_LR: 3.0}, seed=20)  # not on all of them
+    best = tuned(study)
+    assert best.lr == {Role.Q_PROJ: 0.5}
+    tuning = best.tuning
+    assert tuning is not None
+    assert (tuning.best_loss, tuning.default_loss) == (2.25, 2.375)
+    assert (tuning.seeds, tuning.fresh_seeds, tuning.selected_on) == ([0, 1], [20, 21], [0, 1, 20, 21])
+    assert (tuning.trials, tuning.runs, tuning.tokens) == (5, 15, 15 * 12_800)
+    assert tuned_preset(study.folder).source.startswith(
+        "Best of 5 trials of adamw, re-ranked on seeds 20, 21, in the tuning study tune, arm muP, on corpus"
+    )
+
+
+def test_a_preset_of_an_earlier_version_had_a_run_a_trial() -> None:
+    tuning = load_preset("mup_tuning").optimizers["adamw"].tuning
+    assert tuning is not None
+    assert (tuning.trials, tuning.runs, tuning.fresh_seeds, tuning.selected_on) == (100, 100, [], [100])
 
 
 @pytest.mark.parametrize(

@@ -83,12 +83,12 @@ def _gain(points: pd.DataFrame, arm: str, plain: str, preset: str, tuning: Tunin
     for setting, at_setting in pairs.groupby("setting"):
         where = f"Tuned against {preset} preset, {_where(setting, tuning.d_model)}, {arm} - {plain}"
         at_width = at_setting[at_setting["d_model"] == tuning.d_model]
-        held_out = at_width[~at_width["seed"].isin(tuning.seeds)]
+        held_out = at_width[~at_width["seed"].isin(tuning.selected_on)]
         if at_width.empty:
             yield f"{where}: no runs at this width, the one of the tuning, so nothing is compared."
             continue
         if held_out.empty:
-            yield f"{where}: no held-out seed (the tuning used {_seeds(tuning.seeds)}), so nothing is compared."
+            yield f"{where}: no held-out seed (the tuning used {_seeds(tuning.selected_on)}), so nothing is compared."
             continue
         seeds = sorted(held_out["seed"])
         difference, low, high = mean_interval(held_out["difference"])
@@ -99,7 +99,7 @@ def _gain(points: pd.DataFrame, arm: str, plain: str, preset: str, tuning: Tunin
         if doubts := int(held_out["doubtful"].sum()):
             verdict += f"; doubtful, as {doubts} of {len(held_out)} pairs are"
         span = f"{signed(difference)}, {interval(low, high, len(seeds))}"
-        yield f"{where}: {span} (held-out {_seeds(seeds)}; the tuning used {_seeds(tuning.seeds)}): {verdict}."
+        yield f"{where}: {span} (held-out {_seeds(seeds)}; the tuning used {_seeds(tuning.selected_on)}): {verdict}."
 
 
 def _tunings(points: pd.DataFrame, study: StudyPlan) -> Iterator[str]:
@@ -109,7 +109,7 @@ def _tunings(points: pd.DataFrame, study: StudyPlan) -> Iterator[str]:
             if (points["optimizer"] == optimizer).any():
                 yield (
                     f"Preset {preset}, {optimizer_name(optimizer)}: best of {tuning.trials} trials of study "
-                    f"{tuning.study} at d = {tuning.d_model}, {_seeds(tuning.seeds)}, which took "
+                    f"{tuning.study} at d = {tuning.d_model}, {_seeds(tuning.selected_on)}, which took "
                     f"{scientific(tuning.flops)} FLOPs, {scientific(tuning.tokens)} tokens and {tuning.seconds:,.0f} s."
                 )
 

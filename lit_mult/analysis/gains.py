@@ -77,8 +77,8 @@ def _difference(pairs: pd.DataFrame) -> dict[str, Any]:
         "difference": mean,
         "low": low,
         "high": high,
-        "decay_times_low": float(times.min(axis=None)),
-        "decay_times_high": float(times.max(axis=None)),
+        "decay_times_low": float(times.to_numpy(float).min()),
+        "decay_times_high": float(times.to_numpy(float).max()),
     }
 
 

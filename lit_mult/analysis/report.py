@@ -89,7 +89,7 @@ def _experiment(name: str, evidence: Evidence) -> Findings:
 
 
 def _warnings(study: StudyPlan | None, runs: pd.DataFrame) -> Iterator[str]:
-    if study and (planned := int((~runs["added"]).sum())) < study.cells:
+    if study and (planned := int((~(runs["added"] | runs["refines"])).sum())) < study.cells:
         yield f"{planned} of {study.cells} planned runs have a record"
     if runs["study"].nunique() > 1:
         yield f"records of several studies: {', '.join(sorted(runs['study'].unique()))}"
@@ -129,7 +129,10 @@ def _provenance(study: StudyPlan | None, folder: Path, runs: pd.DataFrame) -> It
     place = folder.resolve()
     yield f"Study: {study.name if study else place.name}"
     added, pruned = int(runs["added"].sum()), int((runs["status"] == "pruned").sum())
-    yield f"Records: {len(runs) - added}{f' of {study.cells} planned' if study else ''}"
+    refines = int(runs["refines"].sum())
+    yield f"Records: {len(runs) - added - refines}{f' of {study.cells} planned' if study else ''}"
+    if refines:
+        yield f"{refines} runs are of seeds that were added for the precision of the declared questions"
     if added:
         yield f"{added} runs were added where an optimum lay at the edge of the grid"
     if pruned:

@@ -9,6 +9,7 @@ from optuna.storages import BaseStorage
 
 from lit_mult.schema import RunRecord
 from lit_mult.stacked.key import stack_key
+from lit_mult.study.cells import StudyCells
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.search import PointSearch, Ticket, make_pruner
 from lit_mult.study.spec import StudySpec
@@ -21,6 +22,8 @@ class Counts:
     cells: int = 0
     """All cells, with those added to the plan."""
     waiting: int = 0
+    ready: int = 0
+    """Waiting cells that can begin now; the others depend on cells that have not ended."""
     elsewhere: int = 0
     """Running in other sweeps."""
     here: int = 0
@@ -67,8 +70,11 @@ class CellQueue:
         self._here: set[str] = set()
         self._elsewhere: set[str] = set()
         pruner = make_pruner(spec.pruner)
+        self._cells = StudyCells(spec, folder)
         with folder.locked():
-            self._searches = [PointSearch(point, folder, storage, pruner, identity, sweep) for point in spec.points()]
+            self._searches = [
+                PointSearch(known, folder, storage, pruner, identity, sweep) for known in self._cells.points
+            ]
             # The most expensive cells first, so that no long cell remains at the end.
             self._searches.sort(key=lambda search: search.cost, reverse=True)
             self.refresh()
@@ -82,10 +88,11 @@ class CellQueue:
         for search in self._searches:
             waiting = self._waiting(search)
             elsewhere = len(search.cells.keys() & self._elsewhere)
-            counts.cells += search.n_cells
+            counts.cells += search.known.n_cells
             counts.waiting += waiting
+            counts.ready += self._ready(search)
             counts.elsewhere += elsewhere
-            counts.cost += search.n_cells * search.cost
+            counts.cost += search.known.n_cells * search.cost
             counts.cost_to_come += (waiting + elsewhere) * search.cost
         return counts
 
@@ -98,24 +105,23 @@ class CellQueue:
         return self._take(self._like(ticket))
 
     def waiting_like(self, ticket: Ticket) -> int:
-        """Number of waiting cells that can be stacked with a cell that was taken."""
-        return sum(map(self._waiting, self._like(ticket)))
+        """Number of cells that can begin now and be stacked with a cell that was taken."""
+        return sum(map(self._ready, self._like(ticket)))
 
     def complete(self, ticket: Ticket, record: RunRecord) -> None:
         """A cell has its record: report it to Optuna, and remove the cell's work files."""
         self._here.discard(ticket.cell.id)
         self._records[ticket.cell.id] = record
         self.folder.clear(ticket.cell.id)
-        if ticket.trial is not None:
-            ticket.search.close(ticket.trial, record)
+        if not ticket.search.point.is_grid:  # the other seeds of its trial may begin
+            ticket.search.known.refresh(self._records)
         with self.folder.locked():
             ticket.search.publish(self._records)
 
     def release(self, ticket: Ticket, *, failure: str | None = None, claimed: bool = False) -> None:
         """A cell ended without a record: it waits again, unless it failed or another process has claimed it."""
         self._here.discard(ticket.cell.id)
-        if ticket.trial is not None:
-            ticket.search.close(ticket.trial)
+        ticket.search.release(ticket)
         if failure is not None:
             self.failures[ticket.cell.id] = failure
         if claimed:  # until the next refresh
@@ -127,8 +133,7 @@ class CellQueue:
         for path in self.folder.records():
             if path.stem not in self._records and (record := self.folder.finished(path.stem)) is not None:
                 self._records[path.stem] = record
-        for search in self._searches:
-            search.refresh(self._records)
+        self._cells.refresh(self._records)
         known = {cell for search in self._searches for cell in search.cells}
         for cell in list(self.folder.attempts.cells()):
             if cell in self._records and cell not in self._here:
@@ -141,6 +146,11 @@ class CellQueue:
         with self.folder.locked():
             for search in self._searches:
                 search.publish(self._records)
+
+    def close(self) -> None:
+        """End this sweep's part in Optuna: no trial of it stays open."""
+        for search in self._searches:
+            search.close()
 
     def _is_free(self, cell: str) -> bool:
         """Whether a cell can be started, by the current state of the folder."""
@@ -161,7 +171,10 @@ class CellQueue:
         return [search for search in self._searches if search.stack_key == key] if key else []
 
     def _waiting(self, search: PointSearch) -> int:
-        return search.n_cells - sum(map(self._has_begun, search.cells))
+        return search.known.n_cells - sum(map(self._has_begun, search.cells))
+
+    def _ready(self, search: PointSearch) -> int:
+        return search.known.startable + len(search.cells) - sum(map(self._has_begun, search.cells))
 
     def _has_begun(self, cell: str) -> bool:
         return cell in self._records or cell in self._here or cell in self._elsewhere or cell in self.failures
@@ -178,7 +191,7 @@ class CellQueue:
         for cell in search.cells.values():
             if self._is_free(cell.id):
                 return search.ticket(cell)
-        if len(search.cells) == search.n_cells:
+        if not search.known.to_sample:
             return None
         with self.folder.locked():
             return search.sample()

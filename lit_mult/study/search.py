@@ -1,22 +1,19 @@
-"""The cells of one point of a study, and the Optuna study that mirrors them.
+"""The search at one point of a study, and the Optuna study that mirrors it.
 
-Records and leases define which cells are done or running; Optuna samples and prunes, and serves dashboards. The cells
-of a grid are known in advance. A sampled search has numbered slots: files with the parameters of one cell each. The
-sweep that creates the file has sampled the cell, and any sweep may run it.
+Records, slots and leases define which cells there are and which are done or running; Optuna samples and prunes, and
+serves dashboards.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import random
-import re
 import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import optuna
@@ -27,19 +24,21 @@ from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPE
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
-from lit_mult import atomic
 from lit_mult.config import RunConfig
 from lit_mult.errors import ConfigError, UserError
 from lit_mult.schema import RunRecord
 from lit_mult.stacked.key import always_stackable, stack_key
+from lit_mult.study.cells import GridCells
+from lit_mult.study.fields import Pruner
 from lit_mult.study.folder import StudyFolder
-from lit_mult.study.grids import Distribution, Grid, grid_values, next_rate
-from lit_mult.study.spec import Cell, Point, Pruner, StudySpec
+from lit_mult.study.grids import Distribution, Grid, grid_values
+from lit_mult.study.slots import SampledCells, Trial
+from lit_mult.study.spec import Cell, Point, StudySpec
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """A cell to run now and, in a sampled search, its running trial."""
+    """A cell to run now and, if it is the first of a sampled trial, that running trial."""
 
     cell: Cell
     search: PointSearch
@@ -57,26 +56,30 @@ class Ticket:
 
 
 class PointSearch:
-    """The cells of a point: all of a grid, or those sampled so far."""
+    """The cells of a point, and their Optuna trials."""
 
     def __init__(
-        self, point: Point, folder: StudyFolder, storage: BaseStorage, pruner: BasePruner, identity: str, sweep: str
+        self,
+        known: GridCells | SampledCells,
+        folder: StudyFolder,
+        storage: BaseStorage,
+        pruner: BasePruner,
+        identity: str,
+        sweep: str,
     ) -> None:
         """Open or create the Optuna study. Call while the folder is locked.
 
         Raises:
             UserError: the storage belongs to another results folder.
         """
-        self.point, self.folder, self.sweep = point, folder, sweep
+        self.known, self.point, self.folder, self.sweep = known, known.point, folder, sweep
+        point = self.point
         config = point.first_cell().config
         self.cost = cost(config)
         self.stack_key = stack_key(config) if always_stackable(point.nuisance) else None
         """None when its cells cannot be stacked."""
-        self.cells: dict[str, Cell] = {}
-        self._slots: set[int] = set()
-        if point.is_grid:
-            for seed, nuisance in itertools.product(point.spec.seeds, point.grid()):
-                self._add(point.cell(nuisance, seed))
+        self._running: dict[str, optuna.Trial] = {}
+        """Trial -> its running trial in Optuna, of the trials that this sweep has begun."""
         name = f"{point.spec.name}/{point.name}"
         self.study = optuna.create_study(storage=storage, study_name=name, pruner=pruner, load_if_exists=True)
         attributes = self.study.user_attrs
@@ -86,162 +89,124 @@ class PointSearch:
             raise UserError(f"--storage: holds {name} of another results folder; name another, or that --out")
 
     @property
-    def n_cells(self) -> int:
-        """All cells: also those that remain to be sampled, or were added to a grid."""
-        return max(self.point.n_cells, len(self.cells))
-
-    def refresh(self, records: Mapping[str, RunRecord]) -> None:
-        """Read the cells that other sweeps have sampled, or extend a grid whose optimum lies at an edge."""
-        if self.point.is_grid:
-            self._follow_optimum(records)
-        else:
-            self._read_slots()
+    def cells(self) -> Mapping[str, Cell]:
+        """The cells that are known so far."""
+        return self.known.cells
 
     def ticket(self, cell: Cell) -> Ticket:
-        trial = None if self.point.is_grid else self._ask(_parameters(cell), slot=0)[0]
-        return Ticket(cell, self, trial)
+        trial = None if self.point.is_grid else self.known.trials.get(cell.id)
+        if trial is None:  # a further seed of a trial, or nothing to learn from
+            return Ticket(cell, self)
+        self._running[trial.id], _ = self._ask(trial.parameters, slot=0)
+        return Ticket(cell, self, self._running[trial.id])
 
     def sample(self) -> Ticket | None:
-        """Sample a new cell; None when the search has all of its cells.
+        """Sample a new trial, and take its first cell; None when the search has all of its trials.
 
         Call while the folder is locked. Where the lock has no effect, exclusive creation of the slot file decides.
         """
-        self._read_slots()
-        while len(self.cells) < self.n_cells:
-            slot = max(self._slots, default=-1) + 1
-            fixed = self._next_start() | {"seed": self.point.spec.seeds[slot % len(self.point.spec.seeds)]}
-            for number in itertools.count(slot, self.point.n_cells):
-                trial, cell = self._ask(fixed, number)
-                if cell.id not in self.cells:
+        known, spec = self.known, self.point.spec
+        if isinstance(known, GridCells):
+            return None
+        known.read_slots()
+        while known.to_sample:
+            slot = known.next_slot
+            own = {} if spec.trial_seeds else {"seed": spec.seeds[slot % len(spec.seeds)]}
+            fixed = known.next_start() | own
+            for number in itertools.count(slot, spec.budget.trials or 1):
+                running, trial = self._ask(fixed, number)
+                if trial.id not in known.trials:
                     break
-                self.close(trial)
+                self._tell(running)
                 if self.point.n_possible is not None:  # over lists, a sampler might repeat itself forever
-                    fixed = random.Random(number).choice(self._untried())
-            if self._create_slot(cell, slot):
-                return Ticket(cell, self, trial)
-            self.close(trial)
-            self._read_slots()
+                    fixed = random.Random(number).choice(known.untried())
+            if known.create(trial.parameters, slot):
+                self._running[trial.id] = running
+                return Ticket(trial.cells[0], self, running)
+            self._tell(running)
+            known.read_slots()
         return None
 
     def adopt(self, records: Iterable[RunRecord], attempted: Iterable[str]) -> None:
-        """Give slots to the finished and interrupted cells that earlier versions of this package sampled."""
-        if self.point.is_grid:
+        """Give slots to the finished and interrupted trials that earlier versions of this package sampled."""
+        known, rerank = self.known, self.point.spec.rerank
+        if isinstance(known, GridCells):
             return
-        sampled = [self.point.cell(record.cell.nuisance, record.seed) for record in records if record.cell]
+        fresh = rerank.seeds if rerank else []
+        found = [record for record in records if record.cell and record.seed not in fresh]
+        sampled = [{**record.cell.nuisance, "seed": record.seed} for record in found if record.cell]
+        trials = [Trial.sampled(self.point, values) for values in sampled]
         of_the_point = {cell for cell in attempted if cell.startswith(f"{self.point.name}-s")}
-        if interrupted := of_the_point - self.cells.keys() - {cell.id for cell in sampled}:
-            for trial in self.study.get_trials(deepcopy=False):
-                parameters = {**trial.user_attrs.get("enqueued", {}), **trial.params}
+        if interrupted := of_the_point - self.cells.keys() - {cell.id for trial in trials for cell in trial.cells}:
+            for mirrored in self.study.get_trials(deepcopy=False):
+                parameters = {**mirrored.user_attrs.get("enqueued", {}), **mirrored.params}
                 if parameters.keys() == distributions(self.point).keys():
-                    sampled += [cell for cell in [_cell(self.point, parameters)] if cell.id in interrupted]
-        for cell in sampled:
-            if cell.id not in self.cells and len(self.cells) < self.n_cells:
-                self._create_slot(cell, max(self._slots, default=-1) + 1)
+                    trial = Trial.sampled(self.point, parameters)
+                    trials += [trial] if any(cell.id in interrupted for cell in trial.cells) else []
+        for trial in trials:
+            if trial.id not in known.trials and known.to_sample:
+                known.create(trial.parameters, known.next_slot)
 
     def publish(self, records: Mapping[str, RunRecord]) -> None:
-        """Add missing finished cells to Optuna, and close the trials of dead sweeps. Call while locked."""
-        known, running = set(), {path.stem for path in self.folder.running_sweeps()} | {self.sweep}
-        for trial in self.study.get_trials(deepcopy=False):
-            if trial.state == TrialState.WAITING:  # enqueued by an earlier version: `ask` takes it
-                self.close(self.study.ask())
-            elif trial.state == TrialState.RUNNING and trial.user_attrs.get("sweep") not in running:
-                self.close(trial.number)
-            elif trial.state != TrialState.FAIL:
-                known.add(trial.user_attrs.get("cell"))
-        for cell in self.cells.values():
-            if (record := records.get(cell.id)) is not None and cell.id not in known:
-                state = _state(record)
-                ended = optuna.trial.create_trial(
+        """Tell Optuna of the trials that have ended, and close those of dead sweeps. Call while locked."""
+        sweeps = {path.stem for path in self.folder.running_sweeps()} | {self.sweep}
+        ended, running = set[str | None](), set[str | None]()
+        for mirrored in self.study.get_trials(deepcopy=False):
+            if mirrored.state == TrialState.WAITING:  # enqueued by an earlier version: `ask` takes it
+                self._tell(self.study.ask())
+            elif mirrored.state == TrialState.RUNNING and mirrored.user_attrs.get("sweep") not in sweeps:
+                self._tell(mirrored.number)
+            elif mirrored.state != TrialState.FAIL:
+                (running if mirrored.state == TrialState.RUNNING else ended).add(mirrored.user_attrs.get("cell"))
+        for trial in self.known.trials.values():
+            if not (runs := trial.runs(records)):
+                continue
+            open_here = self._running.pop(trial.id, None)
+            if open_here is not None and trial.id in ended | running:  # ended: by another sweep that ran it, too
+                self._tell(open_here, [] if trial.id in ended else runs)
+            elif trial.id not in ended | running:
+                state = _state(runs)
+                mirror = optuna.trial.create_trial(
                     state=state,
-                    value=record.best_loss if state == TrialState.PRUNED else _loss(record),
-                    params=_parameters(cell),
+                    value=runs[0].best_loss if state == TrialState.PRUNED else _loss(runs),
+                    params=trial.parameters,
                     distributions=distributions(self.point),
-                    user_attrs={"cell": cell.id},
+                    user_attrs={"cell": trial.id},
                 )
-                self.study.add_trial(ended)
+                self.study.add_trial(mirror)
 
-    def close(self, trial: optuna.Trial | int, record: RunRecord | None = None) -> None:
-        """End a running trial: with its record or, when its cell has none, as failed."""
-        state = _state(record) if record else TrialState.FAIL
-        value = _loss(record) if record and state == TrialState.COMPLETE else None
+    def release(self, ticket: Ticket) -> None:
+        """A cell ended without a record: close its trial. It has a new one in Optuna when it is taken again."""
+        if ticket.trial is not None and self._running.get(ticket.cell.id) is ticket.trial:
+            self._tell(self._running.pop(ticket.cell.id))
+
+    def close(self) -> None:
+        """Close the trials of this sweep that have not ended."""
+        while self._running:
+            self._tell(self._running.popitem()[1])
+
+    def _tell(self, running: optuna.Trial | int, runs: Sequence[RunRecord] = ()) -> None:
+        """End a running trial: with its runs or, when it has none, as failed."""
+        state = _state(runs) if runs else TrialState.FAIL
+        value = _loss(runs) if state == TrialState.COMPLETE else None
         with suppress(UpdateFinishedTrialError, ValueError):  # closed by another sweep after this lease expired
-            self.study.tell(trial, value, state=state)
+            self.study.tell(running, value, state=state)
 
-    def _add(self, cell: Cell) -> None:
-        self.cells[cell.id] = cell
-
-    def _ask(self, fixed: Mapping[str, Any], slot: int) -> tuple[optuna.Trial, Cell]:
+    def _ask(self, fixed: Mapping[str, Any], slot: int) -> tuple[optuna.Trial, Trial]:
         """A new running trial with some parameters fixed and the others sampled."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             self.study.sampler = PartialFixedSampler(dict(fixed), make_sampler(self.point.spec, slot))
-        trial = self.study.ask()
-        trial.set_user_attr("sweep", self.sweep)
+        running = self.study.ask()
+        running.set_user_attr("sweep", self.sweep)
         for name, distribution in distributions(self.point).items():
             if isinstance(distribution, FloatDistribution):
-                trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
+                running.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
             elif isinstance(distribution, CategoricalDistribution):
-                trial.suggest_categorical(name, distribution.choices)
-        cell = _cell(self.point, trial.params)
-        trial.set_user_attr("cell", cell.id)
-        return trial, cell
-
-    def _next_start(self) -> dict[str, Any]:
-        """The next of the point's start trials that no cell has; empty when there is none."""
-        sampled = [cell.nuisance.items() for cell in self.cells.values()]
-        return next((trial for trial in self.point.start() if not any(trial.items() <= cell for cell in sampled)), {})
-
-    def _untried(self) -> list[dict[str, Any]]:
-        """Parameters of all cells of the nuisance lists that no slot has."""
-        combinations = itertools.product(self.point.spec.seeds, self.point.grid())
-        cells = [self.point.cell(nuisance, seed) for seed, nuisance in combinations]
-        return [_parameters(cell) for cell in cells if cell.id not in self.cells]
-
-    def _read_slots(self) -> None:
-        for path in self.folder.trials_folder.glob(f"{self.point.name}.*.json"):
-            match = re.fullmatch(rf"{re.escape(self.point.name)}\.(\d+)\.json", path.name)
-            if match and (number := int(match[1])) not in self._slots:
-                self._slots.add(number)
-                try:
-                    self._add(_cell(self.point, json.loads(path.read_text())))
-                except (OSError, ValueError, KeyError, TypeError, ConfigError):
-                    path.replace(path.with_name(f"{path.name}.damaged"))
-
-    def _create_slot(self, cell: Cell, number: int) -> bool:
-        """Record a sampled cell; False when another sweep has taken this slot."""
-        path = self.folder.trial(self.point.name, number)
-        try:
-            atomic.write_text(path, json.dumps(_parameters(cell)), overwrite=False)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-        self._slots.add(number)
-        self._add(cell)
-        return True
-
-    def _follow_optimum(self, records: Mapping[str, RunRecord]) -> None:
-        """While all cells of a grid are done and its optimum lies at an edge, add a learning rate there."""
-        point, grid = self.point, self.point.nuisance.get("optim.lr")
-        if not point.spec.follow_optimum or grid is None:
-            return
-        planned = grid_values(grid)
-        while self.cells.keys() <= records.keys():
-            losses = self._losses_by_rate(records)
-            rate = next_rate(list(losses), losses)
-            if rate is None or len(losses) >= len(planned) + point.spec.follow_optimum:
-                return
-            for nuisance, seed in itertools.product(point.grid(), point.spec.seeds):
-                if nuisance["optim.lr"] == planned[0]:
-                    self._add(point.cell({**nuisance, "optim.lr": rate}, seed, added=True))
-
-    def _losses_by_rate(self, records: Mapping[str, RunRecord]) -> dict[float, float]:
-        """Learning rate -> mean over seeds of the best loss; infinite when all runs of a seed diverged."""
-        losses: dict[float, dict[int, float]] = defaultdict(lambda: defaultdict(lambda: math.inf))
-        for cell in self.cells.values():
-            by_seed, loss = losses[float(cell.nuisance["optim.lr"])], records[cell.id].final_loss
-            by_seed[cell.config.seed] = min(by_seed[cell.config.seed], math.inf if loss is None else loss)
-        return {rate: sum(by_seed.values()) / len(by_seed) for rate, by_seed in losses.items()}
+                running.suggest_categorical(name, distribution.choices)
+        trial = Trial.sampled(self.point, running.params)
+        running.set_user_attr("cell", trial.id)
+        return running, trial
 
 
 def make_pruner(pruner: Pruner | None) -> BasePruner:
@@ -267,13 +232,15 @@ def make_sampler(spec: StudySpec, slot: int) -> BaseSampler:
 
 
 def distributions(point: Point) -> dict[str, BaseDistribution]:
-    """Parameters of a point's trials: the nuisance factors and the seed."""
+    """Parameters of a point's trials: the nuisance factors and, unless a trial runs on several, the seed."""
     by_name = {name: _distribution(grid, point) for name, grid in point.nuisance.items()}
     if point.spec.follow_optimum and isinstance(planned := by_name.get("optim.lr"), FloatDistribution):
         rates = sorted(grid_values(point.nuisance["optim.lr"]))
         growth = (rates[1] / rates[0]) ** point.spec.follow_optimum
         by_name["optim.lr"] = FloatDistribution(planned.low / growth, planned.high * growth, log=True)
-    return by_name | {"seed": CategoricalDistribution(point.spec.seeds)}
+    if point.spec.trial_seeds and not point.is_grid:
+        return by_name
+    return by_name | {"seed": CategoricalDistribution(point.spec.all_seeds)}
 
 
 def _distribution(grid: Grid, point: Point) -> BaseDistribution:
@@ -294,19 +261,15 @@ def cost(config: RunConfig) -> float:
     return config.train.steps * config.train.batch_size * config.data.seq_len * float(matrices + elementwise)
 
 
-def _state(record: RunRecord) -> TrialState:
-    return TrialState.PRUNED if record.status == "pruned" else TrialState.COMPLETE
+def _state(runs: Sequence[RunRecord]) -> TrialState:
+    return TrialState.PRUNED if runs[0].status == "pruned" else TrialState.COMPLETE
 
 
-def _loss(record: RunRecord) -> float:
-    """Value of a trial: a diverged run counts as the loss at initialization (arXiv:2309.14322 sec. 2.2)."""
-    losses = [loss for loss in (record.final_loss, record.initial_loss) if loss is not None]
-    return min(losses, default=math.inf)
+def _loss(runs: Iterable[RunRecord]) -> float:
+    """Value of a trial: the mean over its seeds of the final loss, or of the initial one where that is lower.
 
-
-def _parameters(cell: Cell) -> dict[str, Any]:
-    return {**cell.nuisance, "seed": cell.config.seed}
-
-
-def _cell(point: Point, parameters: Mapping[str, Any]) -> Cell:
-    return point.cell({name: parameters[name] for name in point.nuisance}, parameters["seed"])
+    If a run diverged, that of the initial loss (arXiv:2309.14322 sec. 2.2): a trial is as good as its worst seed.
+    """
+    diverged = any(run.status == "diverged" for run in runs)
+    losses = ((run.initial_loss,) if diverged else (run.final_loss, run.initial_loss) for run in runs)
+    return fmean(min((loss for loss in some if loss is not None), default=math.inf) for some in losses)

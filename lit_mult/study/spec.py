@@ -1,159 +1,30 @@
-"""A study as data: the runs that a YAML file (shipped in sweeps/, or the user's) describes."""
+"""A study: the points and cells that a YAML file (shipped in sweeps/, or the user's) describes."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
-from lit_mult.config import OPEN_FIELDS, Experiment, RunConfig, config_error
+from lit_mult.config import RunConfig, config_error
 from lit_mult.errors import ConfigError
-from lit_mult.method.presets import Preset, apply_preset
+from lit_mult.method.presets import apply_preset
 from lit_mult.method.search_space import neutral, search_space
 from lit_mult.registry.kinds import KINDS
-from lit_mult.schema import WIDTH, CellInfo, Question
-from lit_mult.study.grids import Distribution, Grid, Part, grid_values
-
-_NAME = r"[A-Za-z0-9][\w.-]*"
-
-
-class Budget(Part):
-    """Training budget of a cell, the same for every arm."""
-
-    steps: int = Field(gt=0)
-    """Optimizer steps of a cell."""
-    batch_size: int = Field(gt=0)
-    """Sequences in one step."""
-    trials: int | None = Field(None, gt=0)
-    """Cells per point of the scientific factors, over all seeds; with samplers other than grid."""
+from lit_mult.schema import CellInfo
+from lit_mult.study.fields import StudyFields
+from lit_mult.study.grids import Distribution, Grid, grid_values
 
 
-class Pruner(Part):
-    """An Optuna pruner, which gets the validation losses by optimizer step."""
-
-    name: Literal["median", "percentile", "successive_halving", "hyperband"]
-    """optuna.pruners.MedianPruner, PercentilePruner, SuccessiveHalvingPruner or HyperbandPruner."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Its keyword arguments; those in steps (n_warmup_steps, interval_steps, min_resource) count optimizer steps."""
-
-
-class StudySpec(Part):
-    """Arms x scientific factors x seeds, and at each of these points a search over the nuisance factors.
-
-    The terms are those of the deep-learning tuning playbook: a study asks about its scientific factors, and optimizes
-    its nuisance factors at each point, so that points compare at their best.
-    """
-
-    name: str = Field(pattern=f"^{_NAME}$")
-    """Name of the study and of its results folder."""
-    title: str = ""
-    """For figures and reports, on one line."""
-    experiment: Experiment | None = None
-    """Experiment whose figure and verdict the report gives; null: learning-rate sensitivity and paired differences."""
-    base: dict[str, Any] = Field(default_factory=dict)
-    """Fixed values: part of a run config, shared by all cells."""
-    arms: dict[str, dict[str, Any]] = Field(min_length=1)
-    """Arm -> values of dotted config fields. A nuisance factor that an arm sets is fixed for that arm."""
-    factors: dict[str, list[Any]] = Field(default_factory=dict)
-    """Scientific factor (dotted config field) -> its values."""
-    nuisance: dict[str, Grid] = Field(default_factory=dict)
-    """Nuisance factor (dotted config field) -> a grid (list or log2) or a distribution."""
-    questions: list[Question] = Field(default_factory=list)
-    """What the study asks: comparisons whose p values are corrected together. All others are exploratory."""
-    seeds: list[int] = Field(min_length=1)
-    """Each cell's `seed`; arms share it, hence the initial matrices and the order of the data."""
-    budget: Budget
-    sampler: Literal["grid", "random", "tpe"] = "grid"
-    """How the nuisance factors are searched: grid (complete), or Optuna's random or TPE sampler."""
-    search_multipliers: bool = False
-    """Also search the per-role multipliers of the arm's parametrization.tier, over the ranges in
-    method/search_space.py."""
-    start: list[dict[str, Any]] = Field(default_factory=list)
-    """First trials of a sampled search: values of nuisance factors. Searched multipliers start at 1; other factors
-    that are not named are sampled."""
-    pruner: Pruner | None = None
-    """Stops unpromising trials at the validations of base.train.eval_every; for sampled searches."""
-    follow_optimum: int = Field(0, ge=0)
-    """Most learning rates to add to a grid at each point, one grid step at a time beyond the edge at which the best
-    mean loss lies."""
-    presets: dict[str, Preset] = Field(default_factory=dict)
-    """Name -> tuned preset, for arms that set parametrization.preset to that name."""
-    keep_checkpoints: bool = False
-    """Keep the final checkpoint of every cell under cells/."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError("seeds", self.seeds, "must not repeat")
-        known = _fields(RunConfig)
-        named: dict[str, dict[str, Any]] = {"factors": dict(self.factors), "nuisance": dict(self.nuisance)}
-        for group, names in (named | {f"arms.{arm}": overrides for arm, overrides in self.arms.items()}).items():
-            for name in names:
-                if name not in known and not name.startswith(tuple(f"{field}." for field in OPEN_FIELDS)):
-                    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-                    hint = f"; did you mean {close[0]}?" if close else ""
-                    raise ConfigError(f"{group}.{name}", names[name], f"no such field of a run config{hint}")
-                if name in _SET_BY_THE_STUDY and (name, group) != ("train.batch_size", "factors"):
-                    raise ConfigError(f"{group}.{name}", names[name], f"is set by {_SET_BY_THE_STUDY[name]}")
-        for arm in self.arms:
-            if not re.fullmatch(_NAME, arm):
-                raise ConfigError(f"arms.{arm}", "...", "an arm's name holds letters, digits, '_', '.' and '-' only")
-        for name, values in self.factors.items():
-            _check_values(f"factors.{name}", values)
-        for name, grid in self.nuisance.items():
-            if name in self.factors:
-                raise ConfigError(f"nuisance.{name}", "...", "is a scientific factor too; name it once")
-            _check_values(f"nuisance.{name}", grid_values(grid))
-            if isinstance(grid, Distribution) and self.sampler == "grid":
-                raise ConfigError(f"nuisance.{name}", "a distribution", "needs a list, or sampler: random or tpe")
-        self._check_search()
-        for index, question in enumerate(self.questions):
-            self._check_question(f"questions.{index}", question)
-        return self
-
-    def _check_question(self, field: str, question: Question) -> None:
-        values = {**self.factors, "arm": list(self.arms)}
-        for side in ("of", "against"):
-            for name, value in getattr(question, side).items():
-                if name not in values:
-                    raise ConfigError(f"{field}.{side}.{name}", value, f"must be one of {', '.join(values)}")
-                if value not in values[name]:
-                    raise ConfigError(f"{field}.{side}.{name}", value, f"must be one of {values[name]}")
-        if question.of.keys() != question.against.keys() or question.of == question.against:
-            need = f"must have other values of the same factors as `of`: {', '.join(question.of)}"
-            raise ConfigError(f"{field}.against", question.against, need)
-        for name in question.over:
-            if name not in values and name != WIDTH:
-                raise ConfigError(f"{field}.over", name, f"must be one of {', '.join(values)}")
-
-    def _check_search(self) -> None:
-        is_grid = self.sampler == "grid"
-        if is_grid != (self.budget.trials is None):
-            need = "must be left out with sampler: grid" if is_grid else "must be set with this sampler"
-            raise ConfigError("budget.trials", self.budget.trials, need)
-        for name in ("search_multipliers", "start", "pruner"):
-            if is_grid and getattr(self, name):
-                raise ConfigError(name, getattr(self, name), "needs sampler: random or tpe")
-        for index, values in enumerate(self.start):
-            for name, value in values.items():
-                if name not in self.nuisance:
-                    raise ConfigError(f"start.{index}.{name}", value, "names no nuisance factor")
-                grid = self.nuisance[name]
-                if not isinstance(grid, Distribution) and value not in grid_values(grid):
-                    raise ConfigError(f"start.{index}.{name}", value, f"is not in the list {grid_values(grid)}")
-        if self.pruner and not self.base_config.train.eval_every:
-            raise ConfigError("pruner", self.pruner.name, "needs base.train.eval_every, the steps at which it looks")
-        if self.follow_optimum and not (is_grid and len(grid_values(self.nuisance.get("optim.lr", []))) > 1):
-            raise ConfigError("follow_optimum", self.follow_optimum, "needs sampler: grid over two or more optim.lr")
+class StudySpec(StudyFields):
+    """Arms x scientific factors x seeds, and at each of these points a search over the nuisance factors."""
 
     @classmethod
     def from_dict(cls, data: Any) -> StudySpec:
@@ -171,15 +42,12 @@ class StudySpec(Part):
         for point in spec.points():
             trials, possible = spec.budget.trials, point.n_possible
             if not point.is_grid and trials is not None and possible is not None and trials > possible:
-                allowed = f"the lists of arm {point.arm} make {possible} cells; sampler: grid runs them all"
+                what = "trials" if spec.trial_seeds else "cells"
+                allowed = f"the lists of arm {point.arm} make {possible} {what}; sampler: grid runs them all"
                 raise ConfigError("budget.trials", trials, allowed)
             for nuisance in point.searched():
                 point.config(nuisance, spec.seeds[0])
         return spec
-
-    @property
-    def base_config(self) -> RunConfig:
-        return RunConfig.from_dict(self.base)
 
     def points(self) -> Iterator[Point]:
         """Every combination of an arm and values of the scientific factors; a factor that an arm sets has one value."""
@@ -227,6 +95,11 @@ class Point:
         trials = [unit | values for values in self.spec.start]
         return [{name: value for name, value in trial.items() if name in self.nuisance} for trial in trials]
 
+    def is_untuned(self, nuisance: Mapping[str, Any]) -> bool:
+        """Whether the multipliers, where the study searches them, are all 1."""
+        searched = self._searched_multipliers().keys() & nuisance.keys()
+        return bool(searched) and all(nuisance[name] == 1 for name in searched)
+
     @property
     def name(self) -> str:
         return "-".join([self.arm, *(_slug(value) for value in self.factors.values())])
@@ -238,17 +111,21 @@ class Point:
 
     @property
     def n_cells(self) -> int:
-        planned = self.n_possible if self.is_grid else self.spec.budget.trials
-        assert planned is not None
-        return planned
+        """Cells of the plan, with those of the re-ranking."""
+        if self.is_grid:
+            return len(self.spec.seeds) * math.prod(len(grid_values(grid)) for grid in self.nuisance.values())
+        budget, rerank = self.spec.budget, self.spec.rerank
+        assert budget.trials is not None
+        return budget.trials * budget.seeds_per_trial + (rerank.best * len(rerank.seeds) if rerank else 0)
 
     @property
     def n_possible(self) -> int | None:
-        """Cells that the lists of the nuisance factors make over all seeds; None where one is a range."""
+        """Trials that the lists of the nuisance factors make; None where one is a range."""
         grids = self.nuisance.values()
         if any(isinstance(grid, Distribution) for grid in grids):
             return None
-        return len(self.spec.seeds) * math.prod(len(grid_values(grid)) for grid in grids)
+        seeds = 1 if self.spec.trial_seeds else len(self.spec.seeds)
+        return seeds * math.prod(len(grid_values(grid)) for grid in grids)
 
     def grid(self) -> Iterator[dict[str, Any]]:
         """Every combination of the nuisance grids; of a distribution, its two ends."""
@@ -286,9 +163,9 @@ class Point:
         """The cell with the first value of every nuisance factor and the first seed."""
         return self.cell(next(self.grid()), self.spec.seeds[0])
 
-    def cell(self, nuisance: Mapping[str, Any], seed: int, *, added: bool = False) -> Cell:
-        """The cell at these values of the nuisance factors; `added` when it is not in the planned grid."""
-        return Cell(self, dict(nuisance), self.config(nuisance, seed), added)
+    def cell(self, nuisance: Mapping[str, Any], seed: int, *, added: bool = False, refines: bool = False) -> Cell:
+        """The cell at these values of the nuisance factors; `added` and `refines` as in `schema.CellInfo`."""
+        return Cell(self, dict(nuisance), self.config(nuisance, seed), added, refines)
 
 
 @dataclass(frozen=True)
@@ -299,6 +176,7 @@ class Cell:
     nuisance: dict[str, Any]
     config: RunConfig
     added: bool = False
+    refines: bool = False
 
     @property
     def id(self) -> str:
@@ -323,6 +201,7 @@ class Cell:
             factors=point.factors,
             nuisance=self.nuisance,
             added=self.added,
+            refines=self.refines,
         )
 
 
@@ -330,28 +209,6 @@ def canonical(spec: StudySpec) -> dict[str, Any]:
     """The fields that determine a study's results, as plain values."""
     data = spec.model_dump(mode="json", exclude={"title", "experiment", "keep_checkpoints", "base"})
     return data | {"base": spec.base_config.hashed_fields()}
-
-
-_SET_BY_THE_STUDY = {"seed": "seeds", "train.steps": "budget.steps", "train.batch_size": "budget.batch_size"}
-
-
-def _fields(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Dotted names of all leaf fields of a config."""
-    names = []
-    for name, field in model.model_fields.items():
-        part = field.annotation
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            names += _fields(part, f"{prefix}{name}.")
-        else:
-            names.append(prefix + name)
-    return names
-
-
-def _check_values(field: str, values: list[Any]) -> None:
-    if not values:
-        raise ConfigError(field, values, "an empty grid; give at least one value")
-    if len({json.dumps(value, sort_keys=True) for value in values}) < len(values):
-        raise ConfigError(field, values, "must not repeat a value")
 
 
 def _slug(value: Any) -> str:

@@ -118,7 +118,7 @@ def _train(stack: dict[str, ActiveAttempt], post: Post, stop: Callable[[], bool]
         post(cells[index], Progress(step, loss))
 
     def prune(index: int, curve: list[tuple[int, float]]) -> bool:
-        return post(cells[index], Evaluated(curve))
+        return jobs[index].prune and post(cells[index], Evaluated(curve))
 
     def finish(index: int, record: RunRecord) -> None:
         if cells[index] in stack:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from lit_mult.errors import UserError
 from lit_mult.layout import step_of
+from lit_mult.schema import RunRecord
 from lit_mult.study.attempts import Attempt
+from lit_mult.study.cells import StudyCells
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.lease import read_lease
+from lit_mult.study.spec import StudySpec
 from lit_mult.training.folder import RunFolder
 
 
@@ -22,8 +27,8 @@ class StudyStatus:
 
     folder: Path
     name: str
-    planned: int
-    """Planned cells; a grid that follows its optimum may have more."""
+    cells: int
+    """Cells of the plan, and those that records have added to it."""
     ended: Counter[str]
     """Number of records by status: completed, diverged, pruned."""
     running: list[Attempt]
@@ -37,12 +42,12 @@ class StudyStatus:
     @property
     def waiting(self) -> int:
         """Cells without a record that no process runs, including interrupted ones."""
-        return max(0, self.planned - self.ended.total() - len(self.running) - len(self.failed))
+        return max(0, self.cells - self.ended.total() - len(self.running) - len(self.failed))
 
     def lines(self) -> Iterator[str]:
         """The status for a terminal."""
         numbers = {"waiting": self.waiting, "running": len(self.running), **self.ended, "failed": len(self.failed)}
-        yield f"{self.name}: {self.planned} cells: {', '.join(f'{n} {what}' for what, n in numbers.items() if n)}"
+        yield f"{self.name}: {self.cells} cells: {', '.join(f'{n} {what}' for what, n in numbers.items() if n)}"
         yield from (f"  sweep on {sweep}" for sweep in self.sweeps)
         for attempt in self.running:
             number = f", attempt {attempt.number}" if attempt.number > 1 else ""
@@ -84,13 +89,25 @@ def study_status(folder: Path | str, retries: int) -> StudyStatus:
     return StudyStatus(
         folder=study.path,
         name=spec.name,
-        planned=spec.n_cells,
+        cells=_n_cells(spec, study),
         ended=Counter(_status(path) for path in records.values()),
         running=running,
         interrupted=interrupted,
         failed=failed,
         sweeps=[f"{by['machine']}, process {by['pid']}, for {_since(by['since'])}" for by in leases if by],
     )
+
+
+def _n_cells(spec: StudySpec, study: StudyFolder) -> int:
+    if not spec.grows:
+        return spec.n_cells
+    records = {}
+    for path in study.records():
+        with suppress(UserError):  # damaged: counted as such by the caller
+            records[path.stem] = RunRecord.read(path)
+    cells = StudyCells(spec, study)
+    cells.refresh(records)
+    return cells.n_cells
 
 
 def _status(record: Path) -> str:

@@ -173,13 +173,15 @@ class _Sweep:
         """Run all remaining cells on the executor that `connect(number of cells)` makes."""
         with self.progress, self._stop.listening():
             counts = self.queue.counts()
-            if cells := counts.waiting + counts.elsewhere:
-                executor = connect(cells)
+            if counts.ready or counts.elsewhere:
+                cells = counts.waiting + counts.elsewhere
+                # Fewer may be left of a round of further seeds than the next one has.
+                executor = connect(max(cells, self.spec.n_cells) if self.spec.precision else cells)
                 try:
                     self._run(executor)
+                    self.queue.publish()
                 finally:
                     self._shut_down(executor)
-                self.queue.publish()
         self.result.cells, self.result.failures = self.queue.counts().cells, self.queue.failures
         return self.result
 
@@ -188,14 +190,14 @@ class _Sweep:
         while True:
             self._stop.check()
             self._start_cells(executor)
-            waiting = 0
+            ready = 0
             if not self._busy or time.monotonic() - refreshed > _REFRESH_SECONDS:
                 self.queue.refresh()
                 self.progress.update(counts := self.queue.counts())
-                refreshed, waiting = time.monotonic(), counts.waiting
-                if not (self._busy or waiting or counts.elsewhere):
+                refreshed, ready = time.monotonic(), counts.ready
+                if not (self._busy or ready or counts.elsewhere):
                     return
-            could_start = not self._busy and executor.free and waiting
+            could_start = not self._busy and executor.free and ready
             executor.poll(0.0 if could_start else 1.0, self._handle)
             self._report_retries()
 
@@ -319,6 +321,7 @@ class _Sweep:
                 self.queue.complete(started.ticket, record)
             else:
                 self.queue.release(started.ticket)
+        self.queue.close()
 
 
 class _Stop:

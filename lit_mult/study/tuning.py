@@ -11,16 +11,16 @@ from typing import Any
 
 from lit_mult.config import OptimizerName, RunConfig, differences
 from lit_mult.errors import UserError
-from lit_mult.layout import find_records
+from lit_mult.layout import StudyPaths, find_records
 from lit_mult.method.presets import Preset, RoleMultipliers, run_multipliers
-from lit_mult.schema import CellInfo, RunRecord, Tuning
+from lit_mult.schema import CellInfo, RunRecord, StudyPlan, Tuning
 
 _FIELDS = ("parametrization.forward", "parametrization.lr", "parametrization.weight_decay")
 
 
 @dataclass(frozen=True)
-class _Trial:
-    """One run of the study."""
+class _Run:
+    """One run of the study: a trial on one seed."""
 
     cell: CellInfo
     config: RunConfig
@@ -41,27 +41,28 @@ class _Trial:
 
 @dataclass(frozen=True)
 class _Result:
-    """Completed trials that differ only in their seed."""
+    """Completed runs that differ only in their seed."""
 
-    trials: Sequence[_Trial]
+    runs: Sequence[_Run]
 
     @property
     def loss(self) -> float:
         """Mean final validation loss, nats per token."""
-        return fmean(trial.record.final_loss for trial in self.trials if trial.record.final_loss is not None)
+        return fmean(run.record.final_loss for run in self.runs if run.record.final_loss is not None)
 
     @property
     def is_default(self) -> bool:
-        used = self.trials[0].multipliers
+        used = self.runs[0].multipliers
         return all(value == 1 for part in (used.forward, used.lr, used.weight_decay) for value in part.values())
 
 
 def tuned_preset(folder: Path, arm: str | None = None) -> Preset:
     """The best multipliers that a tuning study has found so far, for each of its optimizers.
 
-    The best trial is the completed one with the lowest final validation loss: the mean over its seeds; of equal means,
-    that over more seeds. The preset has the multipliers that the trial used: its preset's too, and none that its tier
-    leaves out. Numbers are rounded to six significant digits.
+    The best trial is the one with the lowest final validation loss, of those that completed on all of their seeds: the
+    mean over its seeds; of equal means, that over more seeds. In a study with a re-ranking it is the mean over fresh
+    seeds alone, of the trials that completed on all of those. The preset has the multipliers that the trial used: its
+    preset's too, and none that its tier leaves out. Numbers are rounded to six significant digits.
 
     Args:
         folder: results folder of the study, finished or not.
@@ -71,42 +72,47 @@ def tuned_preset(folder: Path, arm: str | None = None) -> Preset:
         UserError: there are no records of one study, no such arm, or no completed trial of an optimizer, or the trials
             differ in width or data.
     """
-    trials = _read(folder)
-    study = trials[0].cell.study
-    arm = _choose_arm(folder, trials, arm)
-    by_optimizer: dict[OptimizerName, list[_Trial]] = defaultdict(list)
-    for trial in trials:
-        if trial.cell.arm == arm:
-            by_optimizer[trial.config.optimizer].append(trial)
-    optimizers = {name: _tuned(folder, name, by_optimizer[name]) for name in sorted(by_optimizer)}
+    runs = _read(folder)
+    study = runs[0].cell.study
+    arm = _choose_arm(folder, runs, arm)
+    by_optimizer: dict[OptimizerName, list[_Run]] = defaultdict(list)
+    for run in runs:
+        if run.cell.arm == arm:
+            by_optimizer[run.config.optimizer].append(run)
+    plan = StudyPlan.read(StudyPaths(folder).plan)
+    optimizers = {name: _tuned(folder, name, by_optimizer[name], plan) for name in sorted(by_optimizer)}
     tunings = [tuned.tuning for tuned in optimizers.values() if tuned.tuning is not None]
     counts = " and ".join(f"{tuning.trials} trials of {name}" for name, tuning in zip(optimizers, tunings, strict=True))
     corpora = ", ".join(sorted({tuning.corpus_hash for tuning in tunings}))
-    commits = ", ".join(_commits(trial for group in by_optimizer.values() for trial in group)) or "unknown"
-    source = f"Best of {counts} in the tuning study {study}, arm {arm}, on corpus {corpora} at commit {commits}."
+    commits = ", ".join(_commits(run for group in by_optimizer.values() for run in group)) or "unknown"
+    fresh = ", ".join(map(str, plan.fresh_seeds)) if plan else ""
+    ranked = f", re-ranked on seeds {fresh}," if fresh else ""
+    source = (
+        f"Best of {counts}{ranked} in the tuning study {study}, arm {arm}, on corpus {corpora} at commit {commits}."
+    )
     return Preset(name=study, source=source, optimizers=optimizers)
 
 
-def _read(folder: Path) -> list[_Trial]:
-    trials = []
+def _read(folder: Path) -> list[_Run]:
+    runs = []
     for path in find_records(folder):
         record = RunRecord.read(path)
         if record.cell is None:
             continue
         try:
             config = RunConfig.from_dict(record.config)
-            trials.append(_Trial(record.cell, config, record, run_multipliers(config)))
+            runs.append(_Run(record.cell, config, record, run_multipliers(config)))
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-    if not trials:
+    if not runs:
         raise UserError(f"{folder}: no records of a study here; give the results folder of a tuning study")
-    if len(studies := sorted({trial.cell.study for trial in trials})) > 1:
+    if len(studies := sorted({run.cell.study for run in runs})) > 1:
         raise UserError(f"{folder}: holds several studies ({', '.join(studies)}); give the folder of one")
-    return trials
+    return runs
 
 
-def _choose_arm(folder: Path, trials: Iterable[_Trial], arm: str | None) -> str:
-    tuned = sorted({trial.cell.arm for trial in trials if any(map(_is_multiplier, trial.cell.nuisance))})
+def _choose_arm(folder: Path, runs: Iterable[_Run], arm: str | None) -> str:
+    tuned = sorted({run.cell.arm for run in runs if any(map(_is_multiplier, run.cell.nuisance))})
     if not tuned:
         raise UserError(f"{folder}: is not a tuning study: no trial set any of {', '.join(_FIELDS)}")
     if arm is None and len(tuned) > 1:
@@ -120,32 +126,32 @@ def _is_multiplier(field: str) -> bool:
     return any(field == part or field.startswith(f"{part}.") for part in _FIELDS)
 
 
-def _tuned(folder: Path, optimizer: OptimizerName, trials: Sequence[_Trial]) -> RoleMultipliers:
-    for trial in trials[1:]:
-        if change := differences(trials[0].conditions, trial.conditions):
+def _tuned(folder: Path, optimizer: OptimizerName, runs: Sequence[_Run], plan: StudyPlan | None) -> RoleMultipliers:
+    for run in runs[1:]:
+        if change := differences(runs[0].conditions, run.conditions):
             need = "a tuning study has one width and one corpus"
             raise UserError(f"{folder}: losses of {optimizer} trials do not compare ({change}); {need}")
-    by_setting = defaultdict(list)
-    for trial in trials:
-        if trial.record.final_loss is not None:  # neither diverged nor pruned
-            by_setting[trial.setting].append(trial)
-    results = [_Result(same) for same in by_setting.values()]
+    fresh = set(plan.fresh_seeds) if plan else set()
+    selecting = [run for run in runs if run.record.seed in fresh] if fresh else runs
+    results = _results(selecting, len(fresh) or (plan.seeds_per_trial if plan else 1))
     if not results:
-        raise UserError(f"{folder}: no trial of {optimizer} has completed; resume the study")
-    best = min(results, key=lambda result: (result.loss, -len(result.trials)))
-    config, used = best.trials[0].config, best.trials[0].multipliers
-    status = Counter(trial.record.status for trial in trials)
-    commits = _commits(trials)
+        on_all = " on all fresh seeds" if fresh else ""
+        raise UserError(f"{folder}: no trial of {optimizer} has completed{on_all}; resume the study")
+    best = min(results, key=lambda result: (result.loss, -len(result.runs)))
+    config, used = best.runs[0].config, best.runs[0].multipliers
+    status = Counter(run.record.status for run in runs)
+    commits = _commits(runs)
     default_losses = [_rounded(result.loss) for result in results if result.is_default]
     tuning = Tuning(
-        study=trials[0].cell.study,
-        trials=len(trials),
+        study=runs[0].cell.study,
+        trials=len({run.setting for run in runs}),
+        runs=len(runs),
         completed=status["completed"],
         pruned=status["pruned"],
         diverged=status["diverged"],
-        tokens=sum(trial.record.tokens for trial in trials),
-        flops=_rounded(sum(6.0 * trial.record.parameters["total"] * trial.record.tokens for trial in trials)),
-        seconds=_rounded(sum(trial.record.wall_seconds for trial in trials)),
+        tokens=sum(run.record.tokens for run in runs),
+        flops=_rounded(sum(6.0 * run.record.parameters["total"] * run.record.tokens for run in runs)),
+        seconds=_rounded(sum(run.record.wall_seconds for run in runs)),
         d_model=config.model.d_model,
         base_d_model=config.parametrization.base_d_model,
         steps=config.train.steps,
@@ -154,10 +160,11 @@ def _tuned(folder: Path, optimizer: OptimizerName, trials: Sequence[_Trial]) -> 
         lr=_rounded(config.optim.lr),
         best_loss=_rounded(best.loss),
         default_loss=min(default_losses, default=None),
-        seeds=sorted({trial.record.seed for trial in trials}),
+        seeds=sorted({run.record.seed for run in runs} - fresh),
+        fresh_seeds=sorted(fresh),
         tier=config.parametrization.tier,
         git_commit=commits if len(commits) > 1 else next(iter(commits), None),
-        corpus_hash=trials[0].record.corpus_hash,
+        corpus_hash=runs[0].record.corpus_hash,
     )
     return RoleMultipliers(
         forward={role: _rounded(value) for role, value in used.forward.items()},
@@ -167,8 +174,17 @@ def _tuned(folder: Path, optimizer: OptimizerName, trials: Sequence[_Trial]) -> 
     )
 
 
-def _commits(trials: Iterable[_Trial]) -> list[str]:
-    return sorted({trial.record.git_commit for trial in trials if trial.record.git_commit is not None})
+def _results(runs: Iterable[_Run], seeds: int) -> list[_Result]:
+    """The trials that completed on so many seeds or more, and neither diverged nor were pruned on any."""
+    by_setting = defaultdict(list)
+    for run in runs:
+        by_setting[run.setting].append(run)
+    ended = [_Result(same) for same in by_setting.values() if len(same) >= seeds]
+    return [result for result in ended if all(run.record.final_loss is not None for run in result.runs)]
+
+
+def _commits(runs: Iterable[_Run]) -> list[str]:
+    return sorted({run.record.git_commit for run in runs if run.record.git_commit is not None})
 
 
 def _rounded(value: float) -> float:

@@ -1,0 +1,87 @@
+"""The cells of a study, as its folder's records and slots decide them: the same for whoever reads the folder."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+
+from lit_mult.schema import RunRecord
+from lit_mult.study.folder import StudyFolder
+from lit_mult.study.grids import grid_values, next_rate
+from lit_mult.study.precision import further_cells
+from lit_mult.study.slots import SampledCells, Trial
+from lit_mult.study.spec import Point, StudySpec
+
+
+class StudyCells:
+    """The cells of all points of a study."""
+
+    def __init__(self, spec: StudySpec, folder: StudyFolder) -> None:
+        self.spec = spec
+        points = spec.points()
+        self.points = [GridCells(point) if point.is_grid else SampledCells(point, folder) for point in points]
+
+    @property
+    def n_cells(self) -> int:
+        """All cells: those that remain to be sampled, and those that records have added, too."""
+        return sum(cells.n_cells for cells in self.points)
+
+    def refresh(self, records: Mapping[str, RunRecord]) -> None:
+        """Take in the records so far (cell -> record), and the slots of other sweeps."""
+        for cells in self.points:
+            cells.refresh(records)
+        if self.spec.precision is not None and all(cells.cells.keys() <= records.keys() for cells in self.points):
+            self._add_seeds(records)
+
+    def _add_seeds(self, records: Mapping[str, RunRecord]) -> None:
+        grids = {cells.point.name: cells for cells in self.points if isinstance(cells, GridCells)}
+        planned = {name: cell for cells in grids.values() for name, cell in cells.planned.items()}
+        for cell in further_cells(self.spec, planned, records).values():
+            grids[cell.point.name].cells[cell.id] = cell
+
+
+class GridCells:
+    """The cells of a grid: planned ones, those of rates added at an edge, and those of seeds added for precision."""
+
+    to_sample = startable = 0
+
+    def __init__(self, point: Point) -> None:
+        self.point = point
+        planned = itertools.product(point.spec.seeds, point.grid())
+        self.planned = {cell.id: cell for seed, nuisance in planned for cell in [point.cell(nuisance, seed)]}
+        """Those of the planned seeds."""
+        self.cells = dict(self.planned)
+
+    @property
+    def n_cells(self) -> int:
+        return len(self.cells)
+
+    @property
+    def trials(self) -> dict[str, Trial]:
+        return {name: Trial.of_cell(cell) for name, cell in self.cells.items()}
+
+    def refresh(self, records: Mapping[str, RunRecord]) -> None:
+        """While all planned seeds are done and the optimum lies at an edge of the grid, add a learning rate there."""
+        point, grid = self.point, self.point.nuisance.get("optim.lr")
+        if not point.spec.follow_optimum or grid is None:
+            return
+        rates = grid_values(grid)
+        while self.planned.keys() <= records.keys():
+            losses = self._losses_by_rate(records)
+            rate = next_rate(list(losses), losses)
+            if rate is None or len(losses) >= len(rates) + point.spec.follow_optimum:
+                return
+            for nuisance, seed in itertools.product(point.grid(), point.spec.seeds):
+                if nuisance["optim.lr"] == rates[0]:
+                    cell = point.cell({**nuisance, "optim.lr": rate}, seed, added=True)
+                    self.planned[cell.id] = self.cells[cell.id] = cell
+
+    def _losses_by_rate(self, records: Mapping[str, RunRecord]) -> dict[float, float]:
+        """Learning rate -> mean over seeds of the best loss; infinite when all runs of a seed diverged."""
+        losses: dict[float, dict[int, float]] = defaultdict(lambda: defaultdict(lambda: math.inf))
+        for cell in self.planned.values():
+            by_seed, loss = losses[float(cell.nuisance["optim.lr"])], records[cell.id].final_loss
+            by_seed[cell.config.seed] = min(by_seed[cell.config.seed], math.inf if loss is None else loss)
+        return {rate: sum(by_seed.values()) / len(by_seed) for rate, by_seed in losses.items()}

@@ -1,0 +1,241 @@
+"""What a study file holds: its fields, and which values go together."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from lit_mult.config import OPEN_FIELDS, Experiment, RunConfig
+from lit_mult.errors import ConfigError
+from lit_mult.method.presets import Preset
+from lit_mult.schema import WIDTH, Question
+from lit_mult.study.grids import Distribution, Grid, Part, grid_values
+
+_NAME = r"[A-Za-z0-9][\w.-]*"
+
+
+class Budget(Part):
+    """Training budget of a cell, the same for every arm."""
+
+    steps: int = Field(gt=0)
+    """Optimizer steps of a cell."""
+    batch_size: int = Field(gt=0)
+    """Sequences in one step."""
+    trials: int | None = Field(None, gt=0)
+    """Trials per point of the scientific factors, with samplers other than grid; each is seeds_per_trial cells."""
+    seeds_per_trial: int = Field(1, gt=0)
+    """Seeds of a trial: the first so many of the study. The sampler learns from the mean of their losses. With 1, the
+    trials take turns with the study's seeds."""
+    seeds: int | None = Field(None, gt=0)
+    """Most seeds of a line, those that `precision` adds among them."""
+
+
+class Pruner(Part):
+    """An Optuna pruner, which gets the validation losses by optimizer step."""
+
+    name: Literal["median", "percentile", "successive_halving", "hyperband"]
+    """optuna.pruners.MedianPruner, PercentilePruner, SuccessiveHalvingPruner or HyperbandPruner."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Its keyword arguments; those in steps (n_warmup_steps, interval_steps, min_resource) count optimizer steps."""
+
+
+class Rerank(Part):
+    """A second look at the best trials of a search, on seeds that did not select them."""
+
+    best: int = Field(gt=0)
+    """Trials of lowest mean loss to run again, at each point."""
+    seeds: list[int] = Field(min_length=1)
+    """Fresh seeds, none of which is among the study's."""
+
+
+class StudyFields(Part):
+    """The fields of a study file.
+
+    The terms are those of the deep-learning tuning playbook: a study asks about its scientific factors, and optimizes
+    its nuisance factors at each point, so that points compare at their best.
+    """
+
+    name: str = Field(pattern=f"^{_NAME}$")
+    """Name of the study and of its results folder."""
+    title: str = ""
+    """For figures and reports, on one line."""
+    experiment: Experiment | None = None
+    """Experiment whose figure and verdict the report gives; null: learning-rate sensitivity and paired differences."""
+    base: dict[str, Any] = Field(default_factory=dict)
+    """Fixed values: part of a run config, shared by all cells."""
+    arms: dict[str, dict[str, Any]] = Field(min_length=1)
+    """Arm -> values of dotted config fields. A nuisance factor that an arm sets is fixed for that arm."""
+    factors: dict[str, list[Any]] = Field(default_factory=dict)
+    """Scientific factor (dotted config field) -> its values."""
+    nuisance: dict[str, Grid] = Field(default_factory=dict)
+    """Nuisance factor (dotted config field) -> a grid (list or log2) or a distribution."""
+    questions: list[Question] = Field(default_factory=list)
+    """What the study asks: comparisons whose p values are corrected together. All others are exploratory."""
+    seeds: list[int] = Field(min_length=1)
+    """Each cell's `seed`; arms share it, hence the initial matrices and the order of the data."""
+    budget: Budget
+    sampler: Literal["grid", "random", "tpe"] = "grid"
+    """How the nuisance factors are searched: grid (complete), or Optuna's random or TPE sampler."""
+    search_multipliers: bool = False
+    """Also search the per-role multipliers of the arm's parametrization.tier, over the ranges in
+    method/search_space.py."""
+    start: list[dict[str, Any]] = Field(default_factory=list)
+    """First trials of a sampled search: values of nuisance factors. Searched multipliers start at 1; other factors
+    that are not named are sampled."""
+    pruner: Pruner | None = None
+    """Stops unpromising trials at the validations of base.train.eval_every; for sampled searches. Where a trial has
+    several seeds, it looks at the first, and the others run only if that one was not pruned."""
+    rerank: Rerank | None = None
+    """After all trials of a point, run the best ones, and those of untuned multipliers, on fresh seeds."""
+    follow_optimum: int = Field(0, ge=0)
+    """Most learning rates to add to a grid at each point, one grid step at a time beyond the edge at which the best
+    mean loss lies."""
+    precision: float | None = Field(None, gt=0)
+    """Half width of the 95 % intervals of all questions, nats per token: seeds are added to a finished grid until they
+    are as narrow, or a line has budget.seeds."""
+    presets: dict[str, Preset] = Field(default_factory=dict)
+    """Name -> tuned preset, for arms that set parametrization.preset to that name."""
+    keep_checkpoints: bool = False
+    """Keep the final checkpoint of every cell under cells/."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError("seeds", self.seeds, "must not repeat")
+        known = _fields(RunConfig)
+        named: dict[str, dict[str, Any]] = {"factors": dict(self.factors), "nuisance": dict(self.nuisance)}
+        for group, names in (named | {f"arms.{arm}": overrides for arm, overrides in self.arms.items()}).items():
+            for name in names:
+                if name not in known and not name.startswith(tuple(f"{field}." for field in OPEN_FIELDS)):
+                    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+                    hint = f"; did you mean {close[0]}?" if close else ""
+                    raise ConfigError(f"{group}.{name}", names[name], f"no such field of a run config{hint}")
+                if name in _SET_BY_THE_STUDY and (name, group) != ("train.batch_size", "factors"):
+                    raise ConfigError(f"{group}.{name}", names[name], f"is set by {_SET_BY_THE_STUDY[name]}")
+        for arm in self.arms:
+            if not re.fullmatch(_NAME, arm):
+                raise ConfigError(f"arms.{arm}", "...", "an arm's name holds letters, digits, '_', '.' and '-' only")
+        for name, values in self.factors.items():
+            _check_values(f"factors.{name}", values)
+        for name, grid in self.nuisance.items():
+            if name in self.factors:
+                raise ConfigError(f"nuisance.{name}", "...", "is a scientific factor too; name it once")
+            _check_values(f"nuisance.{name}", grid_values(grid))
+            if isinstance(grid, Distribution) and self.sampler == "grid":
+                raise ConfigError(f"nuisance.{name}", "a distribution", "needs a list, or sampler: random or tpe")
+        self._check_search()
+        for index, question in enumerate(self.questions):
+            self._check_question(f"questions.{index}", question)
+        self._check_seeds_of_trials()
+        self._check_precision()
+        return self
+
+    def _check_question(self, field: str, question: Question) -> None:
+        values = {**self.factors, "arm": list(self.arms)}
+        for side in ("of", "against"):
+            for name, value in getattr(question, side).items():
+                if name not in values:
+                    raise ConfigError(f"{field}.{side}.{name}", value, f"must be one of {', '.join(values)}")
+                if value not in values[name]:
+                    raise ConfigError(f"{field}.{side}.{name}", value, f"must be one of {values[name]}")
+        if question.of.keys() != question.against.keys() or question.of == question.against:
+            need = f"must have other values of the same factors as `of`: {', '.join(question.of)}"
+            raise ConfigError(f"{field}.against", question.against, need)
+        for name in question.over:
+            if name not in values and name != WIDTH:
+                raise ConfigError(f"{field}.over", name, f"must be one of {', '.join(values)}")
+
+    def _check_search(self) -> None:
+        is_grid = self.sampler == "grid"
+        if is_grid != (self.budget.trials is None):
+            need = "must be left out with sampler: grid" if is_grid else "must be set with this sampler"
+            raise ConfigError("budget.trials", self.budget.trials, need)
+        for name in ("search_multipliers", "start", "pruner", "rerank"):
+            if is_grid and getattr(self, name):
+                raise ConfigError(name, getattr(self, name), "needs sampler: random or tpe")
+        for index, values in enumerate(self.start):
+            for name, value in values.items():
+                if name not in self.nuisance:
+                    raise ConfigError(f"start.{index}.{name}", value, "names no nuisance factor")
+                grid = self.nuisance[name]
+                if not isinstance(grid, Distribution) and value not in grid_values(grid):
+                    raise ConfigError(f"start.{index}.{name}", value, f"is not in the list {grid_values(grid)}")
+        if self.pruner and not self.base_config.train.eval_every:
+            raise ConfigError("pruner", self.pruner.name, "needs base.train.eval_every, the steps at which it looks")
+        if self.follow_optimum and not (is_grid and len(grid_values(self.nuisance.get("optim.lr", []))) > 1):
+            raise ConfigError("follow_optimum", self.follow_optimum, "needs sampler: grid over two or more optim.lr")
+
+    def _check_seeds_of_trials(self) -> None:
+        per_trial, rerank = self.budget.seeds_per_trial, self.rerank
+        if per_trial > 1 and self.sampler == "grid":
+            raise ConfigError("budget.seeds_per_trial", per_trial, "needs sampler: random or tpe")
+        if per_trial > len(self.seeds):
+            raise ConfigError("budget.seeds_per_trial", per_trial, f"must be at most {len(self.seeds)}, all seeds")
+        if rerank is None:
+            return
+        if len(set(rerank.seeds)) < len(rerank.seeds):
+            raise ConfigError("rerank.seeds", rerank.seeds, "must not repeat")
+        if used := sorted(set(rerank.seeds) & set(self.seeds)):
+            raise ConfigError("rerank.seeds", rerank.seeds, f"must be fresh; {used} are among the study's seeds")
+        if rerank.best > (trials := self.budget.trials or 0):
+            raise ConfigError("rerank.best", rerank.best, f"must be at most {trials}, the number of trials")
+
+    def _check_precision(self) -> None:
+        planned, most = len(self.seeds), self.budget.seeds
+        if self.precision is None and most is not None:
+            raise ConfigError("budget.seeds", most, "needs precision, for which seeds are added")
+        if self.precision is None:
+            return
+        if self.sampler != "grid":
+            raise ConfigError("precision", self.precision, "needs sampler: grid")
+        if not self.questions:
+            raise ConfigError("precision", self.precision, "needs questions, whose intervals it is the half width of")
+        if most is None or most <= planned:
+            raise ConfigError("budget.seeds", most, f"must be above {planned}, the number of seeds, with precision")
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """The planned seeds, and those that may be added for precision."""
+        most = self.budget.seeds or len(self.seeds)
+        return [*self.seeds, *range(max(self.seeds) + 1, max(self.seeds) + 1 + most - len(self.seeds))]
+
+    @property
+    def trial_seeds(self) -> list[int]:
+        """Seeds of every trial of a sampled search; none where each trial has one of its own."""
+        return self.seeds[: self.budget.seeds_per_trial] if self.budget.seeds_per_trial > 1 else []
+
+    @property
+    def grows(self) -> bool:
+        """Whether records may add cells to the plan, or take some from it."""
+        pruned = self.pruner is not None and self.trial_seeds
+        return bool(self.follow_optimum or self.precision or self.rerank or pruned)
+
+    @property
+    def base_config(self) -> RunConfig:
+        return RunConfig.from_dict(self.base)
+
+
+_SET_BY_THE_STUDY = {"seed": "seeds", "train.steps": "budget.steps", "train.batch_size": "budget.batch_size"}
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Dotted names of all leaf fields of a config."""
+    names = []
+    for name, field in model.model_fields.items():
+        part = field.annotation
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            names += _fields(part, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def _check_values(field: str, values: list[Any]) -> None:
+    if not values:
+        raise ConfigError(field, values, "an empty grid; give at least one value")
+    if len({json.dumps(value, sort_keys=True) for value in values}) < len(values):
+        raise ConfigError(field, values, "must not repeat a value")
