@@ -23,6 +23,7 @@ from lit_mult.nn.multipliers import MultipliedLinear
 from lit_mult.registry.contracts import Axis
 from lit_mult.stacked.run import Member, run_stack
 from lit_mult.training.folder import RunFolder
+from lit_mult.training.module import LitLlama
 from lit_mult.training.run import run
 from lit_mult.training.trained import load_trained
 
@@ -121,7 +122,7 @@ def test_the_optimizer_s_moments_of_multipliers_are_in_float32(tiny: Tiny, tmp_p
     assert set.union(*types.values()) == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "hyperball", "muon-hyperball"])
 def test_a_stopped_run_in_16_bits_goes_on_to_the_same_bits(tiny: Tiny, tmp_path: Path, optimizer: str) -> None:
     config = tiny({"multipliers": "vector", "optimizer": optimizer, "trainer.precision": "bf16-true"})
     whole = run(config, tmp_path / "whole")
@@ -169,3 +170,14 @@ def test_a_stack_in_16_bits_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     with refusal("trainer.precision = 'bf16-true': has parameters of two types, which a stack cannot hold"):
         run_stack(members)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_validation_loss_is_a_mean_in_float32(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny({"trainer.precision": "bf16-true"})
+    metric = LitLlama(config.to_dict(), 256).to(torch.bfloat16).val_loss
+    for value in [1.0, 3.0] * 300:  # in bfloat16 256 + 1 is 256
+        metric.update(torch.tensor(value))
+    assert metric.compute().item() == 2.0
+
+    loss = torch.tensor(run(config, tmp_path).final_loss)
+    assert loss != loss.bfloat16().float()

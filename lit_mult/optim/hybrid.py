@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_mult.config import OptimConfig
+from lit_mult.nn.precision import NARROW
 from lit_mult.registry import load
 from lit_mult.registry.optimizers import OPTIMIZERS
 
@@ -49,6 +51,13 @@ class HybridOptimizer(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
+        # torch casts states to the types of their parameters; Hyperball's are in float32, also of 16-bit matrices.
+        indices = [index for group in state_dict["param_groups"] for index in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for index, parameter in zip(indices, parameters, strict=True):
+            for name, saved in state_dict["state"].get(index, {}).items():
+                if isinstance(saved, Tensor) and saved.dtype == torch.float32 and parameter.dtype in NARROW:
+                    self.state[parameter][name] = saved.to(self.state[parameter][name].device, copy=True)
         self._link()
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from lit_mult.method.schedule import schedule_factor
 from lit_mult.nn.functional import cross_entropy_and_log_z
 from lit_mult.nn.init import initialize
 from lit_mult.nn.llama import Llama
+from lit_mult.nn.precision import keeping_float32
 from lit_mult.optim.clipping import clip_gradients, gradient_norm
 from lit_mult.optim.groups import ParameterPlan, parameter_groups, plan_parameters
 from lit_mult.optim.hybrid import HybridOptimizer
@@ -60,6 +61,17 @@ def compiled(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _R
     return torch.compile(function, dynamic=False)
 
 
+class _ValidationLoss(MeanMetric):
+    """Weighted mean in float32, also of a module that is cast to 16 bits: sums of bfloat16 stop growing."""
+
+    def __init__(self) -> None:
+        super().__init__(nan_strategy="disable")  # keep NaN in the mean
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Self:
+        super()._apply(keeping_float32(fn), exclude_state)
+        return self
+
+
 class LitLlama(LightningModule):
     """Trains the model of a `RunConfig`; batches are windows (B, T+1) of token ids."""
 
@@ -77,7 +89,7 @@ class LitLlama(LightningModule):
         initialize(self.model, self.plan, self.config.seed)
         # Training only: validation would be compiled separately, and is rare.
         self._objective = compiled(objective) if self.config.trainer.compile else objective
-        self.val_loss = MeanMetric(nan_strategy="disable")  # keep NaN in the mean
+        self.val_loss = _ValidationLoss()
         self.last_train_loss: Tensor | None = None
         """Mean cross-entropy () of the latest micro-batch, z-loss left out."""
 
