@@ -3,7 +3,8 @@
     python benchmarks/sweep_speed.py [--full] [--rounds 2] [--json sweep.json]
     python benchmarks/sweep_speed.py --vectorize N [--widths 64 128 256] [--compile] [--device cpu|cuda] [--rounds 2]
 
-- the quick study (a smaller grid of its cells; `--full`: all of them): wall time of whole sweeps, which take turns;
+- the study `reference` on one seed (a smaller grid of its cells; `--full`: all of them): wall time of whole sweeps, which
+  take turns;
   `--vectorize N` adds one with stacks of up to N cells
 - with `--vectorize N`, N members (learning rates x seeds) trained as one stack against the same one after another:
   tokens/s of all members together. It is the rate between a run and one of four times the steps, so that set-up and
@@ -35,13 +36,14 @@ from lit_mult.training.run import run
 SHORT, LONG = 20, 80
 
 
-def quick(full: bool) -> StudySpec:
-    """The quick study, or a part of its cells."""
-    spec = load_study("quick")
+def study(full: bool) -> StudySpec:
+    """The study `reference` on one seed, or a part of its cells."""
+    spec = load_study("reference")
+    one = spec.model_dump(mode="json", exclude_unset=True) | {"seeds": [0]}
     if full:
-        return spec
+        return StudySpec.from_dict(one)
     return StudySpec.from_dict(
-        spec.model_dump(mode="json", exclude_unset=True)
+        one
         | {
             "arms": {name: spec.arms[name] for name in ("muP", "vectors")},
             "factors": spec.factors | {"model.d_model": [32, 64]},
@@ -102,7 +104,7 @@ def members(setting: Setting, number: int, compiled: bool) -> list[RunConfig]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="all cells of the quick study")
+    parser.add_argument("--full", action="store_true", help="all cells")
     parser.add_argument("--vectorize", type=int, default=None, metavar="N")
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument("--compile", action="store_true")
@@ -111,13 +113,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
     stack, rounds = arguments.vectorize, arguments.rounds
-    spec = quick(arguments.full)
+    spec = study(arguments.full)
     about = environment(arguments.device, cells=spec.n_cells, rounds=rounds, vectorize=stack, compile=arguments.compile)
     results: dict[str, Any] = {}
 
     results["study"] = seconds = studies(spec, stack, rounds)
     print(headline(about))
-    print("| quick study | seconds | speed to one after another |\n|---|---|---|")
+    print("| study | seconds | speed to one after another |\n|---|---|---|")
     alone = seconds["one after another"]
     for name, times in seconds.items():
         ratio = statistics.median(a / b for a, b in zip(alone, times, strict=True))

@@ -197,7 +197,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     commands = re.findall(r"^lit-mult (.*?)(?:\s+#.*)?$", README, re.M)
     assert len(commands) >= 5
     monkeypatch.chdir(tmp_path)
-    for study, place in (("mup_tuning", "mup_tuning"), ("lr_width", "lr_width"), ("reference", "quick")):
+    for study, place in (("mup_tuning", "mup_tuning"), ("lr_width", "lr_width"), ("pays", "quick")):
         shutil.copytree(ROOT / "results" / study, tmp_path / "results" / place)
     (tmp_path / "run.yaml").write_text("model: {d_model: 32}")
     example = re.search(r"```yaml\n(name: mine.*?)```", README, re.S)
@@ -211,7 +211,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     def no_sweep(spec: StudySpec, out: Path, workers: int | None, **options: Any) -> SweepResult:
         swept.append(spec.name)
         if not out.exists():
-            shutil.copytree(ROOT / "results" / "reference", out)
+            shutil.copytree(ROOT / "results" / "pays", out)
         return SweepResult(out, spec.n_cells)
 
     monkeypatch.setattr(sweep_module, "sweep", no_sweep)  # hours: shipped studies are validated elsewhere
@@ -242,7 +242,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     exec(code[1], names)
 
     assert names["record"].final_loss < names["record"].initial_loss
-    assert len(names["figure"].axes) >= 6
+    assert len(names["figure"].axes) >= 4
 
 
 def test_the_make_targets_of_the_readme_exist() -> None:
