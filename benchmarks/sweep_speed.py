@@ -3,8 +3,8 @@
     python benchmarks/sweep_speed.py [--full] [--rounds 2] [--json sweep.json]
     python benchmarks/sweep_speed.py --vectorize N [--widths 64 128 256] [--compile] [--device cpu|cuda] [--rounds 2]
 
-- the study `reference` on one seed (a smaller grid of its cells; `--full`: all of them): wall time of whole sweeps, which
-  take turns;
+- the study `reference` on one seed (a smaller grid of its cells; `--full`: all of them): wall time of whole sweeps, in
+  turns;
   `--vectorize N` adds one with stacks of up to N cells
 - with `--vectorize N`, N members (learning rates x seeds) trained as one stack against the same one after another:
   tokens/s of all members together. It is the rate between a run and one of four times the steps, so that set-up and
