@@ -34,7 +34,7 @@ def test_a_statement_a_pair_and_optimizer(tmp_path: Path) -> None:
     # Differences -0.04, -0.05, -0.07: mean -0.05333, standard deviation 0.015275, t(0.975; 2) = 4.302653: ± 0.03795.
     # Under Muon 0.06, 0, 0.1: mean 0.05333, standard deviation 0.050332: ± 0.12503.
     assert said(tmp_path, 4.4) == [
-        "scalars - muP, Muon, at equal lr: final loss +0.5000 one seed nats per token (1 seed), no difference shown; "
+        "scalars - muP, Muon, at equal lr: final loss +0.5000 nats per token (1 seed), no difference shown; "
         "hidden matrices at 4.4 decay times, in the balance of noise and decay.",
         "vectors - muP, AdamW, at equal lr: final loss -0.0533 [-0.0913, -0.0154] nats per token (3 seeds), **lower** "
         "with multipliers; hidden matrices at 4.4 decay times, in the balance of noise and decay.",

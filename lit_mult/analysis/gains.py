@@ -88,13 +88,13 @@ def _statement(row: Any) -> str:
     if not row.seeds:
         return f"{said}no seed has all settings of both arms without a run that diverged or was pruned."
     counted = f"{row.seeds} seed{'s' * (row.seeds != 1)}"
+    span = f" {interval(row.low, row.high, row.seeds)}" if row.seeds > 1 else ""
     if row.settings > 1:
         counted += f", mean over {row.settings} settings"
     if row.left_out:
         counted += f", {row.left_out} left out where a run diverged or was pruned"
     return (
-        f"{said}final loss {signed(row.difference)} {interval(row.low, row.high, row.seeds)} nats per token "
-        f"({counted}), {_answer(row)}; {_regime(row)}."
+        f"{said}final loss {signed(row.difference)}{span} nats per token ({counted}), {_answer(row)}; {_regime(row)}."
     )
 
 
