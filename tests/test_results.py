@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +22,7 @@ from lit_mult.study.tuning import tuned_preset
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
+README = (ROOT / "README.md").read_text()
 EXPERIMENTS = [name for name in get_args(Experiment) if (RESULTS / name).is_dir()]
 
 Records = list[dict[str, Any]]
@@ -189,3 +191,19 @@ def test_trained_models_score_well_above_chance_on_what_the_mixture_teaches() ->
         if step == 1500:
             for name in ("mini_facts_common", "mini_facts_rare", "mini_arithmetic", "mini_algebra", "mini_symbolic"):
                 assert sum(tasks[name]) / len(tasks[name]) > chance[name] + 0.1
+
+
+def test_the_readme_counts_the_verdicts_of_the_tables() -> None:
+    rows = re.findall(r"^\| \[(\w+)\]\(results/\w+/report.md\) .*\| (\d+) / (\d+) / (\d+) / (\d+) \|", README, re.M)
+    assert {name for name, *_ in rows} == set(EXPERIMENTS)
+    for name, *counts in rows:
+        found = Counter(row["outcome"] for row in table(name, "verdicts"))
+        wanted = [found[name] for name in ("reproduced", "undecided", "not at this scale", "contradicted")]
+        assert list(map(int, counts)) == wanted, name
+
+
+def test_the_readme_gives_the_answers_of_pays() -> None:
+    said = " ".join(README.split("## Do learnable multipliers pay?")[1].split("\n## ")[0].split())
+    for row in table("pays", "answers"):
+        value, low, high = (float(row[name]) for name in ("difference", "low", "high"))
+        assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said, row
