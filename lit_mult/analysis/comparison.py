@@ -94,7 +94,7 @@ def explored(differences: pd.DataFrame) -> Iterator[str]:
     groups = differences.groupby(["between", "of", "against", "within", "measure"], sort=False)
     compared = [list(rows(group))[-1] for _, group in groups]  # the last row: all widths, where there are several
     for row in compared:
-        if row.seeds < 2:
+        if row.seeds < 2 or row.measure in sensitivity.WITHOUT_AN_END:  # those are in the table
             continue
         if row.doubtful:
             verdict = f"not compared, as {row.doubtful} of {row.pairs} pairs are doubtful"
@@ -109,7 +109,7 @@ def explored(differences: pd.DataFrame) -> Iterator[str]:
         span = tables.interval(row.low, row.high, row.seeds)
         asked = f"{sensitivity.MEASURES[row.measure]}, {row.of} - {row.against} ({where})"
         yield f"{asked[0].upper()}{asked[1:]}: {tables.signed(row.difference)}, {span}: {verdict}."
-    if single := sum(row.seeds < 2 for row in compared):
+    if single := sum(row.seeds < 2 and row.measure not in sensitivity.WITHOUT_AN_END for row in compared):
         yield f"{single} comparisons rest on {tables.NO_INTERVAL} can be given, so they rank nothing (see the table)."
 
 

@@ -34,7 +34,7 @@ MEASURES = {
     "sensitivity_but_highest": "lr sensitivity without the highest rate",
 }
 """What arms are compared in; of the last two only differences over all widths are shown."""
-_ENDS = ("sensitivity_but_lowest", "sensitivity_but_highest")
+WITHOUT_AN_END = ("sensitivity_but_lowest", "sensitivity_but_highest")
 _DRIFT = ["seeds", "widths", "slope", "slope_low", "slope_high", "intercept", "at_edge", "incomplete", "trusted"]
 ALL_WIDTHS = "all"
 
@@ -276,7 +276,7 @@ def _paired(points: pd.DataFrame, items: Iterable[str]) -> Iterator[tuple[Any, .
             for within, group in pairs.groupby("within", sort=False):
                 widths: list[tuple[Any, pd.DataFrame]] = list(group.groupby("d_model"))
                 whole = group[group.groupby("seed")["d_model"].transform("nunique") == len(widths)]
-                if measure in _ENDS:
+                if measure in WITHOUT_AN_END:
                     shown = [(ALL_WIDTHS if len(widths) > 1 else widths[0][0], whole)]
                 else:
                     shown = [*widths, (ALL_WIDTHS, whole)] if len(widths) > 1 else widths
@@ -317,7 +317,7 @@ def _point(curve: pd.DataFrame, expected: int) -> dict[str, Any]:
     }
 
 
-_OVER_RATES = ("sensitivity", "mean_loss", *_ENDS)
+_OVER_RATES = ("sensitivity", "mean_loss", *WITHOUT_AN_END)
 
 
 def _over_rates(
@@ -346,7 +346,7 @@ def _over_rates(
     if len(lrs) > 2:
         found |= {
             name: lr_sensitivity(lrs[rest], losses[rest], initial_loss)
-            for name, rest in zip(_ENDS, (slice(1, None), slice(None, -1)), strict=True)
+            for name, rest in zip(WITHOUT_AN_END, (slice(1, None), slice(None, -1)), strict=True)
         }
     trained = np.nanmin(losses, initial=np.inf) < initial_loss
     return nothing | found, "" if trained else "no run ended below the initial loss"
