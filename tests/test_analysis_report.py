@@ -80,7 +80,9 @@ def test_declared_questions_are_answered_first(tmp_path: Path) -> None:
     report = write_report(tmp_path)
     answers = report.paths[-1].read_text().split("## ")[1]
     assert answers.startswith("Answers to the declared questions")
-    sentence = "- Vectors ends 0.1000 nats lower than muP in best loss (AdamW; widths 32, 64): -0.1000, 95 % interval "
+    sentence = (
+        "- With vectors in place of muP (AdamW; widths 32, 64) the best loss is 0.1000 nats lower: 95 % interval "
+    )
     assert sentence + "[-0.1000, -0.1000], 2 seeds, p < 0.0001 after Holm's correction." in answers
     assert "| vectors - muP | best loss | Muon; widths 32, 64 | 2 | -0.1000 |" in report.paths[-1].read_text()
     assert len(report.answers) == 2

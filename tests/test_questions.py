@@ -68,12 +68,12 @@ def test_answers_are_corrected_together(runs: pd.DataFrame) -> None:
     assert muon["p"] == pytest.approx(0.00677, abs=1e-5)
     assert muon["outcome"] == "lower"
     assert statement(muon).startswith(
-        "Muon ends 0.5333 nats lower than AdamW in best loss (muP; widths 32, 64): -0.5333, 95 % interval [-0.7"
+        "With Muon in place of AdamW (muP; widths 32, 64) the best loss is 0.5333 nats lower: 95 % interval [-0.7"
     )
     adamw = table.iloc[0]  # -0.15 and -0.1: with one degree of freedom, [-0.44, 0.19]
     assert adamw["outcome"] == "undecided"
     assert statement(adamw).startswith(
-        "Whether vectors differs from muP in best loss is undecided (AdamW; widths 32, 64)"
+        "With vectors in place of muP (AdamW; widths 32, 64) the best loss is not shown to differ"
     )
     assert statement(adamw).endswith("2 seeds; differences up to 0.4427 remain possible.")
 

@@ -95,15 +95,15 @@ def test_sensitivities_agree_with_a_recomputation_to_1e_9(study: str, records: R
 
 
 def test_the_answers_of_pays_agree_with_a_recomputation_to_1e_9() -> None:
-    """Differences by seed, each the mean over the widths, and Student's t, from the records alone."""
-    losses: dict[tuple[str, str, int], dict[float, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    """Differences by seed and Student's t, from the records alone."""
+    losses: dict[tuple[str, str], dict[float, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for record in read("pays"):
         config = record["config"]
-        line = losses[record["cell"]["arm"], config["optimizer"], config["model"]["d_model"]]
+        assert config["model"]["d_model"] == 32
+        line = losses[record["cell"]["arm"], config["optimizer"]]
         line[config["optim"]["lr"]][record["seed"]] = min(record["final_loss"], record["initial_loss"])
-    widths, seeds = sorted({width for _, _, width in losses}), range(3, 8)
 
-    def value(line: tuple[str, str, int], measure: str, seed: int) -> float:
+    def value(line: tuple[str, str], measure: str, seed: int) -> float:
         if measure == "best_loss":
             return min(losses[line].values(), key=lambda by_seed: sum(by_seed.values()))[seed]
         curve = [by_seed[seed] for by_seed in losses[line].values()]
@@ -113,17 +113,21 @@ def test_the_answers_of_pays_agree_with_a_recomputation_to_1e_9() -> None:
     answers = table("pays", "answers")
     assert len(answers) == 8
     for row in answers:
-        of, against = ([*row[side].split(" under "), row["within"]] for side in ("of", "against"))
-
-        def mean_over_widths(side: list[str], seed: int, measure: str = row["measure"]) -> float:
-            return sum(value((side[0], side[1].lower(), width), measure, seed) for width in widths) / len(widths)
-
-        by_seed = [mean_over_widths(of, seed) - mean_over_widths(against, seed) for seed in seeds]
-        mean = sum(by_seed) / len(by_seed)
-        sd = math.sqrt(sum((one - mean) ** 2 for one in by_seed) / (len(by_seed) - 1))
-        reach = 2.7764451051977987 * sd / math.sqrt(len(by_seed))  # t(0.975, 4)
+        of, against = ([*row[side].split(" under "), row["within"]][:2] for side in ("of", "against"))
+        lines = [(arm, optimizer.lower()) for arm, optimizer in (of, against)]
+        by_seed = [
+            value(lines[0], row["measure"], seed) - value(lines[1], row["measure"], seed) for seed in range(3, 8)
+        ]
         found = [float(row[name]) for name in ("difference", "low", "high")]
-        assert found == pytest.approx([mean, mean - reach, mean + reach], abs=1e-9)
+        assert found == pytest.approx(interval_of_five(by_seed), abs=1e-9)
+
+
+def interval_of_five(values: list[float]) -> tuple[float, float, float]:
+    """Mean and 95 % interval of five values by Student's t."""
+    mean = sum(values) / 5
+    sd = math.sqrt(sum((one - mean) ** 2 for one in values) / 4)
+    reach = 2.7764451051977987 * sd / math.sqrt(5)  # t(0.975, 4)
+    return mean, mean - reach, mean + reach
 
 
 def test_swept_arms_beat_the_untuned_standard_one() -> None:
@@ -204,6 +208,12 @@ def test_the_readme_counts_the_verdicts_of_the_tables() -> None:
 
 def test_the_readme_gives_the_answers_of_pays() -> None:
     said = " ".join(README.split("## Do learnable multipliers pay?")[1].split("\n## ")[0].split())
-    for row in table("pays", "answers"):
-        value, low, high = (float(row[name]) for name in ("difference", "low", "high"))
-        assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said, row
+    answers = [tuple(float(row[name]) for name in ("difference", "low", "high")) for row in table("pays", "answers")]
+    points = {
+        (row["optimizer"], row["arm"], row["seed"]): float(row["optimum_loss"]) for row in table("pays", "points")
+    }
+    for optimizer in ("adamw", "muon"):
+        arms = [[points[optimizer, arm, str(seed)] for seed in range(3, 8)] for arm in ("vectors", "muP")]
+        answers.append(interval_of_five([one - other for one, other in zip(*arms, strict=True)]))
+    for value, low, high in answers:
+        assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said

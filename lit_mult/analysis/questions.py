@@ -63,17 +63,16 @@ def answers(runs: pd.DataFrame, questions: Sequence[Question]) -> pd.DataFrame:
 
 def statement(row: Any) -> str:
     """A row of `answers` as a sentence."""
-    measure = sensitivity.MEASURES[row.measure]
-    if row.outcome in ("lower", "higher"):
-        told = f"{row.of} ends {abs(row.difference):.4f} nats {row.outcome} than {row.against} in {measure}"
-    elif row.outcome == "equivalent":
-        told = f"{row.of} and {row.against} are equivalent in {measure}, to ±{row.margin:g} nats"
-    else:
-        told = f"whether {row.of} differs from {row.against} in {measure} is undecided"
     where = "; ".join(filter(None, (row.within, row.over)))
+    asked = f"With {row.of} in place of {row.against}{f' ({where})' if where else ''} the"
+    asked += f" {sensitivity.MEASURES[row.measure]}"
+    if row.outcome in ("lower", "higher"):
+        told = f"is {abs(row.difference):.4f} nats {row.outcome}"
+    else:
+        told = f"is the same to ±{row.margin:g} nats" if row.outcome == "equivalent" else "is not shown to differ"
+        told += f", {signed(row.difference)}"
     seeds = f"{row.seeds} seed{'s' if row.seeds != 1 else ''}"
-    numbers = f"{signed(row.difference)}, 95 % interval {interval(row.low, row.high, row.seeds)}"
-    return f"{told[0].upper()}{told[1:]}{f' ({where})' if where else ''}: {numbers}, {seeds}{_reason(row)}."
+    return f"{asked} {told}: 95 % interval {interval(row.low, row.high, row.seeds)}, {seeds}{_reason(row)}."
 
 
 def answers_table(table: pd.DataFrame) -> pd.DataFrame:
