@@ -29,7 +29,7 @@ _HOW_TO_READ = """\
 - S is the scale sqrt(lr / weight decay) of the matrices over that at a factor of 1 of their learning rate; their
   lr x weight decay is the same in every run.
 - A *rise* is the loss at an end of the scales minus that at the best of the other scales, which is the one of the
-  lowest mean over the other seeds: chosen without the seed that it is compared on, it does not favour a rise.
+  lowest mean over the seeds, one scale for all of them.
 - A *slope* is that of log value against log S by least squares, 0 for what does not depend on S and 1 for what is
   proportional to it. A *noise factor* is the typical factor between a norm and that of the Brownian reference,
   exp(mean |ln(norm / noise)|) over scales (and matrices): 1 for noise, more for what lies above it or below it.
