@@ -47,7 +47,8 @@ Final validation loss against the multipliers' learning rate (left) and weight d
 loss minus that of the same seed at the width's best value; means over seeds with 95 % intervals by Student's t, none at
 the best itself. Crosses: runs that diverged. The question is one that the paper leaves open."""
 _HOW_TO_READ = """\
-- Best values are those of the lowest mean loss over seeds, one for all of them. An optimum at the edge of the grid leaves the slope undecided: the optimum may lie outside.
+- Best values are those of the lowest mean loss over seeds, one for all of them. An optimum at the edge of
+  the grid leaves the slope undecided: the optimum may lie outside.
 """
 
 
