@@ -21,6 +21,8 @@ from lit_mult.nn.llama import Llama
 from lit_mult.nn.merging import merged
 from lit_mult.nn.multipliers import MultipliedLinear
 from lit_mult.registry.contracts import Axis
+from lit_mult.stacked.model import stack
+from lit_mult.stacked.optimizer import StackedOptimizer
 from lit_mult.stacked.run import Member, run_stack
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.module import LitLlama
@@ -163,6 +165,13 @@ def test_an_update_of_nothing_is_0_in_16_bits(tiny: Tiny, tmp_path: Path) -> Non
     updates = readings[readings["quantity"] == "effective_update"]["value"]
     assert len(updates) == 9
     assert (updates == 0).all()
+
+
+def test_a_stack_holds_parameters_of_one_type(tiny: Tiny) -> None:
+    config = tiny({"multipliers": "vector"})
+    alone = LitLlama(config.to_dict(), 19).bfloat16()
+    with pytest.raises(ValueError, match=r"are of torch\.bfloat16 and torch\.float32$"):
+        StackedOptimizer(dict(stack([alone.model]).named_parameters()), [alone.plan_parameters()], [config])
 
 
 def test_a_stack_in_16_bits_is_refused(tiny: Tiny, tmp_path: Path) -> None:

@@ -69,12 +69,14 @@ class StackedOptimizer(Optimizer):
             configs: of the members, which may differ in learning rates, decays, schedule and clipping.
 
         Raises:
-            ValueError: a parameter has no plan.
+            ValueError: a parameter has no plan, or has another type than the others.
             ConfigError: an optimizer has no stacked form.
         """
         ordered = sorted(zip(*rows, strict=True), key=_sort_key)
         if {row.name for row, *_ in ordered} != parameters.keys():
             raise ValueError("parameters and their plans do not agree")
+        if len(types := {parameter.dtype for parameter in parameters.values()}) > 1:
+            raise ValueError(f"parameters share one buffer, and are of {' and '.join(sorted(map(str, types)))}")
         self._parameters = {row.name: parameters[row.name] for row, *_ in ordered}
         super().__init__(list(self._parameters.values()), {})
         with torch.no_grad():
