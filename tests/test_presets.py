@@ -323,6 +323,7 @@ optimizers:
     tuning:
       study: tune
       trials: 3
+      runs: 3
       completed: 1
       pruned: 1
       diverged: 1
