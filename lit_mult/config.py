@@ -273,6 +273,9 @@ class DataConfig(_Section):
     """Share of the documents (or of a lone document's end) kept for validation."""
     val_windows: int = Field(64, gt=0)
     """Number of fixed validation windows, spread evenly over the validation tokens."""
+    val_offset: float = Field(0.0, ge=0, lt=1, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    """Shift of the validation windows in units of their spacing; 0.5 lies between those of 0, so that what was tuned on
+    these is judged on others."""
     cache_dir: str | None = Field(None, json_schema_extra=NEVER_HASHED)
     """Folder of the token cache; null: LIT_MULT_CACHE or the user's cache folder."""
 

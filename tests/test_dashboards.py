@@ -68,9 +68,9 @@ def test_optuna_dashboard_shows_every_cell(folder: Path) -> None:
 def test_the_display_gives_every_cell_a_line_of_its_own() -> None:
     console = Console(file=io.StringIO(), width=100, force_terminal=False)
     counts = Counts(cells=4, waiting=3, cost=40.0, cost_to_come=30.0)
-    progress = SweepProgress(counts, steps=200, console=console)
-    progress.started("a", "muP adamw 64 lr 0.0055242717 seed 0", cost=10.0)
-    progress.started("b", "vectors muon 128 lr 0.125 seed 0", cost=10.0)
+    progress = SweepProgress(counts, console=console)
+    progress.started("a", "muP adamw 64 lr 0.0055242717 seed 0", steps=200, cost=10.0)
+    progress.started("b", "vectors muon 128 lr 0.125 seed 0", steps=200, cost=10.0)
     progress.update(Counts(cells=4, waiting=1, here=2, cost=40.0, cost_to_come=10.0))
     progress.stepped("b", step=50, loss=2.5)
 
@@ -89,9 +89,9 @@ def test_the_display_gives_every_cell_a_line_of_its_own() -> None:
 
 def test_the_display_stays_within_a_screen(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(file=io.StringIO(), width=100, force_terminal=False)
-    progress = SweepProgress(Counts(cells=64, waiting=64, cost=64.0, cost_to_come=64.0), steps=200, console=console)
+    progress = SweepProgress(Counts(cells=64, waiting=64, cost=64.0, cost_to_come=64.0), console=console)
     for number in range(64):
-        progress.started(f"c{number}", "the same label", cost=1.0)
+        progress.started(f"c{number}", "the same label", steps=200, cost=1.0)
     progress.update(Counts(cells=64, here=64, cost=64.0))
     for number in range(5):
         progress.stepped(f"c{number}", step=100, loss=float(number))

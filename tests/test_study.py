@@ -74,7 +74,7 @@ def test_every_experiment_ships_as_a_study_with_a_larger_profile(name: str) -> N
     assert (spec.name, spec.experiment) == (name, name)
     assert (larger.name, larger.experiment) == (f"{name}-gpu", name)
     assert len(spec.seeds) >= 3
-    assert larger.budget.steps > spec.budget.steps
+    assert larger.budget.steps and spec.budget.steps and larger.budget.steps > spec.budget.steps
     assert set(larger.arms) == set(spec.arms)
     # Arms differ in the one thing that the experiment is about, never in data, schedule or the rates of norms.
     touched = {field.partition(".")[0] for overrides in spec.arms.values() for field in overrides}
@@ -118,6 +118,19 @@ def test_the_batch_may_be_the_question(study_dict: MakeStudy) -> None:
         StudySpec.from_dict(study_dict(nuisance={"train.batch_size": [2, 8]}))
 
 
+def test_the_length_may_be_the_question(study_dict: MakeStudy) -> None:
+    spec = StudySpec.from_dict(study_dict(factors={"train.steps": [3, 9]}))
+    assert {point.first_cell().config.train.steps for point in spec.points()} == {3, 9}
+
+
+def test_a_budget_of_tokens_gives_every_batch_size_as_many(study_dict: MakeStudy) -> None:
+    budget = {"tokens": 16 * 4 * 10, "batch_size": 4}
+    spec = StudySpec.from_dict(study_dict(factors={"train.batch_size": [2, 8]}, budget=budget))
+    configs = [point.first_cell().config for point in spec.points()]
+    assert {config.data.seq_len for config in configs} == {16}
+    assert {(config.train.batch_size, config.train.steps) for config in configs} == {(2, 20), (8, 5)}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -130,7 +143,13 @@ def test_the_batch_may_be_the_question(study_dict: MakeStudy) -> None:
         ({"nuisance": {"optim.lr": {"low": 1e-1, "high": 1e-3}}, "sampler": "random"}, "must be above low"),
         ({"nuisance": {"model.d_model": [8]}}, "is a scientific factor too"),
         ({"factors": {"seed": [0, 1]}}, "is set by seeds"),
-        ({"factors": {"train.steps": [1, 2]}}, "is set by budget.steps"),
+        ({"arms": {"short": {"train.steps": 2}}}, "arms.short.train.steps = 2: is set by budget.steps"),
+        ({"budget": {"batch_size": 4}}, "budget.steps = None: set it or budget.tokens, one of the two"),
+        ({"budget": {"batch_size": 4, "steps": 2, "tokens": 64}}, "budget.steps = 2: set it or budget.tokens"),
+        (
+            {"budget": {"batch_size": 4, "tokens": 64}, "factors": {"train.steps": [1, 2]}},
+            "factors.train.steps = '...': are set by budget.tokens",
+        ),
         ({"factors": {"model.d_model": [8, 9]}}, "model.d_model = 9: must be a multiple of model.head_dim = 8"),
         ({"factors": {"optimizer": ["sgd"], "model.d_model": [8]}}, "optimizer = 'sgd': input should be"),
         ({"base": {"model": {"depth": 3}}}, "model.depth = 3: unknown field"),

@@ -56,19 +56,26 @@ class TrainWindows:
         return self._epoch[1]
 
 
-def validation_windows(tokens_N: Tokens, seq_len: int, n: int) -> Windows:
+def validation_windows(tokens_N: Tokens, seq_len: int, n: int, offset: float = 0.0) -> Windows:
     """n windows x_nxW, int64, evenly spaced from the first token to the last; no token is a target twice.
 
-    Independent of the seed. Fewer than n, but at least one, if the text is too short for n.
+    Independent of the seed. Fewer than n, but at least one, if the text is too short for n. With an `offset`, in units of
+    the spacing, there is one window less, and none has a token of a window without offset.
 
     Raises:
-        UserError: the text is shorter than one window.
+        UserError: the text is shorter than one window, or has no room for other windows between these.
     """
     _check_length("validation", len(tokens_N), seq_len, "a longer corpus, a larger data.val_fraction")
     last = len(tokens_N) - 1 - seq_len
     n = min(n, (len(tokens_N) - 1) // seq_len)
     # n * T <= N - 1, so neighbours start at least T apart.
     start_n = np.arange(n) * last // max(n - 1, 1)
+    if offset:
+        shift_n = (np.diff(start_n) * offset).astype(np.int64)
+        if n < 2 or min(shift_n.min(), (np.diff(start_n) - shift_n).min()) <= seq_len:
+            fault = f"data.val_offset = {offset:g}: {n} windows of {seq_len} tokens leave no room for others between them"
+            raise UserError(f"{fault}; take 0.5, a smaller data.val_windows or a larger data.val_fraction")
+        start_n = start_n[:-1] + shift_n
     return np.asarray(tokens_N[start_n[:, None] + np.arange(seq_len + 1)], dtype=np.int64)
 
 

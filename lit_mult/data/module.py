@@ -48,7 +48,9 @@ class TextDataModule(LightningDataModule):
             corpus.train, seq_len=config.data.seq_len, batch_size=config.train.batch_size, seed=config.seed
         )
         self.val_windows = torch.from_numpy(
-            validation_windows(corpus.val, seq_len=config.data.seq_len, n=config.data.val_windows)
+            validation_windows(
+                corpus.val, seq_len=config.data.seq_len, n=config.data.val_windows, offset=config.data.val_offset
+            )
         )
 
     def train_batch(self, step: int) -> Windows:

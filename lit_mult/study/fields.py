@@ -21,8 +21,10 @@ _NAME = r"[A-Za-z0-9][\w.-]*"
 class Budget(Part):
     """Training budget of a cell, the same for every arm."""
 
-    steps: int = Field(gt=0)
+    steps: int | None = Field(None, gt=0)
     """Optimizer steps of a cell."""
+    tokens: int | None = Field(None, gt=0)
+    """Training tokens of a cell, in place of steps; with a factor train.batch_size, equal tokens at every batch size."""
     batch_size: int = Field(gt=0)
     """Sequences in one step."""
     trials: int | None = Field(None, gt=0)
@@ -114,7 +116,7 @@ class StudyFields(Part):
                     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
                     hint = f"; did you mean {close[0]}?" if close else ""
                     raise ConfigError(f"{group}.{name}", names[name], f"no such field of a run config{hint}")
-                if name in _SET_BY_THE_STUDY and (name, group) != ("train.batch_size", "factors"):
+                if name == "seed" or (name in _SET_BY_THE_STUDY and group != "factors"):
                     raise ConfigError(f"{group}.{name}", names[name], f"is set by {_SET_BY_THE_STUDY[name]}")
         for arm in self.arms:
             if not re.fullmatch(_NAME, arm):
@@ -127,6 +129,10 @@ class StudyFields(Part):
             _check_values(f"nuisance.{name}", grid_values(grid))
             if isinstance(grid, Distribution) and self.sampler == "grid":
                 raise ConfigError(f"nuisance.{name}", "a distribution", "needs a list, or sampler: random or tpe")
+        if (self.budget.steps is None) == (self.budget.tokens is None):
+            raise ConfigError("budget.steps", self.budget.steps, "set it or budget.tokens, one of the two")
+        if self.budget.tokens and "train.steps" in self.factors:
+            raise ConfigError("factors.train.steps", "...", "are set by budget.tokens; set budget.steps instead")
         self._check_search()
         for index, question in enumerate(self.questions):
             self._check_question(f"questions.{index}", question)

@@ -27,6 +27,7 @@ class _Running:
     """A running cell."""
 
     label: str
+    steps: int
     cost: float
     step: int = 0
     loss: float | None = None
@@ -35,10 +36,9 @@ class _Running:
 class SweepProgress:
     """A live display on a terminal, a plain line every 15 s elsewhere."""
 
-    def __init__(self, counts: Counts, steps: int, console: Console | None = None) -> None:
-        """`counts` at the start; `steps` of a cell."""
+    def __init__(self, counts: Counts, console: Console | None = None) -> None:
+        """`counts` at the start."""
         self.console = console or Console(stderr=True)
-        self.steps = steps
         self.diverged = self.pruned = 0
         self._counts = counts
         self._done_before = counts.cost - counts.cost_to_come
@@ -62,8 +62,8 @@ class SweepProgress:
         self._counts = counts
         self._tick()
 
-    def started(self, cell: str, label: str, cost: float) -> None:
-        self._running[cell] = _Running(label, cost)
+    def started(self, cell: str, label: str, steps: int, cost: float) -> None:
+        self._running[cell] = _Running(label, steps, cost)
 
     def stepped(self, cell: str, step: int, loss: float) -> None:
         self._running[cell].step, self._running[cell].loss = step, loss
@@ -80,10 +80,14 @@ class SweepProgress:
         """Print a permanent line above the display."""
         self.console.print(Text(line), soft_wrap=True)
 
+    def cost_to_come(self) -> float:
+        """Of the cells that wait or run elsewhere, and of the steps that the running ones have left."""
+        running = sum(cell.cost * (1 - cell.step / cell.steps) for cell in self._running.values())
+        return self._counts.cost_to_come + running
+
     def seconds_left(self) -> float | None:
         """Estimate from the speed so far; None before any progress."""
-        to_come = self._counts.cost_to_come
-        to_come += sum(cell.cost * (1 - cell.step / self.steps) for cell in self._running.values())
+        to_come = self.cost_to_come()
         spent = self._counts.cost - to_come - self._done_before
         return (time.monotonic() - self.start) * to_come / spent if spent > 0 else None
 
@@ -104,7 +108,7 @@ class SweepProgress:
         running = list(self._running.values())
         for cell in running[:_ROWS]:
             loss = "" if cell.loss is None else f"loss {cell.loss:.3f}"
-            table.add_row(cell.label, f"step {cell.step}/{self.steps}", loss)
+            table.add_row(cell.label, f"step {cell.step}/{cell.steps}", loss)
         if more := running[_ROWS:]:
             table.add_row(f"and {len(more)} more")
         display = Table.grid()  # not a Group: ProgressBar prints no newline

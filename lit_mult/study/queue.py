@@ -102,11 +102,8 @@ class CellQueue:
 
     def fitting(self, ticket: Ticket) -> Iterator[Ticket]:
         """Take further cells, lazily, that can be stacked with a cell that was taken."""
-        return self._take(self._like(ticket))
-
-    def waiting_like(self, ticket: Ticket) -> int:
-        """Number of cells that can begin now and be stacked with a cell that was taken."""
-        return sum(map(self._ready, self._like(ticket)))
+        key = ticket.search.stack_key
+        return self._take([search for search in self._searches if search.stack_key == key] if key else [])
 
     def complete(self, ticket: Ticket, record: RunRecord) -> None:
         """A cell has its record: report it to Optuna, and remove the cell's work files."""
@@ -165,10 +162,6 @@ class CellQueue:
         else:
             return True
         return False
-
-    def _like(self, ticket: Ticket) -> list[PointSearch]:
-        key = ticket.search.stack_key
-        return [search for search in self._searches if search.stack_key == key] if key else []
 
     def _waiting(self, search: PointSearch) -> int:
         return search.known.n_cells - sum(map(self._has_begun, search.cells))

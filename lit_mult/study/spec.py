@@ -149,10 +149,15 @@ class Point:
         Raises:
             ConfigError: the combination is not a valid config.
         """
-        budget = {"train.steps": self.spec.budget.steps, "train.batch_size": self.spec.budget.batch_size}
-        overrides = {**budget, **self.factors, **self.spec.arms[self.arm], **nuisance, "seed": seed}
+        budget = self.spec.budget
+        overrides = {"train.batch_size": budget.batch_size, **self.factors, **self.spec.arms[self.arm], **nuisance}
+        if budget.steps is not None:
+            overrides.setdefault("train.steps", budget.steps)
         try:
-            config = self.spec.base_config.with_overrides(overrides)
+            config = self.spec.base_config.with_overrides(overrides | {"seed": seed})
+            if budget.tokens is not None:
+                steps = max(1, round(budget.tokens / (config.train.batch_size * config.data.seq_len)))
+                config = config.with_overrides({"train.steps": steps})
             preset = self.spec.presets.get(config.parametrization.preset)
             return apply_preset(config, preset) if preset else config
         except ConfigError as error:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from lit_mult.data.batches import TrainWindows, validation_windows
 from lit_mult.data.cache import prepare
+from lit_mult.data.module import TextDataModule
 from lit_mult.errors import Interrupted, UserError
 from lit_mult.method.plan import plan_run
 from lit_mult.method.presets import run_multipliers
@@ -133,8 +133,7 @@ def check_cells(spec: StudySpec) -> list[str]:
         data = json.dumps(config.data.model_dump(mode="json"))
         if data not in corpora:
             corpora[data] = prepare(config.data)
-            TrainWindows(corpora[data].train, config.data.seq_len, config.train.batch_size, config.seed)
-            validation_windows(corpora[data].val, config.data.seq_len, config.data.val_windows)
+            TextDataModule(config, corpora[data])
         plan_run(config, corpora[data].vocab_size)
         for nuisance in point.searched():
             run_multipliers(point.config(nuisance, config.seed))
@@ -158,7 +157,7 @@ class _Sweep:
         """`members`: most cells of a stack; None: limited by GPU memory."""
         self.spec, self.folder, self.queue = spec, folder, queue
         self.result = SweepResult(folder.path, spec.n_cells)
-        self.progress = SweepProgress(queue.counts(), spec.budget.steps)
+        self.progress = SweepProgress(queue.counts())
         self._stop = _Stop(folder)
         self._busy: dict[str, _Started] = {}
         self._early_deaths = 0.0
@@ -202,26 +201,24 @@ class _Sweep:
             self._report_retries()
 
     def _start_cells(self, executor: Executor) -> None:
-        shares: dict[str, int] = {}
+        workers = executor.workers * max(1, len(self.folder.running_sweeps()))
+        share = self.progress.cost_to_come() / workers  # once for all workers, so that their shares are equal
         while executor.free and (ticket := self.queue.next()) is not None:
-            stack = [ticket, *islice(self.queue.fitting(ticket), self._members_of(executor, ticket, shares) - 1)]
+            stack = [ticket, *islice(self.queue.fitting(ticket), self._members_of(executor, ticket, share) - 1)]
             for member in stack:
                 cell = member.cell
                 attempts_before = len(self.folder.attempts.of(cell.id))
                 self._busy[cell.id] = _Started(member, attempts_before, share=1 / len(stack))
-                self.progress.started(cell.id, cell.label, member.search.cost)
+                self.progress.started(cell.id, cell.label, cell.config.train.steps, member.search.cost)
             executor.submit([self._job(member) for member in stack])
             self.progress.update(self.queue.counts())
 
-    def _members_of(self, executor: Executor, ticket: Ticket, shares: dict[str, int]) -> int:
-        """Size of the stack that this cell begins; `shares`: stack key -> a worker's share of the waiting cells."""
+    def _members_of(self, executor: Executor, ticket: Ticket, share: float) -> int:
+        """Size of the stack that this cell begins; `share`: of a worker, in the cost to come."""
         key = ticket.search.stack_key
         if key is None or (most := self._most_members(executor, ticket, key)) == 1:
             return 1
-        if key not in shares:  # once for all workers, so that their shares are equal
-            workers = executor.workers * max(1, len(self.folder.running_sweeps()))
-            shares[key] = math.ceil((1 + self.queue.waiting_like(ticket)) / workers)
-        return min(most, shares[key])
+        return min(most, max(1, math.ceil(share / ticket.search.cost)))
 
     def _most_members(self, executor: Executor, ticket: Ticket, key: str) -> int:
         if self._members is not None:
