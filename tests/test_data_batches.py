@@ -86,17 +86,11 @@ def test_validation_windows_by_hand() -> None:
     assert validation_windows(numbered(5), 2, 64).tolist() == [[0, 1, 2], [2, 3, 4]]
 
 
-@given(n=st.integers(2, 400), seq_len=st.integers(2, 9), count=st.integers(1, 20), offset=st.floats(0.01, 0.99))
-def test_windows_of_an_offset_have_no_token_of_the_others(n: int, seq_len: int, count: int, offset: float) -> None:
-    if n <= seq_len:
-        return
+@given(room=st.integers(0, 40), seq_len=st.integers(2, 9), count=st.integers(2, 20), offset=st.floats(0.2, 0.8))
+def test_windows_of_an_offset_have_no_token_of_the_others(room: int, seq_len: int, count: int, offset: float) -> None:
+    n = count * (5 * (seq_len + 2) + room)
     x_nxW = validation_windows(numbered(n), seq_len, count)
-    try:
-        others_nxW = validation_windows(numbered(n), seq_len, count, offset)
-    except UserError as error:
-        assert "data.val_offset" in str(error)
-        assert len(x_nxW) == 1 or n < len(x_nxW) * (seq_len + 2) / min(offset, 1 - offset) + seq_len  # no room, indeed
-        return
+    others_nxW = validation_windows(numbered(n), seq_len, count, offset)
     assert len(others_nxW) == len(x_nxW) - 1
     np.testing.assert_array_equal(np.diff(others_nxW, axis=1), 1)
     tokens = np.concatenate([x_nxW.ravel(), others_nxW.ravel()])
@@ -106,7 +100,7 @@ def test_windows_of_an_offset_have_no_token_of_the_others(n: int, seq_len: int, 
 def test_windows_of_an_offset_by_hand() -> None:
     # 19 tokens, T = 2: windows at 0, 8, 16, and halfway between them at 4 and 12.
     assert validation_windows(numbered(19), 2, 3, 0.5).tolist() == [[4, 5, 6], [12, 13, 14]]
-    with pytest.raises(UserError, match=r"^data.val_offset = 0.5: 3 windows of 2 tokens leave no room .*; take 0.5, a"):
+    with pytest.raises(UserError, match=r"^data.val_offset = 0.5: 3 windows of 2 tokens leave no room"):
         validation_windows(numbered(11), 2, 3, 0.5)
 
 

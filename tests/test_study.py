@@ -74,7 +74,9 @@ def test_every_experiment_ships_as_a_study_with_a_larger_profile(name: str) -> N
     assert (spec.name, spec.experiment) == (name, name)
     assert (larger.name, larger.experiment) == (f"{name}-gpu", name)
     assert len(spec.seeds) >= 3
-    assert larger.budget.steps and spec.budget.steps and larger.budget.steps > spec.budget.steps
+    assert larger.budget.steps
+    assert spec.budget.steps
+    assert larger.budget.steps > spec.budget.steps
     assert set(larger.arms) == set(spec.arms)
     # Arms differ in the one thing that the experiment is about, never in data, schedule or the rates of norms.
     touched = {field.partition(".")[0] for overrides in spec.arms.values() for field in overrides}

@@ -59,8 +59,8 @@ class TrainWindows:
 def validation_windows(tokens_N: Tokens, seq_len: int, n: int, offset: float = 0.0) -> Windows:
     """n windows x_nxW, int64, evenly spaced from the first token to the last; no token is a target twice.
 
-    Independent of the seed. Fewer than n, but at least one, if the text is too short for n. With an `offset`, in units of
-    the spacing, there is one window less, and none has a token of a window without offset.
+    Independent of the seed. Fewer than n, but at least one, if the text is too short for n. With an `offset`, in units
+    of the spacing, there is one window less, and none has a token of a window without offset.
 
     Raises:
         UserError: the text is shorter than one window, or has no room for other windows between these.
@@ -73,7 +73,7 @@ def validation_windows(tokens_N: Tokens, seq_len: int, n: int, offset: float = 0
     if offset:
         shift_n = (np.diff(start_n) * offset).astype(np.int64)
         if n < 2 or min(shift_n.min(), (np.diff(start_n) - shift_n).min()) <= seq_len:
-            fault = f"data.val_offset = {offset:g}: {n} windows of {seq_len} tokens leave no room for others between them"
+            fault = f"data.val_offset = {offset:g}: {n} windows of {seq_len} tokens leave no room between them"
             raise UserError(f"{fault}; take 0.5, a smaller data.val_windows or a larger data.val_fraction")
         start_n = start_n[:-1] + shift_n
     return np.asarray(tokens_N[start_n[:, None] + np.arange(seq_len + 1)], dtype=np.int64)

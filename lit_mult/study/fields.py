@@ -24,7 +24,7 @@ class Budget(Part):
     steps: int | None = Field(None, gt=0)
     """Optimizer steps of a cell."""
     tokens: int | None = Field(None, gt=0)
-    """Training tokens of a cell, in place of steps; with a factor train.batch_size, equal tokens at every batch size."""
+    """Training tokens of a cell, in place of steps; equal at every train.batch_size, where that is a factor."""
     batch_size: int = Field(gt=0)
     """Sequences in one step."""
     trials: int | None = Field(None, gt=0)
