@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from test_analysis_frame import write_run
 
-from lit_mult.analysis import sensitivity
+from lit_mult.analysis import plots, sensitivity
 from lit_mult.analysis.frame import load_records
-from lit_mult.analysis.questions import answers, differences_by_seed, statement
+from lit_mult.analysis.questions import along_factors, answers, differences_by_seed, statement
 from lit_mult.analysis.seeds import Floats, holm
 from lit_mult.schema import Question
 
@@ -76,6 +76,29 @@ def test_answers_are_corrected_together(runs: pd.DataFrame) -> None:
         "With vectors in place of muP (AdamW; widths 32, 64) the best loss is not shown to differ"
     )
     assert statement(adamw).endswith("2 seeds; differences up to 0.4427 remain possible.")
+
+
+def test_answers_along_a_factor_of_three_numbers(tmp_path: Path) -> None:
+    gains = {100: [0.0, 0.02], 400: [-0.1, -0.12], 1600: [-0.3, -0.3]}
+    for steps, by_seed in gains.items():
+        for seed, gain in enumerate(by_seed):
+            for arm, more in (("muP", 0.0), ("vectors", gain)):
+                for lr, extra in zip(LRS, (1.0, 0.0, 1.0), strict=True):
+                    factors = {"train.steps": steps, "optim.weight_decay": 0.4}
+                    cell = f"{arm}-{steps}-{lr}-{seed}"
+                    write_run(tmp_path, 2 + more + extra, arm=arm, lr=lr, seed=seed, factors=factors, cell=cell)
+    runs = load_records(tmp_path)
+    found = along_factors(runs, [ask("vectors", "muP"), ask("vectors", "muP", over=["train.steps"])])
+    assert found["factor"].tolist() == ["train.steps"] * 3  # not where they are averaged; one weight decay is no line
+    assert found["value"].tolist() == [100, 400, 1600]
+    assert found["difference"].tolist() == pytest.approx([0.01, -0.11, -0.3])
+    assert found["within"].tolist() == [""] * 3
+    # lr * weight_decay * steps between warmup (10 % of the steps) and final decay (16.7 %), at half the middle rate:
+    # the width is twice the base width.
+    assert found["times_low"].tolist() == pytest.approx([2**-7 * 0.4 * n for n in (73, 293, 1173)], rel=0.01)
+    assert np.isfinite(found[["low", "high"]].to_numpy()).all()
+    ticks = plots.answers_along_factors(found).axes[0].get_xticklabels()
+    assert [tick.get_text() for tick in ticks] == ["100\n(0.23)", "400\n(0.92)", "1600\n(3.7)"]
 
 
 def test_a_doubtful_difference_is_undecided(tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ _CAPTIONS = {
     "Shaded are rates at which lr * weight_decay * steps of hidden matrices stays below 2: runs too short for what "
     "multipliers do.",
     "sensitivity": "Learning-rate sensitivity (arXiv:2309.14322 sec. 2.2) and best loss against width.",
+    "answers_along_factors": "The declared questions along the factors that they leave open: mean differences over "
+    "seeds with 95 % intervals (Student's t); below 0 the first named is lower. In brackets: lr * weight_decay * steps "
+    "of hidden matrices at the best rates of both sides.",
     "adam_vs_muon": "Best loss under AdamW and Muon, and the difference at equal arm, width and seed.",
     "optimum_drift": "Optimal learning rate against width. Slope 0: the optimum transfers across widths.",
     "loss_vs_compute": "Best loss (mean over seeds, 95 % intervals) against the training FLOPs that one seed took, "
@@ -75,6 +78,10 @@ def comparison(study: StudyPlan | None, runs: pd.DataFrame) -> Findings:
         found.tables["answers"] = answered = questions.answers(runs, study.questions)
         found.display_tables["answers"] = questions.answers_table(answered)
         found.answers = list(map(questions.statement, rows(answered)))
+        along = questions.along_factors(runs, study.questions)
+        if not along.empty:
+            found.tables["answers_along_factors"] = along
+            found.figures["answers_along_factors"] = plots.answers_along_factors(along)
     nothing = ["one arm and one optimizer: nothing to compare"]
     found.statements[_EXPLORATORY] = list(explored(differences)) or nothing
     if (runs["study"] != "").any():  # a lone run was no search

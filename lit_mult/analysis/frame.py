@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,6 +101,11 @@ def rows(frame: pd.DataFrame) -> Iterator[Any]:
     return iter(frame.itertuples())
 
 
+def natural(text: str) -> str:
+    """A key that sorts the numbers in texts by their size: steps=400 before steps=1600."""
+    return re.sub(r"\d+(\.\d+)?", lambda number: f"{float(number[0]):020.9f}", text)
+
+
 def optimizer_name(optimizer: str) -> str:
     """Display name of an optimizer: AdamW for adamw."""
     return OPTIMIZERS[optimizer].label if optimizer in OPTIMIZERS else optimizer
@@ -111,7 +117,7 @@ def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
     kinds = {kind: rank for rank, kind in enumerate(KINDS)}
     # An arm has one rank, even if the kind of its multipliers varies within it.
     rank = frame["multipliers"].map(kinds).groupby(frame["arm"]).transform("min")
-    order = frame.assign(rank=rank - 9 * frame["reference"])
+    order = frame.assign(rank=rank - 9 * frame["reference"], setting=frame["setting"].map(natural))
     order = order.sort_values(["rank", "arm", "setting", "d_model", "seed", "lr", "cell"])
     return frame.loc[order.index].reset_index(drop=True)
 

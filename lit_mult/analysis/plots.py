@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from lit_mult.analysis import style as s
-from lit_mult.analysis.frame import rows
+from lit_mult.analysis.frame import natural, rows
 from lit_mult.analysis.labels import label_points
 from lit_mult.analysis.seeds import Floats, mean_interval
-from lit_mult.analysis.sensitivity import ALL_WIDTHS, lines, loss_curves, summary
+from lit_mult.analysis.sensitivity import ALL_WIDTHS, MEASURES, lines, loss_curves, summary
 from lit_mult.analysis.style import Axes, Figure, Mark, Styles, add_legend, arm_styles, panel_grid, styled
 from lit_mult.analysis.tables import NO_INTERVAL
 from lit_mult.method.regime import BALANCED
@@ -128,6 +128,38 @@ def optimizer_pairs(points: pd.DataFrame, differences: pd.DataFrame) -> pd.DataF
     pairs = _at(differences, between="optimizer", measure="best_loss", of="Muon", against="AdamW")
     pairs = pairs[(pairs["d_model"] != ALL_WIDTHS) & pairs["within"].isin(lines(points[~points["reference"]]))]
     return pairs.rename(columns={"low": "difference_low", "high": "difference_high"})
+
+
+@styled
+def answers_along_factors(answers: pd.DataFrame) -> Figure:
+    """Differences that a study asks about along its numeric factors (`questions.along_factors`), with intervals.
+
+    A row a factor and question, a column a measure. Below the values: decay times of hidden matrices at the best rates.
+    """
+    places = answers[["factor", "question"]].drop_duplicates()
+    measures = list(answers["measure"].unique())
+    figure, axes = panel_grid(len(places), len(measures), 2.3)
+    names = list(answers["within"].unique())
+    styles = s.line_styles(names) if len(names) > 1 else {names[0]: s.line_styles(["", "", "all"])["all"]}
+    for place, row in zip(rows(places), axes, strict=True):
+        for measure, ax in zip(measures, row, strict=True):
+            here = _at(answers, factor=place.factor, question=place.question, measure=measure)
+            values = np.sort(here["value"].unique())
+            for number, (within, line) in enumerate(here.sort_values("value").groupby("within", sort=False)):
+                at = np.searchsorted(values, line["value"]) + 0.06 * number
+                s.draw_means(ax, at, line, "difference", styles[str(within)])
+            times = here.groupby("value").agg(low=("times_low", "min"), high=("times_high", "max"))
+            ax.set_xticks(range(len(values)), [_with_times(row) for row in rows(times)])
+            ax.axhline(0, color="0.3", lw=0.8)
+            ax.set(title=f"{place.question}: {MEASURES[measure]}", xlabel=f"{place.factor}\n(decay times)")
+        row[0].set_ylabel("difference\n(nats per token)")
+    s.mark_legend(figure, [(name, look) for name, look in styles.items() if name])
+    return figure
+
+
+def _with_times(row: Any) -> str:
+    times = dict.fromkeys(f"{end:.2g}" for end in (row.low, row.high) if np.isfinite(end))
+    return f"{row.Index:g}" + (f"\n({'-'.join(times)})" if times else "")
 
 
 @styled
@@ -311,4 +343,4 @@ def _at(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
 
 
 def _settings(points: pd.DataFrame) -> list[str]:
-    return sorted(points["setting"].unique())
+    return sorted(points["setting"].unique(), key=natural)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from lit_mult.analysis import sensitivity
-from lit_mult.analysis.frame import optimizer_name, rows
+from lit_mult.analysis.frame import best_rates, optimizer_name, rows
 from lit_mult.analysis.seeds import holm, mean_interval, p_value
 from lit_mult.analysis.tables import interval, number, signed
 from lit_mult.schema import WIDTH, Question
@@ -19,6 +19,9 @@ ALPHA = 0.05
 Outcome = Literal["lower", "higher", "equivalent", "undecided"]
 _ANSWERS = ["of", "against", "measure", "within", "over", "seeds", "difference", "low", "high", "p", "p_holm", "margin"]
 _ANSWERS += ["doubtful", "outcome"]
+_ALONG = ["question", "measure", "factor", "value", "within", "seeds", "difference", "low", "high", "times_low"]
+_ALONG += ["times_high"]
+_LEAST_VALUES = 3
 _BY_SEED = ["question", "within", "over", "seed", "difference", "doubtful"]
 
 
@@ -59,6 +62,35 @@ def answers(runs: pd.DataFrame, questions: Sequence[Question]) -> pd.DataFrame:
     table["p_holm"] = holm(table["p"].astype(float))
     table["outcome"] = [_outcome(row) for row in rows(table)]
     return table[_ANSWERS]
+
+
+def along_factors(runs: pd.DataFrame, questions: Sequence[Question]) -> pd.DataFrame:
+    """The answers along every factor that has three numbers or more and that a question leaves open.
+
+    Columns: question (such as "vectors - muP"), measure, factor (its dotted name, `model.d_model` included), value,
+    within (the other open factors, as text), seeds, difference with its interval (low, high; see `answers`), and
+    times_low and times_high, the decay times (lr * weight_decay * steps) of hidden matrices at the best rates of both
+    sides.
+    """
+    line = ["arm", "setting", "d_model"]
+    times = best_rates(runs).groupby(line)["decay_times_hidden_low"].first().rename("decay_times")
+    points, found = _points(runs).join(times, on=line), list[dict[str, Any]]()
+    for question in questions:
+        pairs, over, open_factors = _pairs(points, question)
+        for factor in open_factors:
+            if pairs[factor].nunique() < _LEAST_VALUES or not pd.api.types.is_numeric_dtype(pairs[factor]):
+                continue
+            others = [name for name in open_factors if name != factor]
+            labelled = pairs.assign(others=_texts(pairs, others))
+            for (within, value), part in labelled.groupby(["others", factor]):
+                mean, low, high = mean_interval((seeds := _seeds(part, over))["difference"])
+                both = part[["decay_times", "decay_times_against"]].to_numpy(float)
+                found.append(
+                    {"question": _asked(question), "measure": question.measure, "factor": factor, "value": value}
+                    | {"within": within, "seeds": len(seeds), "difference": mean, "low": low, "high": high}
+                    | {"times_low": float(both.min()), "times_high": float(both.max())}
+                )
+    return pd.DataFrame(found, columns=_ALONG)
 
 
 def statement(row: Any) -> str:
@@ -127,23 +159,34 @@ def _points(runs: pd.DataFrame) -> pd.DataFrame:
 _FACTORS = "names of factors"
 
 
-def _by_seed(points: pd.DataFrame, question: Question) -> pd.DataFrame:
+def _pairs(points: pd.DataFrame, question: Question) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """The pairs of a question, a row a seed and setting; the factors to average over; the others that vary."""
     factors = json.loads(points[_FACTORS].iloc[0])
     free = [name for name in factors if name not in question.of]
     of, against = (_matching(points, side) for side in (question.of, question.against))
     pairs = sensitivity.paired(of, against, [*free, "seed"], question.measure)
     over = [name for name in question.over if name in free]
-    within = [name for name in free if name not in over and points[name].nunique() > 1]
-    pairs = pairs.assign(**{"within": _texts(pairs, within)})
+    return pairs, over, [name for name in free if name not in over and points[name].nunique() > 1]
+
+
+def _by_seed(points: pd.DataFrame, question: Question) -> pd.DataFrame:
+    pairs, over, within = _pairs(points, question)
     found = []
-    for name, part in pairs.groupby("within", sort=False):
-        levels = part[over].astype(str).agg(" ".join, axis=1) if over else pd.Series("", part.index)
-        whole = part[levels.groupby(part["seed"]).transform("nunique") == levels.nunique()]
-        by_seed = whole.groupby("seed").agg(difference=("difference", "mean"), doubtful=("doubtful", "any"))
+    for name, part in pairs.assign(within=_texts(pairs, within)).groupby("within", sort=False):
         text = "; ".join(_values(key, sorted(part[key].unique())) for key in over)
-        asked = f"{_name(question.of)} - {_name(question.against)}"
-        found.append(by_seed.reset_index().assign(question=asked, within=name, over=text))
+        found.append(_seeds(part, over).reset_index().assign(question=_asked(question), within=name, over=text))
     return pd.concat(found)[_BY_SEED] if found else pd.DataFrame(columns=_BY_SEED)
+
+
+def _seeds(pairs: pd.DataFrame, over: Sequence[str]) -> pd.DataFrame:
+    """Seed -> its mean difference over the factors `over`, and whether it is doubtful. Only seeds with all values."""
+    levels = pairs[list(over)].astype(str).agg(" ".join, axis=1) if over else pd.Series("", pairs.index)
+    whole = pairs[levels.groupby(pairs["seed"]).transform("nunique") == levels.nunique()]
+    return whole.groupby("seed").agg(difference=("difference", "mean"), doubtful=("doubtful", "any"))
+
+
+def _asked(question: Question) -> str:
+    return f"{_name(question.of)} - {_name(question.against)}"
 
 
 def _matching(points: pd.DataFrame, side: dict[str, Any]) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import load_records
 from lit_mult.analysis.gains import gains
+from lit_mult.analysis.plane import plane
 from lit_mult.analysis.regime import regime
 from lit_mult.config import Experiment, flatten
 from lit_mult.errors import UserError
@@ -57,7 +58,7 @@ def write_report(folder: Path | str) -> Report:
     else:
         main = comparison(study, runs)
     extra = (gains(runs),) if study and study.experiment else ()
-    parts = (main, *extra, regime(folder, runs), downstream(folder, runs))
+    parts = (main, *extra, plane(runs), regime(folder, runs), downstream(folder, runs))
     warnings = (*_warnings(study, runs), *(line for part in parts for line in part.warnings))
 
     files = dict[str, bytes]()
