@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from record_data import make_record
@@ -41,13 +42,18 @@ def known(spec: StudySpec, records: Records) -> dict[str, Cell]:
     return {name: cell for point in cells.points for name, cell in point.cells.items()}
 
 
-def rounds(spec: StudySpec, loss: Loss) -> list[dict[str, Cell]]:
+def rounds(spec: StudySpec, loss: Loss) -> Iterator[dict[str, Cell]]:
     """The cells of each round, the planned ones first, when all of them are run."""
-    found, records = list[dict[str, Cell]](), Records()
+    records = Records()
     while new := {name: cell for name, cell in known(spec, records).items() if name not in records}:
-        found.append(new)
+        yield new
         records |= {name: record(cell, loss) for name, cell in new.items()}
-    return found
+
+
+def first_round(spec: StudySpec, loss: Loss) -> dict[str, Cell]:
+    """The cells of the round behind the planned ones."""
+    _planned, first = islice(rounds(spec, loss), 2)
+    return first
 
 
 def queue(spec: StudySpec, folder: StudyFolder, name: str) -> CellQueue:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from growth_data import alternating, curve, known, queue, record, rounds
+from growth_data import alternating, curve, first_round, known, queue, record, rounds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from refusals import refusal
@@ -64,7 +64,7 @@ def test_rounds_by_hand(precise_dict: MakeStudy) -> None:
 
 
 def test_a_grid_that_is_narrow_enough_gets_no_seeds(precise_dict: MakeStudy) -> None:
-    assert len(rounds(StudySpec.from_dict(precise_dict(precision=0.13)), alternating)) == 1
+    assert len(list(rounds(StudySpec.from_dict(precise_dict(precision=0.13)), alternating))) == 1
 
 
 def test_the_budget_of_seeds_ends_the_rounds(precise_dict: MakeStudy) -> None:
@@ -74,11 +74,16 @@ def test_the_budget_of_seeds_ends_the_rounds(precise_dict: MakeStudy) -> None:
     assert [seeds_of(cells.values()) for cells in rounds(spec, alternating)] == [{4, 3}, {5, 6}, {7, 8, 9}]
 
 
+@pytest.fixture
+def every(precise_dict: MakeStudy) -> list[dict[str, Cell]]:
+    """All rounds of a study, the planned cells first."""
+    return list(rounds(StudySpec.from_dict(precise_dict()), alternating))
+
+
 @given(data=st.data())
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whoever_reads_the_folder_derives_the_same_cells(precise_dict: MakeStudy, data: st.DataObject) -> None:
-    spec = StudySpec.from_dict(precise_dict())
-    every = rounds(spec, alternating)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whoever_reads_the_folder_derives_the_same_cells(every: list[dict[str, Cell]], data: st.DataObject) -> None:
+    spec = next(iter(every[0].values())).point.spec
     cells = {name: cell for some in every for name, cell in some.items()}
     records = {name: record(cell, alternating) for name, cell in cells.items()}
     lost = data.draw(st.sets(st.sampled_from(sorted(cells)), max_size=3))
@@ -97,7 +102,7 @@ def test_an_optimum_at_an_edge_has_one_neighbour(precise_dict: MakeStudy, best: 
     def loss(cell: Cell) -> float:
         return alternating(cell) - curve(cell) + curve(cell, best)
 
-    assert rates_of(rounds(StudySpec.from_dict(precise_dict()), loss)[1].values()) == rates
+    assert rates_of(first_round(StudySpec.from_dict(precise_dict()), loss).values()) == rates
 
 
 def test_neighbours_have_the_best_of_the_other_nuisance_factors(precise_dict: MakeStudy) -> None:
@@ -142,7 +147,7 @@ def test_a_question_about_all_rates_gets_its_seeds_at_all_of_them(precise_dict: 
         flatter = cell.point.arm == "vectors" and cell.config.seed % 2 == 0
         return 3 + (curve(cell) - 3) * (0.9 if flatter else 1)
 
-    further = rounds(StudySpec.from_dict(precise_dict(questions=questions)), loss)[1]
+    further = first_round(StudySpec.from_dict(precise_dict(questions=questions)), loss)
 
     assert rates_of(further.values()) == {-8, -7, -6, -5, -4}
     assert seeds_of(further.values()) == {2, 3}
@@ -151,7 +156,7 @@ def test_a_question_about_all_rates_gets_its_seeds_at_all_of_them(precise_dict: 
 def test_an_arm_with_one_rate_takes_part(precise_dict: MakeStudy) -> None:
     arms = {"muP": {"multipliers": "fixed"}, "vectors": {"multipliers": "vector", "optim.lr": 2**-6}}
 
-    further = rounds(StudySpec.from_dict(precise_dict(arms=arms)), alternating)[1].values()
+    further = first_round(StudySpec.from_dict(precise_dict(arms=arms)), alternating).values()
 
     by_arm = {arm: [cell for cell in further if cell.point.arm == arm] for arm in arms}
     assert (rates_of(by_arm["muP"]), rates_of(by_arm["vectors"])) == ({-7, -6, -5}, {-6})
@@ -177,7 +182,7 @@ def test_a_width_that_one_side_lacks_gets_no_seeds(precise_dict: MakeStudy) -> N
     arms = {"muP": {"multipliers": "fixed"}, "vectors": {"multipliers": "vector", "model.d_model": 8}}
     study = precise_dict(arms=arms, factors={"model.d_model": [8, 16]})
 
-    further = rounds(StudySpec.from_dict(study), alternating)[1]
+    further = first_round(StudySpec.from_dict(study), alternating)
 
     assert {cell.point.name for cell in further.values()} == {"muP-8", "vectors-8"}
 
@@ -186,7 +191,7 @@ def test_a_side_that_diverges_gets_no_seeds(precise_dict: MakeStudy) -> None:
     def loss(cell: Cell) -> float | None:
         return None if cell.point.arm == "vectors" else curve(cell)
 
-    assert len(rounds(StudySpec.from_dict(precise_dict()), loss)) == 1
+    assert len(list(rounds(StudySpec.from_dict(precise_dict()), loss))) == 1
 
 
 def test_a_sweep_that_is_killed_in_a_round_is_taken_over(precise_dict: MakeStudy, tmp_path: Path) -> None:
@@ -219,7 +224,7 @@ def test_a_sweep_that_is_killed_in_a_round_is_taken_over(precise_dict: MakeStudy
 
 def test_no_seeds_are_added_past_a_failed_cell(precise_dict: MakeStudy, tmp_path: Path) -> None:
     spec, folder = StudySpec.from_dict(precise_dict()), StudyFolder(tmp_path)
-    failed, *others = rounds(spec, alternating)[0].values()
+    failed, *others = next(rounds(spec, alternating)).values()
     for cell in others:
         record(cell, alternating).write(folder.record(cell.id))
     attempt = folder.attempts.begin(failed.id, 0)

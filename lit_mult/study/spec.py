@@ -183,7 +183,7 @@ class Cell:
     added: bool = False
     refines: bool = False
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The point, the seed, and a hash of arm and config."""
         digest = hashlib.sha256(f"{self.point.arm}:{self.config.hash}".encode()).hexdigest()[:8]
