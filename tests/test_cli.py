@@ -212,7 +212,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
         swept.append(spec.name)
         if not out.exists():
             shutil.copytree(ROOT / "results" / "pays", out)
-        return SweepResult(out, spec.n_cells)
+        return SweepResult(out, cells=0)  # hence no report, whose command comes later
 
     monkeypatch.setattr(sweep_module, "sweep", no_sweep)  # hours: shipped studies are validated elsewhere
     for command in commands:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,31 @@ RUN = """--model.d_model 16 --model.n_layers 1 --model.head_dim 8 --parametrizat
 STANDARD = "--optimizer sign --parametrization.rule standard"
 
 
+RUN_ALL = """
+import contextlib, io, json, sys
+from lit_mult.cli import main
+
+done = []
+for arguments in json.load(sys.stdin):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as error:
+        try:
+            code = main(arguments.split())
+        except SystemExit as exit:  # of --help
+            code = exit.code
+    done.append((code, out.getvalue(), error.getvalue()))
+print(json.dumps(done))
+"""
+
+
+@dataclass
+class Done:
+    """What became of a command."""
+
+    code: int
+    out: str
+    error: str
+
+
 class Installed:
     """The command line in a process in which the package is installed."""
 
@@ -68,13 +94,22 @@ class Installed:
         (info / "entry_points.txt").write_text(entry_points)
         self.folder, self.text = folder, text
 
-    def __call__(self, arguments: str) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *commands: str) -> list[Done]:
+        """Run commands one after the other in one process, which imports everything once."""
         path = os.pathsep.join([str(self.folder), *filter(None, [os.environ.get("PYTHONPATH")])])
-        command = [sys.executable, "-m", "lit_mult", *arguments.split()]
-        return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+        process = subprocess.run(
+            [sys.executable, "-c", RUN_ALL],
+            input=json.dumps(commands),
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+        assert process.returncode == 0, process.stderr
+        return [Done(*one) for one in json.loads(process.stdout.splitlines()[-1])]
 
-    def run(self, command: str, options: str) -> subprocess.CompletedProcess[str]:
-        return self(f"{command} {RUN} --data.corpus {self.text} {options}")
+    def run(self, command: str, options: str) -> str:
+        """A command on a tiny run."""
+        return " ".join(f"{command} {RUN} --data.corpus {self.text} {options}".split())
 
 
 OWN = """
@@ -91,67 +126,60 @@ def installed(tmp_path: Path, text_file: Path) -> Installed:
     return Installed(tmp_path, text_file, OWN)
 
 
-def one_line(done: subprocess.CompletedProcess[str], said: str) -> None:
-    assert done.returncode == 2, done.stderr
-    assert said in done.stderr
-    assert done.stderr.count("\n") == 1
+def one_line(done: Done, said: str) -> None:
+    assert done.code == 2, done.error
+    assert said in done.error
+    assert done.error.count("\n") == 1
 
 
 def test_a_run_with_both(installed: Installed, tmp_path: Path) -> None:
-    done = installed.run("fit", f"{STANDARD} --multipliers exponential --out {tmp_path / 'a'}")
-    assert done.returncode == 0, done.stderr
+    run, help_text, shown = installed(
+        installed.run("fit", f"{STANDARD} --multipliers exponential --out {tmp_path / 'a'}"),
+        "parameters --help",
+        installed.run("parameters", STANDARD),
+    )
+    assert run.code == 0, run.error
     record = json.loads((tmp_path / "a" / "record.json").read_text())
     assert record["status"] == "completed"
     assert record["parameters"]["multipliers"] == 256 + 4 * 16 + 2 * 44 + 16  # rows of the full placement
     assert record["final_loss"] < record["initial_loss"]
-    help_text = installed("parameters --help").stdout
-    assert "--optimizer {adamw,muon,hyperball,muon-hyperball,sign,scaled}" in help_text
-    assert "weight_norm,exponential}" in help_text
-    assert "| adamw" not in installed.run("parameters", STANDARD).stderr
+    assert "--optimizer {adamw,muon,hyperball,muon-hyperball,sign,scaled}" in help_text.out
+    assert "weight_norm,exponential}" in help_text.out
+    assert shown.code == 0, shown.error
+    assert "| adamw" not in shown.error
 
 
-@pytest.mark.parametrize(
-    ("command", "options", "said"),
-    [
-        ("parameters", "--optimizer sign", "'sign': has no width factor, which parametrization.rule = mup needs"),
-        ("coord-check", f"{STANDARD} --parametrization.rule mup", "has no width factor"),
-        (
-            "coord-check",
-            "--optimizer scaled --widths 16,24,32 --steps 1 --seeds 1",
-            "'scaled': has no width exponent, which the coordinate check needs",
-        ),
-        (
-            "lint-placement",
-            "--multipliers exponential",
-            "is no product of multipliers and matrix, which",
-        ),
-        ("fit", "--multipliers exponential --train.diagnostics [symmetry]", "is no product of multipliers and matrix"),
-        ("fit", f"{STANDARD} --train.diagnostics '[brownian]'", "'sign': has no noise reference, which the Brownian"),
-    ],
-)
-def test_what_an_entry_leaves_out_is_one_line(
-    installed: Installed, tmp_path: Path, command: str, options: str, said: str
-) -> None:
-    out = f" --out {tmp_path / 'out'}" if command == "fit" else ""
-    one_line(installed.run(command, options.replace("'", "") + out), said)
-    assert not (tmp_path / "out").exists()  # refused before the run, not after it
-
-
-def test_stacks_and_the_reference_of_a_finished_run_are_refused(installed: Installed, tmp_path: Path) -> None:
-    assert installed.run("fit", f"{STANDARD} --out {tmp_path / 'a'}").returncode == 0
-    one_line(installed(f"brownian {tmp_path / 'a'}"), "'sign': has no noise reference, which the Brownian reference")
+def test_what_an_entry_leaves_out_is_one_line(installed: Installed, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     base = {"optimizer": "sign", "parametrization": {"rule": "standard"}, "data": {"corpus": str(installed.text)}}
-    study.write_text(
-        json.dumps(
-            {"name": "s", "base": base, "arms": {"a": {}}, "seeds": [0], "budget": {"steps": 2, "batch_size": 2}}
-        )
-    )
-    one_line(
-        installed(f"sweep {study} --vectorize 2 --out {tmp_path / 'out'}"),
-        "'sign': has no stacked form, which training runs together needs",
-    )
-    assert not (tmp_path / "out").exists()
+    arms = {"arms": {"a": {}}, "seeds": [0], "budget": {"steps": 2, "batch_size": 2}}
+    study.write_text(json.dumps({"name": "s", "base": base, **arms}))
+    out = f"--out {tmp_path / 'out'}"
+    refused = {
+        installed.run("parameters", "--optimizer sign"): (
+            "'sign': has no width factor, which parametrization.rule = mup needs"
+        ),
+        installed.run("coord-check", f"{STANDARD} --parametrization.rule mup"): "has no width factor",
+        installed.run("coord-check", "--optimizer scaled --widths 16,24,32 --steps 1 --seeds 1"): (
+            "'scaled': has no width exponent, which the coordinate check needs"
+        ),
+        installed.run("lint-placement", "--multipliers exponential"): (
+            "is no product of multipliers and matrix, which"
+        ),
+        installed.run("fit", f"--multipliers exponential --train.diagnostics [symmetry] {out}"): (
+            "is no product of multipliers and matrix"
+        ),
+        installed.run("fit", f"{STANDARD} --train.diagnostics [brownian] {out}"): (
+            "'sign': has no noise reference, which the Brownian"
+        ),
+        f"sweep {study} --vectorize 2 {out}": "'sign': has no stacked form, which training runs together needs",
+        f"brownian {tmp_path / 'a'}": "'sign': has no noise reference, which the Brownian reference",
+    }
+    finished, *refusals = installed(installed.run("fit", f"{STANDARD} --out {tmp_path / 'a'}"), *refused)
+    assert finished.code == 0, finished.error
+    for done, said in zip(refusals, refused.values(), strict=True):
+        one_line(done, said)
+    assert not (tmp_path / "out").exists()  # refused before the run, not after it
 
 
 @pytest.mark.parametrize(
@@ -163,4 +191,5 @@ def test_stacks_and_the_reference_of_a_finished_run_are_refused(installed: Insta
     ],
 )
 def test_a_bad_entry_point_is_one_line(tmp_path: Path, text_file: Path, point: str, said: str) -> None:
-    one_line(Installed(tmp_path, text_file, f"[lit_mult.optimizers]\n{point}\n")("parameters"), said)
+    (done,) = Installed(tmp_path, text_file, f"[lit_mult.optimizers]\n{point}\n")("parameters")
+    one_line(done, said)
