@@ -90,8 +90,8 @@ def _experiment(name: str, evidence: Evidence) -> Findings:
 
 
 def _warnings(study: StudyPlan | None, runs: pd.DataFrame) -> Iterator[str]:
-    if study and (planned := int((~(runs["added"] | runs["refines"])).sum())) < study.cells:
-        yield f"{planned} of {study.cells} planned runs have a record"
+    if study and (planned := int((~(runs["added"] | runs["refines"])).sum())) < (wanted := _wanted(study, runs)):
+        yield f"{planned} of {wanted} planned runs have a record"
     if runs["study"].nunique() > 1:
         yield f"records of several studies: {', '.join(sorted(runs['study'].unique()))}"
     for column, name in (("corpus_hash", "corpora"), ("planned_tokens", "token budgets")):
@@ -103,6 +103,12 @@ def _warnings(study: StudyPlan | None, runs: pd.DataFrame) -> Iterator[str]:
         yield f"runs of {commits.nunique()} git commits: {_listed(commits)}"
     if commits.str.endswith("+dirty").any() or (commits == "none").any():
         yield "some runs were made outside git or from a tree with changes, so their code is not on record"
+
+
+def _wanted(study: StudyPlan, runs: pd.DataFrame) -> int:
+    """Runs of the plan but for the further seeds of pruned trials, which do not run."""
+    pruned = (runs["status"] == "pruned") & ~runs["seed"].isin(study.fresh_seeds)
+    return study.cells - int(pruned.sum()) * (study.seeds_per_trial - 1)
 
 
 def _page(title: str, parts: Sequence[Findings], warnings: Sequence[str], provenance: list[str]) -> str:

@@ -145,21 +145,21 @@ def points(runs: pd.DataFrame) -> pd.DataFrame:
     `lr_low` and `lr_high` are those of the planned learning rates alone, so that ranges are equal where some groups had
     rates added. A seed added for precision has a best loss alone.
     A group that lacks planned runs (against all learning rates and nuisance settings of its arm; in a sampled search,
-    against the group of its arm that has most) is not `complete`; it has no sensitivity, nor has one with a pruned run,
-    whose final loss nobody knows, nor a sampled search, whose learning rates are no fixed range. `note` says why a
-    sensitivity is NaN. A reference arm has one lr, hence a loss and no sensitivity. `runs`, `diverged`, `pruned` and
-    `added` are numbers of runs.
+    against the group of its arm and seed that has most) is not `complete`; it has no sensitivity, nor has one with a
+    pruned run, whose final loss nobody knows, nor a sampled search, whose learning rates are no fixed range. `note`
+    says why a sensitivity is NaN. A reference arm has one lr, hence a loss and no sensitivity. `runs`, `diverged`,
+    `pruned` and `added` are numbers of runs.
     """
     planned = runs[~runs["added"]]
     planned = planned[~planned["refines"]]
     expected = planned.drop_duplicates(["arm", "lr", "nuisance"]).groupby("arm").size().to_dict()
     if runs["reference"].any():  # one lr for each setting, which may differ between settings
         expected |= dict.fromkeys(runs.loc[runs["reference"], "arm"].unique(), 1)
-    if (sampled := planned[planned["sampler"] != "grid"]).size:  # every group has learning rates of its own: count them
-        expected |= sampled.groupby(_GROUP, sort=False).size().groupby("arm").max().to_dict()
+    of_sampled = _expected_of_sampled(planned[planned["sampler"] != "grid"])
     rows, curves = [], loss_curves(runs)
     for key, curve in curves.groupby(_GROUP, sort=False):
-        rows.append(dict(zip(_GROUP, key, strict=True)) | _point(curve, expected.get(key[0], 0)))
+        wanted = of_sampled.get(key, expected.get(key[0], 0))
+        rows.append(dict(zip(_GROUP, key, strict=True)) | _point(curve, wanted))
     found = pd.DataFrame(rows)
     shared = _at_best_rate(curves[~curves["sampled"]])
     found = found.merge(shared, on=_GROUP, how="left", suffixes=("_of_seed", ""))
@@ -167,6 +167,23 @@ def points(runs: pd.DataFrame) -> pd.DataFrame:
         of_seed = found.pop(f"{name}_of_seed")
         found[name] = found[name].where(~found["sampled"], of_seed)
     return found.astype({"at_edge": bool})
+
+
+def _expected_of_sampled(runs: pd.DataFrame) -> dict[Any, int]:
+    """Group -> runs that it should have: every group has learning rates of its own, so that they can only be counted.
+
+    A group should have as many as the group of its arm and seed that has most, where a trial that was pruned on another
+    seed counts as run: its further seeds do not run.
+    """
+    if runs.empty:
+        return {}
+    counts = runs.assign(pruned=runs["status"] == "pruned").groupby(_GROUP, sort=False)["pruned"].agg(["size", "sum"])
+    counts = counts.set_axis(["runs", "pruned"], axis="columns")
+    elsewhere = counts.groupby(_CURVES)["pruned"].transform("sum") - counts["pruned"]
+    counts["with_pruned"] = counts["runs"] + elsewhere
+    most = counts.groupby(["arm", "seed"]).transform("max")
+    is_whole = (counts["runs"] == most["runs"]) | (counts["with_pruned"] == most["with_pruned"])
+    return counts["runs"].where(is_whole, most["runs"]).to_dict()
 
 
 def _at_best_rate(curves: pd.DataFrame) -> pd.DataFrame:
