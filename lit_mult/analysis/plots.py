@@ -30,7 +30,7 @@ def loss_vs_lr(runs: pd.DataFrame, points: pd.DataFrame) -> Figure:
     """Final loss against learning rate: a row a setting, a column a width, a line an arm with its band over seeds.
 
     The loss axis follows the bulk of the runs: a diverged run is a cross at the top, one above the axis a triangle.
-    Shaded are rates at which lr * weight_decay * steps of hidden matrices stays below 2 (`method.regime`).
+    Shaded are rates at which lr * weight_decay * steps of hidden matrices stays below 2 in all arms (`method.regime`).
     """
     curves, styles = loss_curves(runs), arm_styles(points)
     panels = [
@@ -279,16 +279,21 @@ def _loss_panel(ax: Axes, curves: pd.DataFrame, points: pd.DataFrame, styles: St
 
 
 def _shade_short_runs(ax: Axes, runs: pd.DataFrame) -> bool:
-    """Shade the rates whose runs end before the balance of noise and decay; whether there are any."""
-    short = runs.loc[runs["decay_times_hidden_low"] < BALANCED, ["lr", "decay_times_hidden_low"]]
-    if short.empty:
-        return False
+    """Shade the rates whose runs end before the balance of noise and decay in all arms; whether there are any."""
     lowest, highest = ax.get_xlim()
-    # Times grow with the rate, unless weight decay is independent of it.
-    end = min((short["lr"] * BALANCED / short["decay_times_hidden_low"]).median(), highest)
+    ends = [_balanced_from(of_arm) for _, of_arm in runs.groupby("arm")]
+    if not ends or (end := min(*ends, highest)) <= runs["lr"].min():
+        return False
     ax.axvspan(lowest, end, **s.SHADE)
     ax.set_xlim(lowest, highest)
     return True
+
+
+def _balanced_from(runs: pd.DataFrame) -> float:
+    """The learning rate from which on the runs of an arm reach the balance; 0 where all do."""
+    short = runs.loc[runs["decay_times_hidden_low"] < BALANCED, ["lr", "decay_times_hidden_low"]]
+    # Times grow with the rate, unless weight decay is independent of it.
+    return 0.0 if short.empty else float((short["lr"] * BALANCED / short["decay_times_hidden_low"]).median())
 
 
 def _curve(ax: Axes, by_lr: pd.DataFrame, style: Mapping[str, Any]) -> None:
