@@ -6,7 +6,7 @@ CHECKOUT = pyproject.toml constraints.txt
 
 .PHONY: quickstart test test-slow lint wheel clean
 
-## Train the quick study here and now, nine cells at once on a core, and write results/quick/ (nine minutes on two cores).
+## Train the quick study here and now, nine cells at once on a core, and write results/quick/ (six minutes on two cores).
 quickstart: $(VENV)/.core
 	$(VENV)/bin/lit-mult sweep quick --vectorize 9 --out results/quick
 

@@ -242,7 +242,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     exec(code[1], names)
 
     assert names["record"].final_loss < names["record"].initial_loss
-    assert len(names["figure"].axes) == 2  # a panel an optimizer
+    assert len(names["figure"].axes) == 4  # a panel an optimizer and width
 
 
 def test_the_make_targets_of_the_readme_exist() -> None:

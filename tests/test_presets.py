@@ -160,9 +160,8 @@ def test_a_bad_preset_file_is_refused_in_one_line(tmp_path: Path, text: str | by
 def test_an_unknown_preset_names_the_shipped_ones(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_preset(name)
-    assert str(caught.value) == (
-        f"parametrization.preset = {name!r}: must be a YAML file or one of falcon-h1-0.5b, mup_tuning, neutral"
-    )
+    shipped = "falcon-h1-0.5b, mup_tuning, neutral, pays_tuning"
+    assert str(caught.value) == f"parametrization.preset = {name!r}: must be a YAML file or one of {shipped}"
 
 
 def test_a_config_has_multipliers_of_its_own(written: Written) -> None:

@@ -386,6 +386,7 @@ def test_nothing_of_a_stack_is_left_in_memory_for_the_next(tiny: Tiny, tmp_path:
     assert len(list(tmp_path.glob("*.json"))) == 4
 
 
+@pytest.mark.slow
 def test_a_vectorized_sweep_finds_the_same_optimum(small_study_dict: MakeStudy, tmp_path: Path) -> None:
     study = small_study_dict(
         {"model.n_layers": 2},

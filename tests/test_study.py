@@ -53,7 +53,11 @@ def test_the_cells_of_a_grid(study_dict: MakeStudy) -> None:
 def test_shipped_studies_are_valid_and_fair() -> None:
     for name, cells in (
         ("quick", 2 * 2 * 2 * 3 * 3),
-        ("pays", 2 * 2 * 4 * 5),
+        ("pays", 4 * 2 * 2 * 4 * 5),
+        ("pays_tuning", 2 * (60 * 2 + 8 * 3)),
+        ("dose", 2 * 2 * 5 * 3 * 5),
+        ("dose_noise", 2 * 2 * 3 * 3 * 5),
+        ("plane", 2 * 2 * 25 * 3),
         ("lr_width", 3 * 3 * 7 * 3 * 2),
         ("mup_tuning", 2 * 100),
         ("adam_vs_muon", None),
@@ -64,7 +68,8 @@ def test_shipped_studies_are_valid_and_fair() -> None:
         # Arms differ in multipliers and parametrization alone: same data, budget, schedule and vector-like rates.
         touched = {field for overrides in spec.arms.values() for field in overrides}
         of_the_arm = {"rule", "preset", "tier"}
-        assert touched <= {"multipliers", "optim.lr", *(f"parametrization.{field}" for field in of_the_arm)}
+        parametrization = {f"parametrization.{field}" for field in of_the_arm}
+        assert touched <= {"multipliers", "placement.init", "optim.lr", *parametrization}
 
 
 @pytest.mark.parametrize("name", get_args(Experiment))
