@@ -12,7 +12,7 @@ quickstart: $(VENV)/.core
 
 ## Lint, types, architecture and tests.
 test: $(VENV)/.dev lint
-	$(VENV)/bin/python -m pytest -n auto
+	$(VENV)/bin/python -m pytest -n auto --dist worksteal
 
 ## The tests that take minutes.
 test-slow: $(VENV)/.dev
