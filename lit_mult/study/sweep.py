@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from lit_mult.data.batches import TrainWindows, validation_windows
 from lit_mult.data.cache import prepare
-from lit_mult.data.module import TextDataModule
 from lit_mult.errors import Interrupted, UserError
 from lit_mult.method.plan import plan_run
 from lit_mult.method.presets import run_multipliers
@@ -133,7 +133,9 @@ def check_cells(spec: StudySpec) -> list[str]:
         data = json.dumps(config.data.model_dump(mode="json"))
         if data not in corpora:
             corpora[data] = prepare(config.data)
-            TextDataModule(config, corpora[data])
+            of_data = config.data
+            TrainWindows(corpora[data].train, of_data.seq_len, config.train.batch_size, config.seed)
+            validation_windows(corpora[data].val, of_data.seq_len, of_data.val_windows, of_data.val_offset)
         plan_run(config, corpora[data].vocab_size)
         for nuisance in point.searched():
             run_multipliers(point.config(nuisance, config.seed))
