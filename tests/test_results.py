@@ -120,9 +120,7 @@ def test_the_answers_of_pays_agree_with_a_recomputation_to_1e_9() -> None:
         return mean if measure == "mean_loss" else mean - min(curve)
 
     answers = table("pays", "answers")
-    assert (
-        len(answers) == len(load_study("pays").questions) * 2 - 2
-    )  # an optimizer each; the second and third have both
+    assert len(answers) == len(load_study("pays").questions) * 2 - 2  # one an optimizer; two name it themselves
     for row in answers:
         of, against = ([*row[side].split(" under "), row["within"]][:2] for side in ("of", "against"))
         widths = [int(width) for width in re.findall(r"\d+", row["over"] or row["within"])]

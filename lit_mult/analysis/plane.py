@@ -17,7 +17,8 @@ from lit_mult.analysis import style as s
 from lit_mult.analysis import tables
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import rows
-from lit_mult.analysis.seeds import mean_interval, means_over_seeds
+from lit_mult.analysis.seeds import mean_interval, means_over_seeds, paired
+from lit_mult.analysis.sensitivity import capped
 from lit_mult.analysis.style import Axes, Figure, panel_grid, styled
 
 _LR, _DECAY = "optim.lr", "optim.weight_decay"
@@ -51,7 +52,7 @@ def plane(runs: pd.DataFrame) -> Findings:
     """
     if not _is_plane(runs):
         return Findings()
-    losses = runs.assign(loss=runs["final_loss"].fillna(np.inf).clip(upper=runs["initial_loss"]))
+    losses = runs.assign(loss=capped(runs["final_loss"], runs["initial_loss"]))
     means = means_over_seeds(losses, [*_LINE, _LR, _DECAY], "loss")
     differences, excess = _differences(losses), _excess(losses)
     flatness = means_over_seeds(excess, [*_LINE, "along"], "excess")
@@ -69,21 +70,17 @@ def plane(runs: pd.DataFrame) -> Findings:
 def _is_plane(runs: pd.DataFrame) -> bool:
     if not {_LR, _DECAY} <= set(runs.columns) or runs[[_LR, _DECAY]].isna().any(axis=None):
         return False
-    searched = runs["nuisance"] != ""  # values of nuisance factors other than the learning rate
-    only = runs["nuisance"].str.fullmatch(r"weight_decay=[^,]*")
+    no_other = runs["nuisance"].str.fullmatch(r"weight_decay=[^,]*")  # nuisance factor but for the learning rate
     enough = min(runs[_LR].nunique(), runs[_DECAY].nunique()) > 1
-    return bool(searched.all() and only.all() and enough and (runs["sampler"] == "grid").all())
+    return bool(no_other.all() and enough and (runs["sampler"] == "grid").all())
 
 
 def _differences(losses: pd.DataFrame) -> pd.DataFrame:
     """Loss of each arm minus that of each arm before it, over the seeds at every point of the plane."""
-    found = []
+    point, found = ["setting", "d_model", _LR, _DECAY], []
     for against, of in combinations(losses["arm"].unique(), 2):
-        on = ["setting", "d_model", _LR, _DECAY, "seed"]
-        both = losses[losses["arm"] == of].merge(losses[losses["arm"] == against], on=on, suffixes=("", "_against"))
-        both["difference"] = both["loss"] - both["loss_against"]
-        here = means_over_seeds(both, on[:-1], "difference")
-        found.append(here.assign(of=of, against=against))
+        pairs = paired(losses, of, against, [*point, "seed"], "loss").rename(columns={"loss": "difference"})
+        found.append(means_over_seeds(pairs, point, "difference").assign(of=of, against=against))
     columns = ["of", "against", "setting", "d_model", _LR, _DECAY, "difference", "low", "high", "seeds"]
     return pd.concat(found)[columns] if found else pd.DataFrame(columns=columns)
 
@@ -110,10 +107,10 @@ def _excess(losses: pd.DataFrame) -> pd.DataFrame:
 
 def _statements(excess: pd.DataFrame) -> Iterator[str]:
     for against, of in combinations(excess["arm"].unique(), 2):
-        on = ["setting", "d_model", "along", "seed"]
-        both = excess[excess["arm"] == of].merge(excess[excess["arm"] == against], on=on, suffixes=("", "_against"))
-        for (setting, width, along), pairs in both.groupby(on[:-1], sort=False):
-            mean, low, high = mean_interval(pairs["excess"] - pairs["excess_against"])
+        line = ["setting", "d_model", "along"]
+        both = paired(excess, of, against, [*line, "seed"], "excess")
+        for (setting, width, along), pairs in both.groupby(line, sort=False):
+            mean, low, high = mean_interval(pairs["excess"])
             where = ", ".join(filter(None, (str(setting), f"d = {width}", f"{len(pairs)} seeds")))
             span = tables.interval(low, high, len(pairs))
             answer = f"{of} {'lower' if high < 0 else 'higher'}" if low > 0 or high < 0 else "no difference shown"

@@ -97,7 +97,7 @@ def loss_curves(runs: pd.DataFrame) -> pd.DataFrame:
     seeds, the same for all seeds; in a sampled search, whose seeds have values of their own, the lowest of the seed.
     """
     runs = runs.assign(**{status: runs["status"] == status for status in ("diverged", "pruned")})
-    runs = runs.assign(sampled=runs["sampler"] != "grid", capped=_capped(runs["final_loss"], runs["initial_loss"]))
+    runs = runs.assign(sampled=runs["sampler"] != "grid", capped=capped(runs["final_loss"], runs["initial_loss"]))
     grid = runs[~runs["sampled"]]
     chosen = _lowest_mean(grid, [*_CURVES, "lr"], "nuisance")
     of_chosen = grid["nuisance"].to_numpy() == grid[[*_CURVES, "lr"]].merge(chosen, how="left")["nuisance"].to_numpy()
@@ -119,11 +119,11 @@ def best_rates(curves: pd.DataFrame) -> pd.DataFrame:
 
     It is one rate for all seeds, among those that most of them have run. Columns: of the line, d_model, lr.
     """
-    capped = curves.assign(capped=_capped(curves["loss"], curves["initial_loss"]))
-    return _lowest_mean(capped, _CURVES, "lr")
+    return _lowest_mean(curves.assign(capped=capped(curves["loss"], curves["initial_loss"])), _CURVES, "lr")
 
 
-def _capped(losses: pd.Series, initial: pd.Series) -> pd.Series:
+def capped(losses: pd.Series, initial: pd.Series) -> pd.Series:
+    """Losses, at most the initial ones, which stand for those of runs that have none."""
     return losses.fillna(np.inf).clip(upper=initial.fillna(np.inf))
 
 

@@ -3,8 +3,8 @@
 The paper gives no answer; claims here are possible ones. Arm `rate` varies the multipliers' learning rate at one decay,
 arm `decay` their decay at one rate; the rest scales by muP.
 
-The optimal rate of a seed is interpolated. Where losses at chosen values are compared, a seed's values are chosen by
-the mean over the *other* seeds: the least of several noisy losses is too low on the seed that chose it.
+The optimal rate of a seed is interpolated. Losses are compared at values of lowest mean over the seeds, the same for
+all of them (`seeds.at_best`).
 """
 
 from __future__ import annotations
