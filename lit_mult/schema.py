@@ -80,7 +80,7 @@ class CellInfo(_Section):
     nuisance: dict[str, Any]
     """Value of each nuisance factor, by dotted config field (`optim.lr: 0.01`)."""
     added: bool = False
-    """Not of the planned grid: added because the optimum lay at an edge of it."""
+    """Not of the planned grid: at a learning rate that was added beyond an edge, or around the optimum."""
     refines: bool = False
     """A further seed at the rates around the optimum, to narrow the interval of a declared question."""
 

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from study_data import queues, trials
 from tiny_runs import MakeStudy
 
 from lit_mult.analysis.frame import load_records
+from lit_mult.analysis.sensitivity import points
 from lit_mult.config import RunConfig
 from lit_mult.errors import ConfigError, UserError
 from lit_mult.layout import find_records
 from lit_mult.schema import RunRecord
 from lit_mult.study.files import load_study
 from lit_mult.study.folder import StudyFolder
-from lit_mult.study.grids import next_rate
+from lit_mult.study.grids import next_rate, rates_between
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.status import study_status
 from lit_mult.study.storage import open_storage
@@ -138,6 +140,7 @@ def test_a_preset_makes_cells_that_need_no_file(study_dict: MakeStudy, tmp_path:
         ({"pruner": {"name": "median"}}, "pruner = 'median': needs base.train.eval_every"),
         ({"pruner": {"name": "oracle"}}, "pruner.name = 'oracle'"),
         ({"follow_optimum": 2}, "follow_optimum = 2: needs sampler: grid"),
+        ({"refine_optimum": 1}, "refine_optimum = 1: needs sampler: grid"),
     ],
 )
 def test_a_bad_search_is_refused_in_one_line(tuning_dict: MakeStudy, changes: dict[str, Any], said: str) -> None:
@@ -265,21 +268,42 @@ def test_a_grid_grows_beyond_the_edge_at_which_its_optimum_lies(exponents: list[
     assert next_rate(rates, dict.fromkeys(rates, math.inf)) is None
 
 
-def test_a_study_follows_its_optimum_within_its_budget(
-    study_dict: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a loss that falls with the rate at width 8 and rises at 16, both grids grow, one at each side."""
+def set_losses(monkeypatch: pytest.MonkeyPatch, loss: Callable[[RunConfig], float]) -> None:
+    """Runs end with this final loss."""
     real = run_module.run
 
     def graded(config: RunConfig, *arguments: Any, record_path: Path, **options: Any) -> RunRecord:
         record = real(config, *arguments, record_path=record_path, **options)
-        sign = 1 if config.model.d_model == 16 else -1
-        graded = record.model_copy(update={"final_loss": 20 + sign * math.log2(config.optim.lr)})
+        graded = record.model_copy(update={"final_loss": loss(config)})
         record_path.unlink()
         graded.write(record_path)
         return graded
 
     monkeypatch.setattr(run_module, "run", graded)
+
+
+@given(st.floats(-9, -5), st.integers(1, 4))
+def test_refined_rates_close_in_on_the_optimum(optimum: float, halvings: int) -> None:
+    rates = {2.0**exponent: abs(exponent - optimum) for exponent in (-9, -8, -7, -6, -5)}
+    spacing = 2 ** (1 / 2**halvings)
+    while added := rates_between(rates, spacing):
+        assert len(added) <= 2
+        assert not rates.keys() & set(added)
+        rates |= {rate: abs(math.log2(rate) - optimum) for rate in added}
+    assert min(rates.values()) <= math.log2(spacing) / 2 + 1e-9
+    assert len(rates) <= 5 + 2 * halvings
+
+
+def test_nothing_is_refined_where_all_rates_diverge() -> None:
+    assert rates_between({0.1: math.inf, 0.2: math.inf}, 1.1) == []
+
+
+def test_a_study_follows_its_optimum_within_its_budget(
+    study_dict: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a loss that falls with the rate at width 8 and rises at 16, both grids grow, one at each side."""
+    sign = {8: -1, 16: 1}
+    set_losses(monkeypatch, lambda config: 20 + sign[config.model.d_model] * math.log2(config.optim.lr))
     arms = {"muP": {"multipliers": "fixed"}}
     study = study_dict(arms=arms, seeds=[0, 1], nuisance={"optim.lr": {"log2": [-8, -7, -6]}}, follow_optimum=2)
     spec = StudySpec.from_dict(study)
@@ -305,3 +329,24 @@ def test_a_study_follows_its_optimum_within_its_budget(
     lost.unlink()
     assert sweep(spec, tmp_path / "out", workers=0).ran == 1
     assert RunRecord.read(lost).cell == next(r.cell for r in found if r.cell and r.cell.cell == lost.stem)
+
+
+def test_rates_are_added_around_the_optimum_and_count_for_the_best_loss_alone(
+    small_study_dict: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_losses(monkeypatch, lambda config: 2 + abs(math.log2(config.optim.lr) + 7.2))
+    rates = {"optim.lr": {"log2": [-8, -7, -6]}}
+    study = small_study_dict(arms={"muP": {"multipliers": "fixed"}}, seeds=[0, 1], nuisance=rates, refine_optimum=2)
+    spec = StudySpec.from_dict(study)
+
+    result = sweep(spec, tmp_path, workers=0)
+
+    found = records(tmp_path)
+    added = {math.log2(r.config["optim"]["lr"]) for r in found if r.cell and r.cell.added}
+    assert added == {-7.5, -6.5, -7.25, -6.75}
+    assert (result.ran, spec.n_cells, study_status(tmp_path, retries=3).cells) == (14, 6, 14)
+    shown = points(load_records(tmp_path))
+    assert shown["best_loss"].tolist() == pytest.approx([2.05, 2.05])
+    assert shown["mean_loss"].tolist() == pytest.approx([2 + (0.8 + 0.2 + 1.2) / 3] * 2)
+    assert shown["complete"].all()
+    assert not shown["at_edge"].any()

@@ -141,7 +141,7 @@ def _provenance(study: StudyPlan | None, folder: Path, runs: pd.DataFrame) -> It
     if refines:
         yield f"{refines} runs are of seeds that were added for the precision of the declared questions"
     if added:
-        yield f"{added} runs were added where an optimum lay at the edge of the grid"
+        yield f"{added} runs are at learning rates that were added beyond an edge of the grid, or around an optimum"
     if pruned:
         yield f"{pruned} of {len(runs)} runs were pruned: ended early by the study's pruner, so they have no final loss"
     if differing := _arms_differ_in(runs):

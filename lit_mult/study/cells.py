@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from lit_mult.schema import RunRecord
 from lit_mult.study.folder import StudyFolder
-from lit_mult.study.grids import grid_values, next_rate
+from lit_mult.study.grids import grid_values, next_rate, rates_between
 from lit_mult.study.precision import further_cells
 from lit_mult.study.slots import SampledCells, Trial
 from lit_mult.study.spec import Point, StudySpec
@@ -43,7 +43,7 @@ class StudyCells:
 
 
 class GridCells:
-    """The cells of a grid: planned ones, those of rates added at an edge, and those of seeds added for precision."""
+    """The cells of a grid: planned ones, those of rates added at its optimum, and of seeds added for precision."""
 
     to_sample = startable = 0
 
@@ -63,20 +63,29 @@ class GridCells:
         return {name: Trial.of_cell(cell) for name, cell in self.cells.items()}
 
     def refresh(self, records: Mapping[str, RunRecord]) -> None:
-        """While all planned seeds are done and the optimum lies at an edge of the grid, add a learning rate there."""
+        """While all planned seeds are done, add the learning rates that `_rates_to_add` asks for."""
         point, grid = self.point, self.point.nuisance.get("optim.lr")
-        if not point.spec.follow_optimum or grid is None:
+        if grid is None or not (point.spec.follow_optimum or point.spec.refine_optimum):
             return
-        rates = grid_values(grid)
+        rates = sorted(grid_values(grid))
         while self.planned.keys() <= records.keys():
-            losses = self._losses_by_rate(records)
-            rate = next_rate(list(losses), losses)
-            if rate is None or len(losses) >= len(rates) + point.spec.follow_optimum:
+            if not (added := self._rates_to_add(rates, self._losses_by_rate(records))):
                 return
-            for nuisance, seed in itertools.product(point.grid(), point.spec.seeds):
+            for rate, nuisance, seed in itertools.product(added, point.grid(), point.spec.seeds):
                 if nuisance["optim.lr"] == rates[0]:
                     cell = point.cell({**nuisance, "optim.lr": rate}, seed, added=True)
                     self.planned[cell.id] = self.cells[cell.id] = cell
+
+    def _rates_to_add(self, planned: list[float], losses: Mapping[float, float]) -> list[float]:
+        """One beyond the edge at which the optimum lies; else those midway between it and its neighbours."""
+        spec = self.point.spec
+        beyond = [rate for rate in losses if not planned[0] <= rate <= planned[-1]]
+        if len(beyond) < spec.follow_optimum and (rate := next_rate([*planned, *beyond], losses)) is not None:
+            return [rate]
+        if not spec.refine_optimum:
+            return []
+        closest = min(high / low for low, high in itertools.pairwise(planned))
+        return rates_between(losses, closest ** (1 / 2**spec.refine_optimum))
 
     def _losses_by_rate(self, records: Mapping[str, RunRecord]) -> dict[float, float]:
         """Learning rate -> mean over seeds of the best loss; infinite when all runs of a seed diverged."""

@@ -96,6 +96,9 @@ class StudyFields(Part):
     follow_optimum: int = Field(0, ge=0)
     """Most learning rates to add to a grid at each point, one grid step at a time beyond the edge at which the best
     mean loss lies."""
+    refine_optimum: int = Field(0, ge=0)
+    """How often to halve the grid's spacing around each point's best mean loss: rates midway between the best one and
+    its neighbours are added, which count for the best loss alone."""
     precision: float | None = Field(None, gt=0)
     """Half width of the 95 % intervals of all questions, nats per token: seeds are added to a finished grid until they
     are as narrow, or a line has budget.seeds."""
@@ -172,8 +175,10 @@ class StudyFields(Part):
                     raise ConfigError(f"start.{index}.{name}", value, f"is not in the list {grid_values(grid)}")
         if self.pruner and not self.base_config.train.eval_every:
             raise ConfigError("pruner", self.pruner.name, "needs base.train.eval_every, the steps at which it looks")
-        if self.follow_optimum and not (is_grid and len(grid_values(self.nuisance.get("optim.lr", []))) > 1):
-            raise ConfigError("follow_optimum", self.follow_optimum, "needs sampler: grid over two or more optim.lr")
+        has_rates = is_grid and len(grid_values(self.nuisance.get("optim.lr", []))) > 1
+        for name in ("follow_optimum", "refine_optimum"):
+            if getattr(self, name) and not has_rates:
+                raise ConfigError(name, getattr(self, name), "needs sampler: grid over two or more optim.lr")
 
     def _check_seeds_of_trials(self) -> None:
         per_trial, rerank = self.budget.seeds_per_trial, self.rerank
@@ -218,7 +223,7 @@ class StudyFields(Part):
     def grows(self) -> bool:
         """Whether records may add cells to the plan, or take some from it."""
         pruned = self.pruner is not None and self.trial_seeds
-        return bool(self.follow_optimum or self.precision or self.rerank or pruned)
+        return bool(self.follow_optimum or self.refine_optimum or self.precision or self.rerank or pruned)
 
     @property
     def base_config(self) -> RunConfig:

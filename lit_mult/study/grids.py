@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
@@ -56,6 +57,9 @@ Grid = Annotated[
 """Values of a nuisance factor: a list, powers of two, or a range to sample from."""
 
 
+_RATIO_TOLERANCE = 1.01  # rates are often written with two or three digits
+
+
 def grid_values(grid: Grid) -> list[Any]:
     """The values; of a distribution, its two ends."""
     if isinstance(grid, PowersOfTwo):
@@ -80,3 +84,18 @@ def next_rate(rates: Sequence[float], losses: Mapping[float, float]) -> float | 
     if best == ordered[0]:
         return ordered[0] ** 2 / ordered[1]
     return ordered[-1] ** 2 / ordered[-2] if best == ordered[-1] else None
+
+
+def rates_between(losses: Mapping[float, float], spacing: float) -> list[float]:
+    """The learning rates midway, in log, between the best rate and those of its neighbours that are too far from it.
+
+    Args:
+        losses: rate -> loss, lower is better; a rate whose runs diverged has an infinite one.
+        spacing: ratio of neighbouring rates that is close enough.
+    """
+    ordered = sorted(losses)
+    best = ordered.index(min(ordered, key=lambda rate: losses[rate]))
+    if not math.isfinite(losses[ordered[best]]):
+        return []
+    pairs = itertools.pairwise(ordered[max(0, best - 1) : best + 2])
+    return [math.sqrt(low * high) for low, high in pairs if high / low > spacing * _RATIO_TOLERANCE]
