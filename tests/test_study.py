@@ -54,10 +54,13 @@ def test_shipped_studies_are_valid_and_fair() -> None:
     for name, cells in (
         ("quick", 2 * 2 * 2 * 3 * 3),
         ("pays", 4 * 2 * 2 * 4 * 5),
-        ("pays_tuning", 2 * (60 * 2 + 8 * 3)),
+        ("pays_tuning", 2 * 2 * (60 * 2 + 8 * 3)),
         ("dose", 2 * 2 * 5 * 3 * 5),
         ("dose_noise", 2 * 2 * 3 * 3 * 5),
+        ("dose_groups", 5 * 2 * 3 * 5),
+        ("dose_vocabulary", 2 * 2 * 3 * 3 * 5),
         ("plane", 2 * 2 * 25 * 3),
+        ("pays_downstream", 2 * 2 * 3 * 5),
         ("lr_width", 3 * 3 * 7 * 3 * 2),
         ("mup_tuning", 2 * 100),
         ("adam_vs_muon", None),
@@ -69,7 +72,7 @@ def test_shipped_studies_are_valid_and_fair() -> None:
         touched = {field for overrides in spec.arms.values() for field in overrides}
         of_the_arm = {"rule", "preset", "tier"}
         parametrization = {f"parametrization.{field}" for field in of_the_arm}
-        assert touched <= {"multipliers", "placement.init", "optim.lr", *parametrization}
+        assert touched <= {"multipliers", "placement.init", "placement.overrides", "optim.lr", *parametrization}
 
 
 @pytest.mark.parametrize("name", get_args(Experiment))
