@@ -28,6 +28,7 @@ from lit_mult.schema import RunRecord
 from lit_mult.study.files import load_study
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.grids import next_rate, rates_between
+from lit_mult.study.search import distributions
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.status import study_status
 from lit_mult.study.storage import open_storage
@@ -280,6 +281,20 @@ def set_losses(monkeypatch: pytest.MonkeyPatch, loss: Callable[[RunConfig], floa
         return graded
 
     monkeypatch.setattr(run_module, "run", graded)
+
+
+def test_trials_at_added_rates_are_within_the_range_that_optuna_is_told(study_dict: MakeStudy) -> None:
+    """Rates of steps that are no power of two, at which rounding goes either way."""
+    for step in (0.7, 1.25, 4 / 3):
+        exponents = [-9 + step * i for i in range(3)]
+        study = study_dict(nuisance={"optim.lr": {"log2": exponents}}, follow_optimum=3)
+        allowed = distributions(next(StudySpec.from_dict(study).points()))["optim.lr"]
+        up = down = [2.0**exponent for exponent in exponents]
+        for _ in range(3):
+            up = [*up, next_rate(up, {rate: -rate for rate in up}) or 0]
+            down = [next_rate(down, {rate: rate for rate in down}) or 0, *down]
+            assert allowed._contains(up[-1])
+            assert allowed._contains(down[0])
 
 
 @given(st.floats(-9, -5), st.integers(1, 4))

@@ -231,12 +231,15 @@ def make_sampler(spec: StudySpec, slot: int) -> BaseSampler:
     return TPESampler(seed=seed) if spec.sampler == "tpe" else RandomSampler(seed=seed)
 
 
+_ROUNDING = 1 + 1e-9  # of the rates that are added one step at a time
+
+
 def distributions(point: Point) -> dict[str, BaseDistribution]:
     """Parameters of a point's trials: the nuisance factors and, unless a trial runs on several, the seed."""
     by_name = {name: _distribution(grid, point) for name, grid in point.nuisance.items()}
     if point.spec.follow_optimum and isinstance(planned := by_name.get("optim.lr"), FloatDistribution):
         rates = sorted(grid_values(point.nuisance["optim.lr"]))
-        growth = (rates[1] / rates[0]) ** point.spec.follow_optimum
+        growth = (rates[1] / rates[0]) ** point.spec.follow_optimum * _ROUNDING
         by_name["optim.lr"] = FloatDistribution(planned.low / growth, planned.high * growth, log=True)
     if point.spec.trial_seeds and not point.is_grid:
         return by_name
