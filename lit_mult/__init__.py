@@ -16,6 +16,13 @@
     trained = lit_mult.load_trained("runs/a")                     # -> model, tokenizer and corpus of a finished run
     scores = lit_mult.load_scores("results/downstream", lit_mult.load_records("results/downstream"))
 
+Multipliers on a model of any library, in a training script of its own (needs torch alone):
+
+    lit_mult.add_multipliers(model, kind="vector")
+    optimizer = lit_mult.HybridOptimizer(lit_mult.build_param_groups(model, lr=3e-4, optimizer="muon"))
+    lit_mult.clip_grad_norm_(model, 1.0)                          # after backward, in place of torch's
+    lit_mult.merge_and_unload(model)                              # a plain model again, with the same outputs
+
 Names load what they need when they are first used: reading records needs no torch.
 """
 
@@ -32,6 +39,9 @@ if TYPE_CHECKING:
     from lit_mult.analysis.sensitivity import points as sensitivity_points
     from lit_mult.config import RunConfig
     from lit_mult.errors import ConfigError, UserError
+    from lit_mult.inject.groups import build_param_groups, clip_grad_norm_
+    from lit_mult.inject.model import add_multipliers, merge_and_unload, remove_multipliers
+    from lit_mult.optim.hybrid import HybridOptimizer
     from lit_mult.schema import RunRecord
     from lit_mult.stacked.run import Member, run_stack
     from lit_mult.study.files import load_study
@@ -42,12 +52,16 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ConfigError": "lit_mult.errors",
+    "HybridOptimizer": "lit_mult.optim.hybrid",
     "Member": "lit_mult.stacked.run",
     "RunConfig": "lit_mult.config",
     "RunRecord": "lit_mult.schema",
     "StudySpec": "lit_mult.study.spec",
     "UserError": "lit_mult.errors",
     "adam_vs_muon": "lit_mult.analysis.plots",
+    "add_multipliers": "lit_mult.inject.model",
+    "build_param_groups": "lit_mult.inject.groups",
+    "clip_grad_norm_": "lit_mult.inject.groups",
     "interpolated_optimum": "lit_mult.analysis.sensitivity",
     "load_curves": "lit_mult.analysis.frame",
     "load_diagnostics": "lit_mult.analysis.diagnostics",
@@ -57,8 +71,10 @@ _HOMES = {
     "load_trained": "lit_mult.training.trained",
     "loss_vs_lr": "lit_mult.analysis.plots",
     "lr_sensitivity": "lit_mult.analysis.sensitivity",
+    "merge_and_unload": "lit_mult.inject.model",
     "optimum_drift": "lit_mult.analysis.plots",
     "paired_differences": "lit_mult.analysis.sensitivity",
+    "remove_multipliers": "lit_mult.inject.model",
     "run": "lit_mult.training.run",
     "run_stack": "lit_mult.stacked.run",
     "sensitivity_points": "lit_mult.analysis.sensitivity:points",
@@ -68,12 +84,16 @@ _HOMES = {
 
 __all__ = [
     "ConfigError",
+    "HybridOptimizer",
     "Member",
     "RunConfig",
     "RunRecord",
     "StudySpec",
     "UserError",
     "adam_vs_muon",
+    "add_multipliers",
+    "build_param_groups",
+    "clip_grad_norm_",
     "interpolated_optimum",
     "load_curves",
     "load_diagnostics",
@@ -83,8 +103,10 @@ __all__ = [
     "load_trained",
     "loss_vs_lr",
     "lr_sensitivity",
+    "merge_and_unload",
     "optimum_drift",
     "paired_differences",
+    "remove_multipliers",
     "run",
     "run_stack",
     "sensitivity_points",

@@ -13,6 +13,7 @@ from pydantic.config import JsonDict
 
 from lit_mult.errors import ConfigError
 from lit_mult.registry import modules_in
+from lit_mult.registry.contracts import OptimizerSettings
 from lit_mult.registry.kinds import KINDS
 from lit_mult.registry.optimizers import OPTIMIZERS
 from lit_mult.registry.roles import Role, Shape
@@ -198,13 +199,13 @@ class OptimConfig(_Section):
     weight_decay_mode: Literal["coupled", "independent"] = "coupled"
     """coupled: a step decays a matrix by lr * weight_decay. independent: by weight_decay times the
     schedule, whatever the lr, so that fitting values are those of lr * weight_decay. Multipliers: always coupled."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = OptimizerSettings.betas
     """AdamW's decay rates of the two moments."""
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(OptimizerSettings.eps, gt=0)
     """AdamW's epsilon."""
-    muon_momentum: float = Field(0.95, ge=0, lt=1)
+    muon_momentum: float = Field(OptimizerSettings.muon_momentum, ge=0, lt=1)
     """Nesterov momentum of Muon."""
-    muon_ns_steps: int = Field(5, gt=0)
+    muon_ns_steps: int = Field(OptimizerSettings.muon_ns_steps, gt=0)
     """Newton-Schulz iterations of Muon."""
     vector_lr: float = Field(1e-2, gt=0)
     """Learning rate of norm weights, in every arm alike, and of the multipliers unless multiplier_lr is set."""

@@ -42,7 +42,14 @@ def test_tables_are_the_papers(role: str, minimal: str, full: str) -> None:
 
 def test_tables_cover_every_matrix_role() -> None:
     assert set(PLACEMENTS) == {"minimal", "full"}
-    assert all(set(table) == MATRIX_ROLES == {Role(row[0]) for row in ROWS} for table in PLACEMENTS.values())
+    assert {Role(row[0]) for row in ROWS} == MATRIX_ROLES
+    beyond = {Role.ROUTER: axes("none"), Role.POSITION: axes("none")}
+    # A Mamba2 block (arXiv:2601.04890 app. C).
+    beyond |= {Role.SSM_GATE: axes("row"), Role.SSM_INPUT: axes("none")}
+    beyond |= {Role.SSM_STEP: axes("row"), Role.SSM_OUT: axes("row+column")}
+    for table in PLACEMENTS.values():
+        assert set(table) == MATRIX_ROLES | beyond.keys()
+        assert all(table[role] == expected for role, expected in beyond.items())
 
 
 @pytest.mark.parametrize("column", [1, 2], ids=["minimal", "full"])

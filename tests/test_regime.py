@@ -15,7 +15,7 @@ from lit_mult.config import RunConfig, ScheduleConfig
 from lit_mult.method.plan import plan_run
 from lit_mult.method.regime import matrix_regimes
 from lit_mult.method.schedule import main_stage, peak_steps
-from lit_mult.registry.roles import HIDDEN_ROLES, Role
+from lit_mult.registry.roles import HIDDEN_ROLES, MATRIX_ROLES, Role
 from lit_mult.schema import MatrixRegime, RunRecord
 from lit_mult.stacked.run import Member, run_stack
 from lit_mult.training.run import run
@@ -115,7 +115,7 @@ def test_the_record_of_a_run_has_its_regime_alone_and_in_a_stack(tiny: Tiny, tmp
     records = [run(configs[0], tmp_path / "alone")]
     records += run_stack([Member(config, tmp_path / str(config.optim.lr)) for config in configs])
     for record, lr in zip(records, (0.01, 0.01, 0.02), strict=True):
-        assert list(record.regime) == [role.value for role in Role if role not in (Role.NORM, Role.MULTIPLIER)]
+        assert list(record.regime) == [role.value for role in Role if role in MATRIX_ROLES]
         assert record.regime["embedding"].decay_times == pytest.approx(lr * 0.5 * 9)
         assert record.regime["o_proj"].decay_times == pytest.approx(lr / 2 * 0.5 * 9)
         assert record.regime["o_proj"].equilibrium_time == pytest.approx(4 / lr)

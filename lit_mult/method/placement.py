@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
-from lit_mult.config import MultiplierKind, PlacementConfig
 from lit_mult.errors import ConfigError
 from lit_mult.registry.contracts import NONE, ROW, ROW_COLUMN, Axes, Axis
 from lit_mult.registry.kinds import KINDS
 from lit_mult.registry.roles import Role
+
+if TYPE_CHECKING:
+    from lit_mult.config import MultiplierKind, PlacementConfig
+
+# Matrices that a Llama does not have. The causal convolution scales X, B and C of a Mamba2 block.
+_BEYOND_LLAMA = {
+    Role.SSM_GATE: ROW,
+    Role.SSM_INPUT: NONE,
+    Role.SSM_STEP: ROW,
+    Role.SSM_OUT: ROW_COLUMN,
+    Role.ROUTER: NONE,
+    Role.POSITION: NONE,
+}
 
 # RMSNorm weights act as column multipliers of a block's first matrices and of the head. Row multipliers on the head
 # would be a shortcut to the marginal token distribution (paper sec. 4.4).
@@ -25,6 +38,7 @@ PLACEMENTS: dict[str, dict[Role, Axes]] = {
         Role.UP_PROJ: NONE,
         Role.DOWN_PROJ: ROW_COLUMN,
         Role.LM_HEAD: NONE,
+        **_BEYOND_LLAMA,
     },
     # Used in the paper: slightly better, but its symmetries need weight decay on the multipliers.
     "full": {
@@ -37,6 +51,7 @@ PLACEMENTS: dict[str, dict[Role, Axes]] = {
         Role.UP_PROJ: ROW,
         Role.DOWN_PROJ: ROW_COLUMN,
         Role.LM_HEAD: NONE,
+        **_BEYOND_LLAMA,
     },
 }
 

@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from lit_mult.config import OptimizerName, ParametrizationConfig
 from lit_mult.registry.contracts import Matrix
 from lit_mult.registry.optimizers import OPTIMIZERS, trained_by, unsupported
-from lit_mult.registry.roles import HIDDEN_ROLES, Role, Shape
+from lit_mult.registry.roles import HIDDEN_ROLES, SSM_ROLES, Role, Shape
+
+if TYPE_CHECKING:
+    from lit_mult.config import OptimizerName, ParametrizationConfig
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def width_factor(
     Raises:
         ConfigError: the optimizer of the role has no width factor, or not under this width rule.
     """
-    if role not in HIDDEN_ROLES and role is not Role.LM_HEAD:
+    if role not in HIDDEN_ROLES | SSM_ROLES and role is not Role.LM_HEAD:
         return 1.0
     spec = OPTIMIZERS[trained_by(role, optimizer)]
     if spec.width_factor is None:

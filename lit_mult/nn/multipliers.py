@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_mult.method.plan import MatrixPlan
 from lit_mult.nn.functional import linear
 from lit_mult.nn.precision import NARROW, keeping_float32
 from lit_mult.registry import load
 from lit_mult.registry.contracts import Axis
 from lit_mult.registry.kinds import KINDS
+
+if TYPE_CHECKING:
+    from lit_mult.method.plan import MatrixPlan
 
 
 def effective_weight(
@@ -51,9 +53,9 @@ def effective_weight(
     return weight if plain else weight * scale
 
 
-def constant_start(axis: Axis, weight: Tensor, plan: MatrixPlan) -> Tensor:
-    """The plan's initial value of a multiplier, independent of the weights."""
-    return weight.new_full(axis.shape(plan.shape), plan.start[axis])
+def constant_start(axis: Axis, weight: Tensor, value: float, unit: float) -> Tensor:
+    """The planned initial value of a multiplier, independent of the weights."""
+    return weight.new_full(axis.shape((weight.shape[0], weight.shape[1])), value)
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,9 @@ class Formula:
 
     effective_weight: Callable[..., Tensor]
     """W_eff from the arguments of `effective_weight`, which may have a leading dimension (stacks)."""
-    start: Callable[[Axis, Tensor, MatrixPlan], Tensor] = constant_start
-    """(multiplier, initial weight (d_out, d_in), plan) -> initial value of the multiplier."""
+    start: Callable[[Axis, Tensor, float, float], Tensor] = constant_start
+    """(multiplier, weight (d_out, d_in), planned value, value for W_eff = W) -> initial value of the multiplier.
+    Both values are expectations if that depends on the weights."""
 
 
 PRODUCT = Formula(effective_weight)
@@ -98,7 +101,8 @@ class MultipliedMatrix(nn.Module):
     def start_multipliers(self, plan: MatrixPlan) -> None:
         """Set the multipliers to their start, which may depend on the weight."""
         for axis, multiplier in self.multipliers.items():
-            multiplier.copy_(self.formula.start(axis, self.weight, plan))
+            unit = KINDS[plan.kind].start(axis, plan.shape, plan.init_std)
+            multiplier.copy_(self.formula.start(axis, self.weight, plan.start[axis], unit))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Casts the matrix alone to 16 bits, see `nn.precision`."""

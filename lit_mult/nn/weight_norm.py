@@ -11,10 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lit_mult.method.plan import MatrixPlan
 from lit_mult.nn.multipliers import Formula, constant_start, effective_weight
 from lit_mult.registry.contracts import Axis
-from lit_mult.registry.kinds import KINDS
 
 
 def normalized_weight(
@@ -30,13 +28,12 @@ def normalized_weight(
     return effective_weight(weight, constant, scalar, row, column)
 
 
-def start(axis: Axis, weight: Tensor, plan: MatrixPlan) -> Tensor:
+def start(axis: Axis, weight: Tensor, value: float, unit: float) -> Tensor:
     """Rows start at the norms of those of the weight, so that W_eff is W (times a preset's forward multiplier)."""
     if axis is not Axis.ROW:
-        return constant_start(axis, weight, plan)
-    forward = plan.start[axis] / KINDS[plan.kind].start(axis, plan.shape, plan.init_std)
+        return constant_start(axis, weight, value, unit)
     norm: Tensor = torch.linalg.vector_norm(weight, dim=-1)
-    return forward * norm
+    return value / unit * norm
 
 
 WEIGHT_NORM = Formula(normalized_weight, start)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.optim import AdamW
 
-from lit_mult.config import OptimConfig
 from lit_mult.optim.noise import Autocorrelation, NoiseReference
 from lit_mult.optim.stacking import StackedUpdate
 from lit_mult.registry.roles import Shape
+
+if TYPE_CHECKING:
+    from lit_mult.config import OptimConfig
 
 # Devices on which torch ships a fused kernel.
 _FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_mult.config import OptimConfig
 from lit_mult.nn.precision import NARROW
 from lit_mult.registry import load
+from lit_mult.registry.contracts import OptimizerSettings
 from lit_mult.registry.optimizers import OPTIMIZERS
+
+if TYPE_CHECKING:
+    from lit_mult.config import OptimConfig
 
 
 class HybridOptimizer(Optimizer):
     """Runs the registered optimizers over one list of parameter groups and one state."""
 
-    def __init__(self, groups: list[dict[str, Any]], config: OptimConfig) -> None:
+    def __init__(self, groups: list[dict[str, Any]], config: OptimConfig | OptimizerSettings | None = None) -> None:
         """Each group names its `optimizer` and has its own `lr` and `weight_decay`.
+
+        Args:
+            groups: as `parameter_groups` or `build_param_groups` makes them.
+            config: settings that all groups share; by default those of `OptimizerSettings`.
 
         Raises:
             ValueError: a parameter is in two groups, or a group's optimizer is not registered.
@@ -30,7 +37,7 @@ class HybridOptimizer(Optimizer):
         self._parts: list[Optimizer] = []
         for name, spec in OPTIMIZERS.items():
             if own := [group for group in groups if group["optimizer"] == name]:
-                self._parts.append(load(spec.build)(own, config))
+                self._parts.append(load(spec.build)(own, config or OptimizerSettings()))
         super().__init__([group for part in self._parts for group in part.param_groups], {})
         self._link()
         self._complete = True

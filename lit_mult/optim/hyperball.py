@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_mult.config import OptimConfig
 from lit_mult.errors import ConfigError
 from lit_mult.optim.muon import NS_COEFFICIENTS, by_shape, orthogonal_momenta
 from lit_mult.optim.noise import NoiseReference
+
+if TYPE_CHECKING:
+    from lit_mult.config import OptimConfig
 
 Update = Callable[[list[Tensor], Mapping[Tensor, dict[str, Tensor]], Mapping[str, Any]], list[Tensor]]
 """(matrices of one shape with gradients, their states, parameter group) -> update of each, up to a factor."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lit_mult.config import OptimConfig
 from lit_mult.optim.noise import Autocorrelation, NoiseReference
 from lit_mult.optim.stacking import StackedUpdate
 from lit_mult.registry.roles import Shape
+
+if TYPE_CHECKING:
+    from lit_mult.config import OptimConfig
 
 RMS_OF_ADAM = 0.2
 """Approximate RMS of Adam's updates, which Muon's match (arXiv:2502.16982 eq. 4)."""

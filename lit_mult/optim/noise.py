@@ -20,9 +20,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from lit_mult.config import OptimConfig
 from lit_mult.registry.roles import Shape
+
+if TYPE_CHECKING:
+    from lit_mult.config import OptimConfig
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from lit_mult.config import OptimConfig
+if TYPE_CHECKING:
+    from lit_mult.config import OptimConfig
 
 
 class StackedUpdate(ABC):

@@ -30,6 +30,18 @@ ROW_COLUMN: Axes = frozenset({Axis.ROW, Axis.COLUMN})
 
 
 @dataclass(frozen=True)
+class RowParts:
+    """How the rows of a fused matrix (d_out, d_in) belong to its parts: `groups` times blocks of `sizes[p]` rows.
+
+    (1, (d_q, d_k, d_v)) is a concatenation of query, key and value; (n_heads, (head_dim,) * 3) has the three of a head
+    side by side, as GPT-NeoX.
+    """
+
+    groups: int
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Kind:
     """A choice of `multipliers` for weight matrices W (d_out, d_in).
 
@@ -70,6 +82,20 @@ class Kind:
         return self.forward == "constant" or (self.forward == "start" and init == "preset")
 
 
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """What all groups of an optimizer share; `config.OptimConfig` has the same fields."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the two moments."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    muon_momentum: float = 0.95
+    """Nesterov momentum of Muon."""
+    muon_ns_steps: int = 5
+    """Newton-Schulz iterations of Muon."""
+
+
 class Matrix(NamedTuple):
     """Properties of a matrix that an optimizer's width factor may depend on."""
 
@@ -93,7 +119,7 @@ class OptimizerSpec:
     trains: frozenset[Role]
     """Roles of the matrices that it trains."""
     build: str
-    """"module:callable" that makes the `torch.optim.Optimizer` from (parameter groups, OptimConfig)."""
+    """"module:callable" that makes the `torch.optim.Optimizer` from (parameter groups, `OptimizerSettings`)."""
     others: Mapping[Role, str] = field(default_factory=dict)
     """Role -> optimizer of other parameters; AdamW for all other roles."""
     width_factor: Callable[[Matrix, Matrix], float] | None = None

@@ -8,7 +8,7 @@ from typing import Final
 from lit_mult.errors import ConfigError
 from lit_mult.registry import with_plugins
 from lit_mult.registry.contracts import Matrix, OptimizerSpec
-from lit_mult.registry.roles import HIDDEN_ROLES, MATRIX_ROLES, Role
+from lit_mult.registry.roles import HIDDEN_ROLES, MATRIX_ROLES, SSM_ROLES, Role
 
 
 def adamw_width_factor(matrix: Matrix, base: Matrix) -> float:
@@ -57,7 +57,7 @@ OPTIMIZERS: Final = with_plugins(
             "adamw",
             "AdamW",
             "AdamW for all parameters",
-            trains=MATRIX_ROLES,
+            trains=MATRIX_ROLES | SSM_ROLES | {Role.ROUTER, Role.POSITION},
             build="lit_mult.optim.adamw:build",
             width_factor=adamw_width_factor,
             width_exponent=-1.0,
@@ -68,7 +68,8 @@ OPTIMIZERS: Final = with_plugins(
             "muon",
             "Muon",
             "Muon for the hidden matrices, AdamW for the rest",
-            trains=HIDDEN_ROLES,  # embedding, head, norms and multipliers stay under AdamW (arXiv:2502.16982)
+            trains=HIDDEN_ROLES
+            | SSM_ROLES,  # embedding, head, norms and multipliers stay under AdamW (arXiv:2502.16982)
             build="lit_mult.optim.muon:build",
             width_factor=muon_width_factor,
             width_exponent=-0.5,
@@ -79,7 +80,7 @@ OPTIMIZERS: Final = with_plugins(
             "hyperball",
             "Hyperball",
             "AdamW's steps with relative size lr at a constant norm of each matrix, AdamW for the rest",
-            trains=HIDDEN_ROLES | {Role.LM_HEAD},
+            trains=HIDDEN_ROLES | SSM_ROLES | {Role.LM_HEAD},
             build="lit_mult.optim.hyperball:build_adam",
             width_factor=hyperball_width_factor,
             width_exponent=-0.5,
@@ -91,7 +92,7 @@ OPTIMIZERS: Final = with_plugins(
             "muon-hyperball",
             "Muon-Hyperball",
             "Muon's steps likewise for the hidden matrices, hyperball for the LM head, AdamW for the rest",
-            trains=HIDDEN_ROLES,
+            trains=HIDDEN_ROLES | SSM_ROLES,
             others={Role.LM_HEAD: "hyperball"},
             build="lit_mult.optim.hyperball:build_muon",
             width_factor=muon_hyperball_width_factor,

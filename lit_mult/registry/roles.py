@@ -19,6 +19,12 @@ class Role(StrEnum):
     UP_PROJ = "up_proj"
     DOWN_PROJ = "down_proj"
     LM_HEAD = "lm_head"
+    SSM_GATE = "ssm_gate"
+    SSM_INPUT = "ssm_input"
+    SSM_STEP = "ssm_step"
+    SSM_OUT = "ssm_out"
+    ROUTER = "router"
+    POSITION = "position"
     NORM = "norm"
     MULTIPLIER = "multiplier"
 
@@ -28,5 +34,8 @@ HIDDEN_ROLES = frozenset(
 )
 """Matrices between hidden activations: both dimensions grow with width."""
 
+SSM_ROLES = frozenset({Role.SSM_GATE, Role.SSM_INPUT, Role.SSM_STEP, Role.SSM_OUT})
+"""Matrices of a Mamba2 block: Z; X, B and C; dt; and the output projection (arXiv:2601.04890 app. C)."""
+
 MATRIX_ROLES = HIDDEN_ROLES | {Role.EMBEDDING, Role.LM_HEAD}
-"""Roles that a weight matrix can have; the others are vectors or scalars."""
+"""Roles of the matrices of a Llama. Other models also have those of `SSM_ROLES`, routers and learned positions."""

@@ -1,0 +1,1 @@
+"""Learnable multipliers on anybody's model. Needs torch alone."""

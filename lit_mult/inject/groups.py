@@ -1,0 +1,111 @@
+"""Optimizer groups and gradient clipping for a model with multipliers (or the same model without)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from lit_mult.errors import ConfigError
+from lit_mult.inject.find import refuse_adapters
+from lit_mult.inject.layers import MatrixSpec, multipliers_of, specs_of
+from lit_mult.optim.clipping import clip_gradients
+from lit_mult.registry.optimizers import OPTIMIZERS, trained_by
+from lit_mult.registry.roles import Role
+
+
+def build_param_groups(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float = 0.1,
+    optimizer: str = "adamw",
+    *,
+    vector_lr: float | None = None,
+    multiplier_lr: float | None = None,
+    multiplier_weight_decay: float = 2e-3,
+) -> list[dict[str, Any]]:
+    """Every trainable parameter in one group, for `HybridOptimizer`, or for any optimizer that keeps to its groups.
+
+    Matrices decay; norms, biases, convolutions and other parameters that are no matrix do not; multipliers decay
+    lightly, against drift along their symmetries (arXiv:2601.04890 sec. 4.1). A group has `params`, `name` (its roles),
+    `optimizer`, `lr` and `weight_decay`, and for fused matrices `parts` and `transposed` (see `optim.muon.Muon`).
+
+    Args:
+        model: after `add_multipliers`, perhaps with kind "none".
+        lr: learning rate of the matrices.
+        weight_decay: of the matrices; a step shrinks them by lr * weight_decay.
+        optimizer: of the hidden matrices; for the rest as in `registry.optimizers`, mostly AdamW.
+        vector_lr: learning rate of parameters that are no matrix; by default lr.
+        multiplier_lr: learning rate of the multipliers; by default vector_lr.
+        multiplier_weight_decay: weight decay of the multipliers.
+
+    Raises:
+        UserError: no such optimizer, or the parts of a fused matrix need different ones, or PEFT's adapters are on it.
+    """
+    if optimizer not in OPTIMIZERS:
+        raise ConfigError("optimizer", optimizer, f"must be one of {', '.join(OPTIMIZERS)}")
+    refuse_adapters(model)
+    vector_lr = lr if vector_lr is None else vector_lr
+    multiplier_lr = vector_lr if multiplier_lr is None else multiplier_lr
+    others, of_multipliers = (trained_by(role, optimizer) for role in (Role.NORM, Role.MULTIPLIER))
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    seen: set[int] = set()
+
+    def add(parameter: nn.Parameter, name: str, key: tuple[Any, ...], extra: dict[str, Any]) -> None:
+        if parameter.requires_grad and id(parameter) not in seen:
+            seen.add(id(parameter))
+            own = dict(zip(("optimizer", "lr", "weight_decay"), key, strict=True))
+            group = groups.setdefault(
+                (name in _ALONE, *key, *extra.values()), {"params": [], "names": [], **own, **extra}
+            )
+            group["params"].append(parameter)
+            if name not in group["names"]:
+                group["names"].append(name)
+
+    for module_name, module in model.named_modules():
+        for parameter, spec in specs_of(module).items():
+            weight = module._parameters[parameter]
+            assert weight is not None
+            of_role = {trained_by(role, optimizer) if role else "adamw" for role in spec.roles}
+            if len(of_role) > 1:
+                raise ConfigError("optimizer", optimizer, f"does not train all parts of {module_name}.{parameter}")
+            its = of_role.pop()
+            decay = weight_decay * spec.weight_decay if OPTIMIZERS[its].decays else 0.0
+            role = "+".join(role.value if role else "matrix" for role in spec.roles)
+            extra = {} if spec.parts is None and not spec.transposed else _layout(spec)
+            add(weight, role, (its, lr * spec.lr, decay), extra)
+    multipliers = {id(one) for one in multipliers_in(model)}
+    for one in model.parameters():
+        if id(one) in multipliers:
+            add(one, "multiplier", (of_multipliers, multiplier_lr, multiplier_weight_decay), {})
+        else:
+            add(one, "vector", (others, vector_lr, 0.0), {})
+    for group in groups.values():
+        group["name"] = "+".join(group.pop("names"))
+    return list(groups.values())
+
+
+_ALONE = ("multiplier", "vector")
+
+
+def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
+    """Clip the joint norm of all gradients but the multipliers', whose own stay as they are; return the norm () before.
+
+    With multipliers in it the norm is far above 1 early in training, and every update shrinks (arXiv:2601.04890 sec.
+    4.3).
+    """
+    multipliers = {id(one) for one in multipliers_in(model)}
+    return clip_gradients([one for one in model.parameters() if id(one) not in multipliers], max_norm)
+
+
+def multipliers_in(model: nn.Module) -> Iterator[nn.Parameter]:
+    """All learnable multipliers of a model."""
+    for module in model.modules():
+        for name in specs_of(module):
+            yield from multipliers_of(module, name).values()
+
+
+def _layout(spec: MatrixSpec) -> dict[str, Any]:
+    parts = None if spec.parts is None else (spec.parts.groups, spec.parts.sizes)
+    return {"parts": parts, "transposed": spec.transposed}

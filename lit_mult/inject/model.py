@@ -1,0 +1,244 @@
+"""Adding learnable multipliers to a model, taking them away, and merging them into its weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lit_mult.errors import ConfigError, UserError
+from lit_mult.inject.find import Found, Names, Roles, find_matrices, matches, refuse_adapters, selector, some
+from lit_mult.inject.layers import (
+    MatrixSpec,
+    attach,
+    detach,
+    effective,
+    is_uniform,
+    multipliers_of,
+    specs_of,
+    take_scale,
+)
+from lit_mult.method.placement import PLACEMENTS, parse_axes
+from lit_mult.nn.multipliers import PRODUCT
+from lit_mult.registry import load
+from lit_mult.registry.contracts import NONE, Axes
+from lit_mult.registry.kinds import KINDS
+
+Model = TypeVar("Model", bound=nn.Module)
+Split = Literal["rms", "rms_power_of_two"]
+
+
+def add_multipliers(
+    model: Model,
+    kind: str = "vector",
+    table: str = "full",
+    *,
+    placement: Mapping[str, str] | None = None,
+    roles: Roles | None = None,
+    target_modules: Names | None = None,
+    exclude_modules: Names | None = None,
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+    split: Split | None = None,
+    verbose: bool = True,
+) -> Model:
+    """Give the weight matrices of a model learnable multipliers, in place (arXiv:2601.04890 eq. 2 and 3).
+
+    Every `nn.Linear`, `nn.Embedding` and transformers' `Conv1D` needs a role, by `inject.families` or by `roles`, or
+    must be excluded. Multipliers start at 1, are float32 or wider, and lie beside the weight as `row` (d_out,),
+    `column` (d_in,) and `scalar` (1,). Fused matrices have the rows of their parts, stacks of experts one set each.
+    With kind "none" the roles alone are noted, for a baseline with the same parameter groups. The same call again
+    changes nothing.
+
+    Args:
+        model: on its device, before it is wrapped, compiled or sharded.
+        kind: none, scalar, vector, weight_norm or a plugin's.
+        table: placement table: full (what the paper ran) or minimal (no redundancies).
+        placement: name or pattern -> axes ("none", or row, column and scalar joined by +), over the table's.
+        roles: name or pattern -> role, or the parts of a fused matrix: `{"Wqkv": [("q_proj", 64), ("k_proj", 16),
+            ...]}`.
+        target_modules: only these get multipliers: names, endings or patterns, or one regular expression.
+        exclude_modules: these get none, and need no role.
+        filter_fn: (module, name) -> whether it gets any.
+        split: "rms" divides every matrix with multipliers by a scale that leaves it an RMS of 1 / sqrt(d_in), and
+            starts a multiplier there, so that W_eff stays; "rms_power_of_two" takes the nearest power of two, which is
+            exact.
+        verbose: print the table of all matrices.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        UserError: the model cannot have multipliers; a matrix has no role; a pattern matches nothing; nothing would get
+            multipliers; or there are others already. The model is then as before.
+    """
+    found = find_matrices(model, roles)
+    _check_choices(kind, table, split)
+    selected = selector(found, target_modules, exclude_modules, filter_fn)
+    chosen = {one.name for one in found if selected(one)}
+    placed = _placed(found, chosen, table, placement or {})
+    specs = {one.name: _spec(one, kind, placed[one.name], split=split is not None) for one in found}
+    learnable = KINDS[kind].is_learnable
+    if learnable and not any(spec.all_axes for spec in specs.values()):
+        raise UserError(f"no matrix would get multipliers of kind {kind}; matrices are {some(found)}")
+    held = {one.name: specs_of(one.module).get(one.parameter) for one in found}
+    if any(spec is not None for spec in held.values()):
+        if held != specs:
+            raise UserError("model has multipliers of another call; remove_multipliers or merge_and_unload it first")
+        return model
+    for one in found:
+        attach(one.module, one.parameter, specs[one.name])
+        if specs[one.name].is_split:
+            take_scale(one.module, one.parameter, powers_of_two=split == "rms_power_of_two")
+    if verbose:
+        print("\n".join(describe(model)))
+    return model
+
+
+def remove_multipliers(model: Model) -> Model:
+    """Take the multipliers away, in place; weights stay what they are in the optimizer, W and not W_eff.
+
+    Raises:
+        UserError: there are none, or W was split, so that it is not the model's without them.
+    """
+    modules = _with_specs(model)
+    if any(spec.is_split for module in modules for spec in specs_of(module).values()):
+        raise UserError("multipliers took over the scale of the matrices (split); use merge_and_unload")
+    for module in modules:
+        detach(module)
+    return model
+
+
+@torch.no_grad()
+def merge_and_unload(model: Model) -> Model:
+    """Put W_eff in place of every W, formed in float64 and cast once, and take the multipliers away, in place.
+
+    Matrices that shared a weight and have no longer the same W_eff get weights of their own;
+    `config.tie_word_embeddings` is then set to False.
+
+    Raises:
+        UserError: there are no multipliers, or the model is sharded.
+    """
+    modules = _with_specs(model)
+    places = [(module, name) for module in modules for name in specs_of(module)]
+    if any(type(module._parameters[name].data).__name__ == "DTensor" for module, name in places):  # type: ignore[union-attr]
+        raise UserError("model is sharded; load its full state_dict into one that is not, and merge that")
+    merged = [effective(module, name, exact=True) for module, name in places]
+    tied: dict[int, list[tuple[nn.Module, str, Tensor]]] = {}
+    for (module, name), weight in zip(places, merged, strict=True):
+        tied.setdefault(id(module._parameters[name]), []).append((module, name, weight))
+    for module in modules:
+        detach(module)
+    for (first, parameter, weight), *others in tied.values():
+        shared = first._parameters[parameter]
+        assert shared is not None
+        shared.data = weight
+        for module, name, own in others:
+            if not torch.equal(own, weight):
+                module._parameters[name] = nn.Parameter(own, requires_grad=shared.requires_grad)
+                if getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+                    model.config.tie_word_embeddings = False  # type: ignore[union-attr]
+    return model
+
+
+def describe(model: nn.Module) -> Iterator[str]:
+    """Lines of the table of matrices: name, role, shape (d_out x d_in), learnable multipliers; layers together."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    first: dict[int, str] = {}
+    for path, module in model.named_modules():
+        for parameter, spec in specs_of(module).items():
+            name = path if parameter == "weight" else f"{path}.{parameter}"
+            weight = module._parameters[parameter]
+            assert weight is not None
+            sizes = list(weight.mT.shape if spec.transposed else weight.shape)
+            roles = "+".join(role.value if role else "none given" for role in spec.roles)
+            axes = ", ".join(dict.fromkeys("+".join(sorted(axes)) or "none" for axes in spec.axes))
+            if (shared := first.setdefault(id(weight), name)) != name:
+                axes += f" (weight of {shared}, which is tied; multipliers are not)"
+            rows.setdefault((_starred(name), roles, "x".join(map(str, sizes)), axes), []).append(name)
+    table = [("matrix", "role", "shape", "multipliers")]
+    for (name, *rest), names in rows.items():
+        table.append((f"{name} ({len(names)})" if len(names) > 1 else names[0], *rest))  # type: ignore[arg-type]
+    widths = [max(len(row[i]) for row in table) for i in range(4)]
+    for row in table:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    yield f"{sum(n for n in _counts(model))} learnable multipliers in {len(rows)} kinds of matrices"
+
+
+def _counts(model: nn.Module) -> Iterator[int]:
+    for module in model.modules():
+        for name in specs_of(module):
+            yield from (one.numel() for one in multipliers_of(module, name).values())
+
+
+def _starred(name: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
+
+
+def _check_choices(kind: str, table: str, split: str | None) -> None:
+    for field, value, allowed in (("kind", kind, list(KINDS)), ("table", table, list(PLACEMENTS))):
+        if value not in allowed:
+            raise ConfigError(field, value, f"must be one of {', '.join(allowed)}")
+    if split not in (None, "rms", "rms_power_of_two"):
+        raise ConfigError("split", split, "must be None, rms or rms_power_of_two")
+    if split and not (KINDS[kind].is_learnable and load(KINDS[kind].formula) == PRODUCT):
+        raise ConfigError("split", split, f"needs learnable multipliers of a plain product, not kind {kind}")
+
+
+def _placed(
+    found: Sequence[Found], chosen: Iterable[str], table: str, placement: Mapping[str, str]
+) -> dict[str, tuple[Axes, ...]]:
+    """Name -> the axes of every part, before those of the kind. Raises: UserError, as of `add_multipliers`."""
+    placed: dict[str, tuple[Axes, ...]] = {}
+    unknown = []
+    for one in found:
+        if one.name not in set(chosen):
+            placed[one.name] = (NONE,) * len(one.roles)
+        elif None in one.roles:
+            unknown.append(one)
+        else:
+            placed[one.name] = tuple(PLACEMENTS[table][role] - one.spare for role in one.roles if role is not None)
+    if unknown:
+        hint = f"pass roles={{'{_ending(unknown[0].name)}': 'q_proj'}} (or another role), or exclude_modules"
+        raise UserError(f"no role is known for {some(unknown)}; {hint}")
+    for pattern, text in placement.items():
+        axes = parse_axes(text, f"placement.{pattern}")
+        matched = [one for one in found if matches(one.name, [pattern])]
+        if not matched:
+            raise ConfigError(f"placement.{pattern}", text, f"matches no matrix; names are {some(found)}")
+        placed |= {one.name: (axes,) * len(one.roles) for one in matched if one.name in set(chosen)}
+    return placed
+
+
+def _ending(name: str) -> str:
+    return ".".join(name.split(".")[-2:]) if name.count(".") > 1 else name
+
+
+def _spec(one: Found, kind: str, placed: tuple[Axes, ...], *, split: bool) -> MatrixSpec:
+    axes = tuple(KINDS[kind].axes(part) for part in placed)
+    spec = MatrixSpec(one.roles, kind, load(KINDS[kind].formula), axes, one.parts, one.transposed)
+    if not spec.all_axes:
+        return spec
+    if not spec.is_plain and not one.weight.detach().any(-2 if one.transposed else -1).all():
+        raise UserError(
+            f"{one.name}: has a row of zeros (a padding token?), which kind {kind} cannot scale; exclude it"
+        )
+    if not spec.is_plain and (one.weight.ndim > 2 or not is_uniform(spec)):
+        raise UserError(f"{one.name}: is fused or a stack of experts, which kind {kind} does not support; exclude it")
+    if len({"column" in part for part in axes}) > 1:
+        raise UserError(f"{one.name}: its parts read the same input; give all of them a column multiplier, or none")
+    if isinstance(one.module, nn.Embedding) and (one.module.sparse or one.module.max_norm is not None):
+        raise UserError(f"{one.name}: has sparse gradients or a max_norm, which multipliers do not support; exclude it")
+    # A tied matrix keeps its scale: the other one reads it, too.
+    return replace(spec, is_split=split and not one.is_tied)
+
+
+def _with_specs(model: nn.Module) -> list[nn.Module]:
+    refuse_adapters(model)
+    modules = [module for module in model.modules() if specs_of(module)]
+    if not modules:
+        raise UserError("model has no multipliers; call add_multipliers first")
+    return modules
