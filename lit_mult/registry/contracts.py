@@ -109,3 +109,21 @@ class OptimizerSpec:
     """"module:attribute" of its `optim.noise.NoiseReference`."""
     stacked: str | None = None
     """"module:class" of its `optim.stacking.StackedUpdate`."""
+
+
+@dataclass(frozen=True)
+class RowParts:
+    """Several matrices in one (d_out, d_in): its rows are `groups` repetitions of blocks, one block a part.
+
+    (1, (d_q, d_k, d_v)) for query, key and value one after the other; (n_heads, (head_dim, head_dim, head_dim)) where
+    each head has its own three, as in GPT-NeoX.
+    """
+
+    groups: int
+    sizes: tuple[int, ...]
+    """Rows of the block of each part; a part has `groups` times as many."""
+
+    @property
+    def rows(self) -> int:
+        """d_out of the fused matrix."""
+        return self.groups * sum(self.sizes)
