@@ -107,5 +107,4 @@ def multipliers_in(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def _layout(spec: MatrixSpec) -> dict[str, Any]:
-    parts = None if spec.parts is None else (spec.parts.groups, spec.parts.sizes)
-    return {"parts": parts, "transposed": spec.transposed}
+    return {"parts": spec.parts, "transposed": spec.transposed}

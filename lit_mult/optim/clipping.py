@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from lit_mult.optim.sharding import as_dtensor, placement_of
+
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Joint 2-norm () of all gradients; a missing gradient counts as 0."""
-    return get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    """Joint 2-norm () of all gradients, over all their shards; a missing gradient counts as 0."""
+    norms = []
+    for alike in _by_placement(parameters):
+        norm = get_total_norm([parameter.grad for parameter in alike if parameter.grad is not None])
+        sharded = as_dtensor(norm)
+        norms.append(norm if sharded is None else sharded.full_tensor())
+    return norms[0] if len(norms) == 1 else get_total_norm(norms)
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float | None) -> Tensor:
     """Scale the gradients so that their joint norm is at most `limit`; return the norm () before."""
     norm = gradient_norm(parameters)
     if limit is not None:
-        clip_grads_with_norm_(parameters, limit, norm)
+        for alike in _by_placement(parameters):
+            clip_grads_with_norm_(alike, limit, norm)
     return norm
+
+
+def _by_placement(parameters: Sequence[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
+    """Parameters with a gradient, plain ones apart from DTensors of each mesh: torch cannot mix them in one call."""
+    found = defaultdict(list)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            found[placement_of(parameter.grad)].append(parameter)
+    return found.values()

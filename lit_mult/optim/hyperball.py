@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from lit_mult.errors import ConfigError
 from lit_mult.optim.muon import NS_COEFFICIENTS, by_shape, orthogonal_momenta
 from lit_mult.optim.noise import NoiseReference
+from lit_mult.optim.sharding import as_dtensor
 
 if TYPE_CHECKING:
     from lit_mult.config import OptimConfig
@@ -33,9 +34,18 @@ class Hyperball(Optimizer):
     """Moves matrices on spheres; the state has the radius and the state of the update."""
 
     def __init__(self, groups: list[dict[str, Any]], update: Update, **defaults: Any) -> None:
-        """`defaults`: further settings of a group, for `update`."""
+        """`defaults`: further settings of a group, for `update`.
+
+        Raises:
+            ConfigError: a parameter has no sphere of its own: it is sharded, a stack, or several matrices in one.
+        """
         super().__init__(groups, {"lr": 1e-2, "weight_decay": 0.0, **defaults})
         self._update = update
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if as_dtensor(parameter) is not None or parameter.ndim > 2 or group.get("parts") is not None:
+                    where = f"cannot train {group.get('name', 'a matrix')}, which is sharded, stacked or fused"
+                    raise ConfigError("optimizer", group.get("optimizer", "hyperball"), f"{where}: use adamw or muon")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]

@@ -5,16 +5,22 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from lit_mult.errors import UserError
 from lit_mult.optim.noise import Autocorrelation, NoiseReference
+from lit_mult.optim.sharding import Shards, local, local_gradients, on_owners, placement_of, sharding_of
 from lit_mult.optim.stacking import StackedUpdate
+from lit_mult.registry.contracts import RowParts
 from lit_mult.registry.roles import Shape
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from lit_mult.config import OptimConfig
 
 RMS_OF_ADAM = 0.2
@@ -39,36 +45,62 @@ def orthogonalize(updates_NxAxB: Tensor, coefficients: tuple[float, float, float
     return x.mT if tall else x
 
 
+def orthogonalize_parts(updates_NxAxB: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """`orthogonalize` with the settings of a parameter group, which may have `parts` and `transposed` (see `Muon`).
+
+    A part of shape (a, b) of a matrix (A, B) is multiplied by sqrt(max(a, b) / max(A, B)): with the factor
+    sqrt(max(A, B)) of the whole matrix it has its own, sqrt(max(a, b)).
+    """
+    settings = group["ns_coefficients"], group["ns_steps"], group["eps"]
+    if group.get("parts") is None:
+        return orthogonalize(updates_NxAxB, *settings)
+    parts = RowParts(*group["parts"])
+    rows_NxAxB = updates_NxAxB.mT if group.get("transposed") else updates_NxAxB
+    done = []
+    for block_NxGxaxB in rows_NxAxB.unflatten(-2, (parts.groups, -1)).split(parts.sizes, dim=-2):
+        part_NxaxB = block_NxGxaxB.flatten(-3, -2)
+        own = math.sqrt(max(part_NxaxB.shape[-2:]) / max(rows_NxAxB.shape[-2:]))
+        done.append(orthogonalize(part_NxaxB, *settings).mul_(own).view_as(block_NxGxaxB))
+    rows_NxAxB = torch.cat(done, dim=-2).flatten(-3, -2)
+    return rows_NxAxB.mT if group.get("transposed") else rows_NxAxB
+
+
 def by_shape(parameters: Iterable[Tensor]) -> Iterable[list[Tensor]]:
-    """Parameters that have a gradient, in lists of equal shape, device and dtype."""
+    """Parameters that have a gradient, in lists of equal shape, placement, device and dtype."""
     found = defaultdict(list)
     for parameter in parameters:
         if parameter.grad is not None:
-            found[parameter.shape, parameter.device, parameter.dtype].append(parameter)
+            kind = parameter.shape, parameter.device, parameter.dtype, placement_of(parameter)
+            found[kind].append(parameter)
     return found.values()
+
+
+def _momenta(parameters: list[Tensor], states: Mapping[Tensor, dict[str, Tensor]], group: Mapping[str, Any]) -> Tensor:
+    """Update the momenta; this rank's shards of what is to be orthogonalized, in the dtype of that."""
+    gradients = local_gradients(parameters)
+    for parameter in parameters:
+        if "momentum_buffer" not in states[parameter]:
+            states[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    momenta = local([states[parameter]["momentum_buffer"] for parameter in parameters])
+    torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+    updates = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
+    dtype = torch.float32 if gradients[0].device.type == "cpu" else torch.bfloat16
+    return torch.stack(list(updates)).to(dtype)
 
 
 def orthogonal_momenta(
     parameters: list[Tensor], states: Mapping[Tensor, dict[str, Tensor]], group: Mapping[str, Any]
 ) -> list[Tensor]:
-    """Update the momenta of matrices of one shape, and orthogonalize them.
+    """Update the momenta of matrices, or stacks of matrices, of one shape, and orthogonalize them.
 
     Args:
-        parameters: matrices with gradients.
+        parameters: with gradients; not sharded.
         states: their states, with a momentum_buffer from the first call on.
-        group: momentum, nesterov, ns_coefficients, ns_steps and eps, as in `torch.optim.Muon`.
+        group: momentum, nesterov, ns_coefficients, ns_steps and eps, as in `torch.optim.Muon`; parts and transposed.
     """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    for parameter in parameters:
-        if "momentum_buffer" not in states[parameter]:
-            states[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    momenta = [states[parameter]["momentum_buffer"] for parameter in parameters]
-    torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-    updates = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
-    dtype = torch.float32 if gradients[0].device.type == "cpu" else torch.bfloat16
-    updates_NxAxB = torch.stack(list(updates)).to(dtype)
-    updates_NxAxB = orthogonalize(updates_NxAxB, group["ns_coefficients"], group["ns_steps"], group["eps"])
-    return [update.to(gradients[0].dtype) for update in updates_NxAxB]
+    updates = _momenta(parameters, states, group)
+    orthogonal = orthogonalize_parts(updates.flatten(0, -3), group).view_as(updates)
+    return [update.to(parameters[0].dtype) for update in orthogonal]
 
 
 class Muon(torch.optim.Muon):
@@ -76,7 +108,33 @@ class Muon(torch.optim.Muon):
 
     torch orthogonalizes one matrix at a time, in bfloat16. This batches equal shapes, and uses float32 on CPUs, most of
     which have no fast bfloat16: at width 128 the step takes a fifth of the time.
+
+    Beyond torch's, a parameter may be a stack (n, d_out, d_in) of matrices, and a DTensor, whose matrices are
+    orthogonalized on one rank each. A group may have `parts`, a `RowParts`, where each matrix is several in one, to be
+    orthogonalized one by one; and `transposed`, whether they are stored as (d_in, d_out).
     """
+
+    def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
+        """`settings`: of `torch.optim.Muon`.
+
+        Raises:
+            UserError: a parameter is no matrix or stack of matrices, does not have the rows of its parts, or is sharded
+                along several dimensions.
+        """
+        # torch's own constructor refuses stacks; its defaults, of one matrix, keep the groups as torch has them.
+        defaults = torch.optim.Muon([torch.empty(1, 1)], **settings).defaults
+        torch.optim.Optimizer.__init__(self, groups, defaults)
+        for group in self.param_groups:
+            if isinstance(group.get("parts"), RowParts):
+                group["parts"] = astuple(group["parts"])  # checkpoints have the groups, and hold plain values alone
+            parts = RowParts(*group["parts"]) if group.get("parts") else None
+            for parameter in group["params"]:
+                fault = f"Muon cannot train a parameter of shape {tuple(parameter.shape)}"
+                if parameter.ndim not in (2, 3):
+                    raise UserError(f"{fault}: it needs matrices (d_out, d_in), or stacks (n, d_out, d_in) of them")
+                if parts is not None and parameter.shape[-1 if group.get("transposed") else -2] != parts.rows:
+                    raise UserError(f"{fault} with {parts}: they have {parts.rows} rows")
+                sharding_of(parameter)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
@@ -84,14 +142,39 @@ class Muon(torch.optim.Muon):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        sharded = defaultdict(list)
         for group in self.param_groups:
             for parameters in by_shape(group["params"]):
-                updates = orthogonal_momenta(parameters, self.state, group)
-                # 0.2 sqrt(max(A, B)) matches the RMS of Adam's update (arXiv:2502.16982 eq. 4).
-                scale = group["lr"] * RMS_OF_ADAM * math.sqrt(max(parameters[0].shape))
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(parameters, updates, alpha=-scale)
+                if sharding := sharding_of(parameters[0]):
+                    sharded[sharding.group].append((parameters, sharding.dim, group))
+                else:
+                    _move(parameters, orthogonal_momenta(parameters, self.state, group), group)
+        for ranks, lists in sharded.items():
+            self._step_sharded(lists, ranks)
         return loss
+
+    def _step_sharded(self, lists: list[tuple[list[Tensor], int, dict[str, Any]]], ranks: ProcessGroup) -> None:
+        """Step (parameters of one shape, the dimension that is sharded, their group) of all groups in one exchange.
+
+        So the work of small groups is spread over the ranks as well.
+        """
+        momenta = [_momenta(parameters, self.state, group) for parameters, _, group in lists]
+        batches = [
+            Shards(momentum.flatten(0, -3), (parameters[0].shape[-2], parameters[0].shape[-1]), dim)
+            for momentum, (parameters, dim, _) in zip(momenta, lists, strict=True)
+        ]
+        updates = on_owners(batches, lambda k, whole_NxAxB: orthogonalize_parts(whole_NxAxB, lists[k][2]), ranks)
+        for momentum, update, (parameters, _, group) in zip(momenta, updates, lists, strict=True):
+            _move(parameters, list(update.to(parameters[0].dtype).view_as(momentum)), group)
+
+
+def _move(parameters: list[Tensor], updates: list[Tensor], group: Mapping[str, Any]) -> None:
+    """Decay and step this rank's shards of parameters of one shape."""
+    # 0.2 sqrt(max(A, B)) matches the RMS of Adam's update (arXiv:2502.16982 eq. 4).
+    scale = group["lr"] * RMS_OF_ADAM * math.sqrt(max(parameters[0].shape[-2:]))
+    shards = local(parameters)
+    torch._foreach_mul_(shards, 1 - group["lr"] * group["weight_decay"])
+    torch._foreach_add_(shards, updates, alpha=-scale)
 
 
 def build(groups: list[dict[str, Any]], config: OptimConfig) -> Muon:

@@ -30,18 +30,6 @@ ROW_COLUMN: Axes = frozenset({Axis.ROW, Axis.COLUMN})
 
 
 @dataclass(frozen=True)
-class RowParts:
-    """How the rows of a fused matrix (d_out, d_in) belong to its parts: `groups` times blocks of `sizes[p]` rows.
-
-    (1, (d_q, d_k, d_v)) is a concatenation of query, key and value; (n_heads, (head_dim,) * 3) has the three of a head
-    side by side, as GPT-NeoX.
-    """
-
-    groups: int
-    sizes: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Kind:
     """A choice of `multipliers` for weight matrices W (d_out, d_in).
 
@@ -135,3 +123,21 @@ class OptimizerSpec:
     """"module:attribute" of its `optim.noise.NoiseReference`."""
     stacked: str | None = None
     """"module:class" of its `optim.stacking.StackedUpdate`."""
+
+
+@dataclass(frozen=True)
+class RowParts:
+    """Several matrices in one (d_out, d_in): its rows are `groups` repetitions of blocks, one block a part.
+
+    (1, (d_q, d_k, d_v)) for query, key and value one after the other; (n_heads, (head_dim, head_dim, head_dim)) where
+    each head has its own three, as in GPT-NeoX.
+    """
+
+    groups: int
+    sizes: tuple[int, ...]
+    """Rows of the block of each part; a part has `groups` times as many."""
+
+    @property
+    def rows(self) -> int:
+        """d_out of the fused matrix."""
+        return self.groups * sum(self.sizes)

@@ -1,0 +1,208 @@
+"""One small model, trained by one process or by several that each have a share of the batch.
+
+Imported by those processes, hence without pytest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from lit_mult.config import OptimConfig
+from lit_mult.errors import UserError
+from lit_mult.optim import muon
+from lit_mult.optim.clipping import clip_gradients, gradient_norm
+from lit_mult.optim.hybrid import HybridOptimizer
+from lit_mult.registry.contracts import RowParts
+
+STEPS, HALF, LIMIT = 20, 10, 0.05
+
+
+class Block(nn.Module):
+    """Matrices of every form, of which 4 ranks share none evenly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = nn.Parameter(torch.randn(10, 8) / 8**0.5)
+        self.small = nn.Parameter(torch.randn(3, 10) / 10**0.5)  # fewer rows than ranks
+        self.fused = nn.Parameter(torch.randn(14, 8) / 8**0.5)
+        self.fused_transposed = nn.Parameter(torch.randn(14, 10) / 14**0.5)
+        self.experts = nn.Parameter(torch.randn(3, 8, 10) / 10**0.5)  # fewer experts than ranks
+        self.gain = nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(x @ self.plain.T) + torch.tanh(x @ self.fused.T) @ self.fused_transposed
+        weights = torch.sigmoid(hidden @ self.small.T)
+        return x + self.gain * torch.einsum("be,eoi,bi->bo", weights, self.experts, hidden)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.blocks = nn.Sequential(Block(), Block())
+        self.mix = nn.Parameter(torch.randn(8, 8) / 8**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.embed(x)) @ self.mix.T)
+
+
+def optimizer_of(model: nn.Module) -> HybridOptimizer:
+    forms: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "small": {},
+        "mix": {},
+        "experts": {},
+        "fused": {"parts": RowParts(2, (4, 1, 2))},
+        "fused_transposed": {"parts": RowParts(1, (4, 6)), "transposed": True},
+    }
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        form = name.split(".")[-1]
+        kind = {"plain": "whole", "small": "whole", "mix": "whole"}.get(form, form if form in forms else "rest")
+        optimizer = "muon" if form in forms else "adamw"
+        group = {"optimizer": optimizer, "lr": 0.02, "weight_decay": 0.1, "name": kind, **forms.get(form, {})}
+        groups.setdefault(kind, {"params": [], **group})["params"].append(parameter)
+    return HybridOptimizer(list(groups.values()), OptimConfig())
+
+
+def advance(model: nn.Module, optimizer: HybridOptimizer, steps: range) -> list[float]:
+    """Train; the gradient norm of every step."""
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    norms = []
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        inputs, targets = torch.randn(16, 5, generator=generator), torch.randn(16, 3, generator=generator)
+        optimizer.zero_grad()
+        (model(inputs[rank::ranks]) - targets[rank::ranks]).square().mean().backward()
+        norms.append(float(clip_gradients(list(model.parameters()), LIMIT)))
+        optimizer.step()
+    return norms
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """All of every parameter."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        value = parameter.detach()
+        found[name.removeprefix("module.")] = value.full_tensor() if isinstance(value, DTensor) else value.clone()
+    return found
+
+
+def sharded(mesh: Any = None, **options: Any) -> Net:
+    """By FSDP2: one group of parameters a block, and one of the rest."""
+    model = Net()
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh, **options)
+    return fully_shard(model, mesh=mesh)
+
+
+def save(model: nn.Module, optimizer: HybridOptimizer, folder: Path) -> None:
+    weights, states = get_state_dict(model, optimizer)
+    dcp.save({"model": weights, "optimizer": states}, checkpoint_id=folder)
+
+
+def resume(model: nn.Module, folder: Path) -> HybridOptimizer:
+    optimizer = optimizer_of(model)
+    weights, states = get_state_dict(model, optimizer)
+    state = {"model": weights, "optimizer": states}
+    dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    return optimizer
+
+
+def two_ranks(folder: Path) -> dict[str, Any]:
+    model = sharded()
+    optimizer = optimizer_of(model)
+    norms = advance(model, optimizer, range(HALF))
+    save(model, optimizer, folder / "checkpoint")
+    norms += advance(model, optimizer, range(HALF, STEPS))
+
+    replicated = DistributedDataParallel(Net())
+    ddp_norms = advance(replicated, optimizer_of(replicated), range(STEPS))
+    return {"fsdp": weights(model), "fsdp_norms": norms, "ddp": weights(replicated), "ddp_norms": ddp_norms}
+
+
+def four_ranks(folder: Path) -> dict[str, Any]:
+    counted: list[tuple[int, ...]] = []
+    orthogonalize = muon.orthogonalize
+
+    def counting(updates: Tensor, *settings: Any) -> Tensor:
+        counted.append(tuple(updates.shape))
+        return orthogonalize(updates, *settings)
+
+    muon.orthogonalize = counting
+    model = sharded(shard_placement_fn=lambda parameter: Shard(1) if parameter.shape == (3, 8, 10) else None)
+    norms = advance(model, optimizer_of(model), range(STEPS))
+    muon.orthogonalize = orthogonalize
+
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    hybrid = sharded(mesh)
+    hybrid_norms = advance(hybrid, optimizer_of(hybrid), range(STEPS))
+
+    resumed = sharded()
+    resumed_norms = advance(resumed, resume(resumed, folder / "checkpoint"), range(HALF, STEPS))
+    return {
+        "fsdp": weights(model),
+        "fsdp_norms": norms,
+        "hsdp": weights(hybrid),
+        "hsdp_norms": hybrid_norms,
+        "resumed": weights(resumed),
+        "resumed_norms": resumed_norms,
+        "orthogonalized": counted,
+        **_placements(mesh),
+    }
+
+
+def _placements(mesh: Any) -> dict[str, Any]:
+    """A step of Muon on one matrix in every placement, or the refusal; the norm of DTensors beside plain gradients."""
+    torch.manual_seed(1)
+    weight, gradient = torch.randn(5, 3), torch.randn(5, 3)
+    whole, rows, columns = [Replicate(), Replicate()], [Shard(0), Replicate()], [Replicate(), Shard(1)]
+    steps = [_step(distribute_tensor(weight.clone(), mesh, own), gradient) for own in (whole, rows, columns)]
+    refusals = {
+        "Shard(dim=1)": _step(distribute_tensor(weight, mesh, [Shard(0), Shard(1)]), gradient),
+        "Partial(sum)": _step(DTensor.from_local(weight, mesh, [Partial(), Replicate()]), gradient),
+        "hyperball": _step(distribute_tensor(weight, mesh, rows), gradient, "hyperball"),
+    }
+
+    mixed = [nn.Parameter(weight.clone())]
+    mixed[0].grad = gradient.clone()
+    for placements in ([Shard(1), Shard(0)], [Replicate(), Shard(0)]):
+        mixed.append(nn.Parameter(distribute_tensor(weight, mesh, placements)))
+        mixed[-1].grad = distribute_tensor(gradient, mesh, placements)
+    norms = [float(clip_gradients(mixed, 1.0)), float(gradient_norm(mixed))]
+    return {"weight": weight, "gradient": gradient, "steps": steps, "refusals": refusals, "mixed_norms": norms}
+
+
+def _step(weight: DTensor, gradient: Tensor, optimizer: str = "muon") -> Tensor | str:
+    parameter = nn.Parameter(weight)
+    # summed over ranks, as the gradient of a replicated matrix is where they have parts of the batch
+    ranks = weight.device_mesh.size(0)
+    parameter.grad = DTensor.from_local(gradient / ranks, weight.device_mesh, [Partial(), Replicate()])
+    group = {"params": [parameter], "name": "w", "optimizer": optimizer, "lr": 0.1, "weight_decay": 0.1}
+    try:
+        HybridOptimizer([group], OptimConfig()).step()
+    except UserError as error:
+        return str(error)
+    return parameter.detach().full_tensor()
+
+
+def work(rank: int, ranks: int, folder: Path) -> None:
+    """A process; writes what it found to a file of its own."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/join{ranks}", rank=rank, world_size=ranks)
+    found = {2: two_ranks, 4: four_ranks}[ranks](folder)
+    torch.save(found, folder / f"{ranks}.{rank}.pt")
+    dist.destroy_process_group()
