@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from lit_mult.config import RunConfig
     from lit_mult.errors import ConfigError, UserError
     from lit_mult.inject.groups import build_param_groups, clip_grad_norm_
+    from lit_mult.inject.hf_trainer import MultiplierTrainerCallback
+    from lit_mult.inject.lightning import MultiplierCallback
     from lit_mult.inject.model import add_multipliers, merge_and_unload, remove_multipliers
     from lit_mult.optim.hybrid import HybridOptimizer
     from lit_mult.schema import RunRecord
@@ -54,6 +56,8 @@ _HOMES = {
     "ConfigError": "lit_mult.errors",
     "HybridOptimizer": "lit_mult.optim.hybrid",
     "Member": "lit_mult.stacked.run",
+    "MultiplierCallback": "lit_mult.inject.lightning",
+    "MultiplierTrainerCallback": "lit_mult.inject.hf_trainer",
     "RunConfig": "lit_mult.config",
     "RunRecord": "lit_mult.schema",
     "StudySpec": "lit_mult.study.spec",
@@ -86,6 +90,8 @@ __all__ = [
     "ConfigError",
     "HybridOptimizer",
     "Member",
+    "MultiplierCallback",
+    "MultiplierTrainerCallback",
     "RunConfig",
     "RunRecord",
     "StudySpec",

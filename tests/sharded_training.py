@@ -5,6 +5,7 @@ Imported by those processes, hence without pytest.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lit_mult.config import OptimConfig
 from lit_mult.errors import UserError
+from lit_mult.inject.groups import build_param_groups, clip_grad_norm_
+from lit_mult.inject.model import add_multipliers
 from lit_mult.optim import muon
 from lit_mult.optim.clipping import clip_gradients, gradient_norm
 from lit_mult.optim.hybrid import HybridOptimizer
@@ -56,6 +59,63 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.blocks(self.embed(x)) @ self.mix.T)
+
+
+class Foreign(nn.Module):
+    """Token ids (B, T) -> logits (B, T, 11), with a fused matrix and a tied head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = nn.Embedding(11, 8), nn.Linear(8, 11, bias=False)
+        self.head.weight = self.embed.weight
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict(
+                {"qkv": nn.Linear(8, 21), "out": nn.Linear(7, 8), "up": nn.Linear(8, 13), "down": nn.Linear(13, 8)}
+            )
+            for _ in range(2)
+        )
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        for block in self.blocks:
+            q, k, v = block["qkv"](x).chunk(3, -1)
+            x = x + block["out"](torch.tanh(q * k) + v)
+            x = x + block["down"](torch.tanh(block["up"](x)))
+        return self.head(x)
+
+
+ROLES: Any = {
+    "embed": "embedding",
+    "head": "lm_head",
+    "qkv": ["q_proj", "k_proj", "v_proj"],
+    "out": "o_proj",
+    "up": "gate_proj",
+    "down": "down_proj",
+}
+
+
+def with_multipliers(kind: str, wrap: Callable[[Foreign], nn.Module] = lambda model: model) -> dict[str, Any]:
+    """A model that is not ours, with multipliers, trained with Muon; wrapped after they were added."""
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    model = wrap(add_multipliers(Foreign(), kind, table="minimal", roles=ROLES, verbose=False))
+    optimizer = HybridOptimizer(build_param_groups(model, 0.02, 0.1, "muon"))
+    norms, generator = [], torch.Generator().manual_seed(0)
+    for _ in range(STEPS):
+        ids = torch.randint(11, (8, 6), generator=generator)[rank::ranks]
+        optimizer.zero_grad()
+        logits = model(ids[:, :-1])
+        nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+        norms.append(float(clip_grad_norm_(model, LIMIT)))
+        optimizer.step()
+    return {"weights": weights(model), "norms": norms}
+
+
+def shard_blocks(model: Foreign) -> nn.Module:
+    for block in model.blocks:
+        for layer in block.values():  # not called as a whole
+            fully_shard(layer)
+    return fully_shard(model)
 
 
 def optimizer_of(model: nn.Module) -> HybridOptimizer:
@@ -131,7 +191,13 @@ def two_ranks(folder: Path) -> dict[str, Any]:
 
     replicated = DistributedDataParallel(Net())
     ddp_norms = advance(replicated, optimizer_of(replicated), range(STEPS))
-    return {"fsdp": weights(model), "fsdp_norms": norms, "ddp": weights(replicated), "ddp_norms": ddp_norms}
+    foreign = {
+        "ddp": with_multipliers("vector", DistributedDataParallel),
+        "fsdp": with_multipliers("vector", shard_blocks),
+        "scalar": with_multipliers("scalar", shard_blocks),
+    }
+    found = {"fsdp": weights(model), "fsdp_norms": norms, "ddp": weights(replicated), "ddp_norms": ddp_norms}
+    return found | {"foreign": foreign}
 
 
 def four_ranks(folder: Path) -> dict[str, Any]:
@@ -161,6 +227,7 @@ def four_ranks(folder: Path) -> dict[str, Any]:
         "resumed": weights(resumed),
         "resumed_norms": resumed_norms,
         "orthogonalized": counted,
+        "foreign": {"fsdp": with_multipliers("vector", shard_blocks)},
         **_placements(mesh),
     }
 

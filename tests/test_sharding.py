@@ -179,6 +179,29 @@ def test_ranks_train_as_one_process_does(trained: Trained, world: int, run: str)
         assert min(norms) > several.LIMIT  # every step clips
 
 
+@pytest.mark.parametrize(
+    ("world", "run", "kind"),
+    [(2, "ddp", "vector"), (2, "fsdp", "vector"), (4, "fsdp", "vector"), (2, "scalar", "scalar")],
+)
+def test_multipliers_on_a_foreign_model_train_as_in_one_process(
+    trained: Trained, world: int, run: str, kind: str
+) -> None:
+    """The head is tied to the embedding, and only the query's rows of a fused matrix have multipliers."""
+    alone = several.with_multipliers(kind)
+    for found in trained.ranks[world]:
+        own = found["foreign"][run]
+        assert own["weights"].keys() == alone["weights"].keys()
+        for name, expected in alone["weights"].items():
+            torch.testing.assert_close(own["weights"][name], expected, rtol=0, atol=1e-5, msg=name)
+        assert own["norms"] == pytest.approx(alone["norms"], rel=1e-5)
+    moved = {
+        name
+        for name, one in alone["weights"].items()
+        if name.endswith(("row", "column", "scalar")) and (one != 1).all()
+    }
+    assert len(moved) == (14 if kind == "vector" else 9)
+
+
 def test_one_process_goes_on_from_the_checkpoint_of_two(trained: Trained) -> None:
     model = several.Net()
     optimizer = several.resume(model, trained.folder / "checkpoint")

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from lit_mult.errors import ConfigError
 from lit_mult.inject.find import refuse_adapters
-from lit_mult.inject.layers import MatrixSpec, multipliers_of, specs_of
+from lit_mult.inject.layers import multipliers_of, specs_of
 from lit_mult.optim.clipping import clip_gradients
+from lit_mult.optim.sharding import placement_of
 from lit_mult.registry.optimizers import OPTIMIZERS, trained_by
 from lit_mult.registry.roles import Role
 
@@ -56,9 +57,8 @@ def build_param_groups(
         if parameter.requires_grad and id(parameter) not in seen:
             seen.add(id(parameter))
             own = dict(zip(("optimizer", "lr", "weight_decay"), key, strict=True))
-            group = groups.setdefault(
-                (name in _ALONE, *key, *extra.values()), {"params": [], "names": [], **own, **extra}
-            )
+            alike = (name if name in _ALONE else "matrix", placement_of(parameter), *key, *extra.values())
+            group = groups.setdefault(alike, {"params": [], "names": [], **own, **extra})
             group["params"].append(parameter)
             if name not in group["names"]:
                 group["names"].append(name)
@@ -73,7 +73,8 @@ def build_param_groups(
             its = of_role.pop()
             decay = weight_decay * spec.weight_decay if OPTIMIZERS[its].decays else 0.0
             role = "+".join(role.value if role else "matrix" for role in spec.roles)
-            extra = {} if spec.parts is None and not spec.transposed else _layout(spec)
+            fused = its != "adamw" and (spec.parts is not None or spec.transposed)
+            extra = {"parts": spec.parts, "transposed": spec.transposed} if fused else {}
             add(weight, role, (its, lr * spec.lr, decay), extra)
     multipliers = {id(one) for one in multipliers_in(model)}
     for one in model.parameters():
@@ -104,7 +105,3 @@ def multipliers_in(model: nn.Module) -> Iterator[nn.Parameter]:
     for module in model.modules():
         for name in specs_of(module):
             yield from multipliers_of(module, name).values()
-
-
-def _layout(spec: MatrixSpec) -> dict[str, Any]:
-    return {"parts": spec.parts, "transposed": spec.transposed}

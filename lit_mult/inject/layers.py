@@ -10,6 +10,7 @@ with W_eff. Layers whose forward is that of `nn.Linear`, `nn.Embedding` or trans
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -208,8 +209,16 @@ def _make_subclass(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Mo
     return type(f"Multiplied{plain.__name__}", (_Multiplied, plain), members)
 
 
+_WANT_PARAMETERS = ("torch.distributed.", "torch.nn.modules.module")
+"""Modules of torch that read attributes for the parameters themselves: to shard them, or as `get_parameter`."""
+
+
 def _reader(name: str) -> Callable[[nn.Module], Tensor]:
     def read(module: nn.Module) -> Tensor:
+        if not torch.compiler.is_compiling():
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            if caller.startswith(_WANT_PARAMETERS):
+                return _stored(module, name)
         try:
             return effective(module, name)
         except AttributeError as error:  # nn.Module would go on with its own lookup, and give W

@@ -1,0 +1,57 @@
+"""What a Trainer must not do to multipliers, whichever one: clip them with the rest, or decay them like matrices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lit_mult.errors import UserError
+from lit_mult.inject.groups import clip_grad_norm_, multipliers_in
+from lit_mult.inject.layers import specs_of
+
+
+def check_optimizer(model: nn.Module, optimizer: Any) -> None:
+    """See that every multiplier is trained, and decays less than the matrices do.
+
+    Raises:
+        UserError: a multiplier is in no group, or in one with a matrix, or with the weight decay of one.
+    """
+    multipliers = {id(one): one for one in multipliers_in(model)}
+    if not multipliers:
+        raise UserError("model has no multipliers; call add_multipliers before the Trainer is made")
+    matrices = {id(module._parameters[name]) for module in model.modules() for name in specs_of(module)}
+    groups = optimizer.param_groups
+    decay_of_matrices = [group["weight_decay"] for group in groups if any(id(p) in matrices for p in group["params"])]
+    seen = set()
+    for group in groups:
+        own = {id(one) for one in group["params"]} & multipliers.keys()
+        seen |= own
+        if own and any(id(one) in matrices for one in group["params"]):
+            raise UserError("multipliers share a parameter group with matrices; make groups with build_param_groups")
+        if own and group["weight_decay"] > 0 and group["weight_decay"] >= max(decay_of_matrices, default=0.0):
+            what = f"multipliers have weight_decay {group['weight_decay']:g}, as matrices have"
+            raise UserError(f"{what}; make groups with build_param_groups (multiplier_weight_decay=2e-3)")
+    if missing := sum(one.requires_grad for key, one in multipliers.items() if key not in seen):
+        raise UserError(f"{missing} multipliers are in no parameter group; make the optimizer after add_multipliers")
+
+
+class Clipping:
+    """Clips gradients to `max_norm` without the multipliers (None: not at all), and checks the optimizer once."""
+
+    def __init__(self, max_norm: float | None = 1.0) -> None:
+        self.max_norm = max_norm
+
+    def start(self, model: nn.Module, optimizers: list[Optimizer], clips: Any, flag: str) -> None:
+        """Before the first step. Raises: UserError when the Trainer itself clips too, or as `check_optimizer`."""
+        if clips:
+            raise UserError(f"{flag} = {clips}: clips the multipliers too; set it to 0 or None, the callback clips")
+        if len(optimizers) != 1:
+            raise UserError(f"there are {len(optimizers)} optimizers; use one, such as HybridOptimizer")
+        check_optimizer(model, optimizers[0])
+
+    def clip(self, model: nn.Module) -> None:
+        """Before every step, once gradients are complete."""
+        if self.max_norm is not None:
+            clip_grad_norm_(model, self.max_norm)

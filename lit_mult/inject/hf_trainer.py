@@ -1,0 +1,37 @@
+"""For transformers' `Trainer`: clipping without the multipliers, and a check of the optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lit_mult.errors import UserError
+from lit_mult.inject.callbacks import Clipping
+
+
+class MultiplierTrainerCallback(TrainerCallback):
+    """Give it to `Trainer(callbacks=...)`, with `TrainingArguments(max_grad_norm=0)` and an optimizer of ours:
+
+    optimizer = lit_mult.HybridOptimizer(lit_mult.build_param_groups(model, lr=3e-4))
+    Trainer(model, args, optimizers=(optimizer, None), callbacks=[lit_mult.MultiplierTrainerCallback(1.0)])
+    """
+
+    def __init__(self, max_norm: float | None = 1.0) -> None:
+        """`max_norm`: of the gradient without the multipliers; None: no clipping."""
+        self._clipping = Clipping(max_norm)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **context: Any
+    ) -> None:
+        """Raises: UserError, as `Clipping.start`; or gradients are scaled (fp16), or DeepSpeed keeps them."""
+        for name in ("fp16", "deepspeed"):
+            if getattr(args, name, None):
+                raise UserError(f"TrainingArguments.{name}: a callback cannot clip its gradients; use bf16 and FSDP")
+        optimizer = getattr(context["optimizer"], "optimizer", context["optimizer"])  # without accelerate's wrapper
+        self._clipping.start(context["model"], [optimizer], args.max_grad_norm, "max_grad_norm")
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **context: Any
+    ) -> None:
+        self._clipping.clip(context["model"])
