@@ -24,6 +24,7 @@ from interleaving import Contestant, Turns
 from lightning import Callback
 from torch import Tensor, nn
 
+import lit_mult
 from lit_mult.config import RunConfig
 from lit_mult.method.plan import plan_run
 from lit_mult.nn.init import initialize
@@ -77,8 +78,8 @@ class Setting:
         )
 
 
-def hugging_face(setting: Setting, turns: Turns) -> None:
-    """Transformers' `LlamaForCausalLM` with sdpa."""
+def hugging_face(setting: Setting, turns: Turns, multipliers: str | None = None, compiled: bool = False) -> None:
+    """Transformers' `LlamaForCausalLM` with sdpa; with `multipliers`, those that `add_multipliers` gives it."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     model = LlamaForCausalLM(
@@ -94,7 +95,18 @@ def hugging_face(setting: Setting, turns: Turns) -> None:
             attn_implementation="sdpa",
         )
     ).to(setting.device)
-    _loop(setting, turns, model, lambda window: _cross_entropy(model(window[:, :-1]).logits, window))
+    forward = torch.compile(model, dynamic=False) if compiled else model
+    optimizer = clip = None
+    if multipliers is not None:
+        lit_mult.add_multipliers(model, multipliers, verbose=False)
+        groups = lit_mult.build_param_groups(model, lr=1e-3, weight_decay=0.1)
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+        clip = partial(lit_mult.clip_grad_norm_, model, CLIP)
+
+    def loss_of(window: Tensor) -> Tensor:
+        return _cross_entropy(forward(window[:, :-1]).logits, window)
+
+    _loop(setting, turns, model, loss_of, optimizer, clip)
 
 
 def litgpt(setting: Setting, turns: Turns) -> None:

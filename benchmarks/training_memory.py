@@ -27,10 +27,12 @@ from rivals import Setting, hugging_face, lightning, own
 
 LOOPS = {
     "hf": hugging_face,
+    "hf vector": partial(hugging_face, multipliers="vector"),
     "own none": partial(own, multipliers="none"),
     "none": partial(lightning, multipliers="none", compiled=False),
     "vector": partial(lightning, multipliers="vector", compiled=False),
 }
+COMPARED = ("hf vector", "none", "vector")
 TINY = {"width": 32, "layers": 1, "batch": 2, "time": 16}
 
 
@@ -84,8 +86,8 @@ def main() -> None:
         return
     about = environment(arguments.device, precision=arguments.precision, steps=arguments.steps, rounds=arguments.rounds)
     print(headline(about))
-    print("| d |", " | ".join(f"{name}, MiB" for name in LOOPS), "| none / hf | vector / hf |")
-    print("|---" * (len(LOOPS) + 3) + "|")
+    print("| d |", " | ".join(f"{name}, MiB" for name in LOOPS), *(f"| {name} / hf" for name in COMPARED), "|")
+    print("|---" * (len(LOOPS) + len(COMPARED) + 1) + "|")
     results = []
     for width in arguments.widths:
         setting = Setting(width, precision=arguments.precision, device=arguments.device)
@@ -93,7 +95,7 @@ def main() -> None:
             {name: in_fresh_process(name, setting, arguments.steps) for name in LOOPS} for _ in range(arguments.rounds)
         ]
         row = {name: statistics.median(each[name] for each in rounds) for name in LOOPS}
-        ratios = {name: statistics.median(each[name] / each["hf"] for each in rounds) for name in ("none", "vector")}
+        ratios = {name: statistics.median(each[name] / each["hf"] for each in rounds) for name in COMPARED}
         results.append(
             {"width": width, "mib": row, "ratios": {f"{name} / hf": value for name, value in ratios.items()}}
         )
