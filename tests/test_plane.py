@@ -79,3 +79,10 @@ def test_a_report_shows_the_plane_and_others_have_none(tmp_path: Path) -> None:
     assert not any("plane" in path.stem for path in write_report(tmp_path / "line").paths)
     write_run(tmp_path / "plane", 2.0, arm="vectors", seed=9)  # of another search: without a weight decay
     assert not plane(load_records(tmp_path / "plane")).tables
+
+
+def test_a_best_weight_decay_at_the_edge_is_a_warning(runs: pd.DataFrame) -> None:
+    assert plane(runs[runs["arm"] == "muP"]).warnings == []
+    (warning,) = plane(runs[runs["optim.weight_decay"] < 0.3]).warnings
+    assert warning.startswith("best weight decay at the edge of those tried, so a better one may lie outside: muP")
+    assert "vectors" in warning

@@ -62,9 +62,19 @@ def plane(runs: pd.DataFrame) -> Findings:
         figures={"plane": _figure(means, differences)},
         captions=_CAPTIONS,
         statements={_HEADING: list(_statements(excess))},
+        warnings=list(_edges(means)),
         how_to_read=_HOW_TO_READ,
         unit="excess over the lowest loss in nats per token",
     )
+
+
+def _edges(means: pd.DataFrame) -> Iterator[str]:
+    """Lines whose lowest mean lies at the lowest or highest weight decay; the comparison has those of the rate."""
+    best = means.loc[means.groupby(_LINE)["loss"].idxmin()]
+    at_edge = best[best[_DECAY].isin([means[_DECAY].min(), means[_DECAY].max()])]
+    if len(at_edge):
+        lines = (f"{line.arm} · {line.setting}, d = {line.d_model}" for line in rows(at_edge))
+        yield f"best weight decay at the edge of those tried, so a better one may lie outside: {'; '.join(lines)}"
 
 
 def _is_plane(runs: pd.DataFrame) -> bool:
