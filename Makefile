@@ -50,4 +50,5 @@ $(VENV)/.core: $(VENV)/.torch $(CHECKOUT)
 
 $(VENV)/.dev: $(VENV)/.torch $(CHECKOUT)
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps litgpt  # its models need nothing more, and its requirements pin much
 	touch $@ $(VENV)/.core

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from lit_mult.inject.hf_trainer import MultiplierTrainerCallback
     from lit_mult.inject.lightning import MultiplierCallback
     from lit_mult.inject.model import add_multipliers, merge_and_unload, remove_multipliers
+    from lit_mult.inject.table import parameters
     from lit_mult.optim.hybrid import HybridOptimizer
     from lit_mult.schema import RunRecord
     from lit_mult.stacked.run import Member, run_stack
@@ -78,6 +79,7 @@ _HOMES = {
     "merge_and_unload": "lit_mult.inject.model",
     "optimum_drift": "lit_mult.analysis.plots",
     "paired_differences": "lit_mult.analysis.sensitivity",
+    "parameters": "lit_mult.inject.table",
     "remove_multipliers": "lit_mult.inject.model",
     "run": "lit_mult.training.run",
     "run_stack": "lit_mult.stacked.run",
@@ -112,6 +114,7 @@ __all__ = [
     "merge_and_unload",
     "optimum_drift",
     "paired_differences",
+    "parameters",
     "remove_multipliers",
     "run",
     "run_stack",

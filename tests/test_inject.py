@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from lit_mult.inject.functions import embedding, linear
 from lit_mult.inject.groups import build_param_groups, clip_grad_norm_, multipliers_in
 from lit_mult.inject.layers import MatrixSpec, multipliers_of, specs_of
-from lit_mult.inject.model import add_multipliers, describe, merge_and_unload, remove_multipliers
+from lit_mult.inject.model import add_multipliers, merge_and_unload, remove_multipliers
+from lit_mult.inject.table import parameters
 from lit_mult.registry.contracts import Axis, RowParts
 from lit_mult.registry.roles import Role
 
@@ -306,12 +307,17 @@ def test_every_parameter_is_in_one_group_and_multipliers_are_not_clipped() -> No
 def test_the_table_names_every_matrix_and_says_what_is_tied(capsys: pytest.CaptureFixture[str]) -> None:
     model = add_multipliers(foreign("gpt2"))
     shown = capsys.readouterr().out.splitlines()
-    assert shown == list(describe(model))
+    assert shown == parameters(model).splitlines()
     assert shown[0].split() == ["matrix", "role", "shape", "multipliers"]
     rows = {line.split("  ")[0].strip(): line for line in shown}
     assert "q_proj+k_proj+v_proj  96x32" in rows["transformer.h.*.attn.c_attn (2)"]
     assert "none (weight of transformer.wte, which is tied; multipliers are not)" in rows["lm_head"]
-    assert shown[-1].split()[0] == str(sum(one.numel() for one in multipliers_in(model)))
+    assert shown[-1] == f"{sum(one.numel() for one in multipliers_in(model))} learnable multipliers"
+    groups = build_param_groups(model, 1e-3, 0.1, "muon", vector_lr=2e-3)
+    rows = {line.split()[0]: line.split() for line in parameters(model, groups).splitlines()}
+    assert rows["transformer.h.*.mlp.c_fc"][-3:] == ["muon", "0.001", "0.1"]
+    assert rows["transformer.h.*.mlp.c_fc.row"][-4:] == ["-", "adamw", "0.002", "0.002"]
+    assert rows["transformer.ln_f.bias"][1:] == ["vector", "32", "-", "adamw", "0.002", "0"]
 
 
 def test_a_tied_head_is_untied_by_merging_and_says_so_in_the_config() -> None:

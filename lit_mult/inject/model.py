@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, TypeVar
 
@@ -18,10 +17,10 @@ from lit_mult.inject.layers import (
     detach,
     effective,
     is_uniform,
-    multipliers_of,
     specs_of,
     take_scale,
 )
+from lit_mult.inject.table import parameters
 from lit_mult.method.placement import PLACEMENTS, parse_axes
 from lit_mult.nn.multipliers import PRODUCT
 from lit_mult.registry import load
@@ -94,7 +93,7 @@ def add_multipliers(
         if specs[one.name].is_split:
             take_scale(one.module, one.parameter, powers_of_two=split == "rms_power_of_two")
     if verbose:
-        print("\n".join(describe(model)))
+        print(parameters(model))
     return model
 
 
@@ -142,40 +141,6 @@ def merge_and_unload(model: Model) -> Model:
                 if getattr(getattr(model, "config", None), "tie_word_embeddings", False):
                     model.config.tie_word_embeddings = False  # type: ignore[union-attr]
     return model
-
-
-def describe(model: nn.Module) -> Iterator[str]:
-    """Lines of the table of matrices: name, role, shape (d_out x d_in), learnable multipliers; layers together."""
-    rows: dict[tuple[str, ...], list[str]] = {}
-    first: dict[int, str] = {}
-    for path, module in model.named_modules():
-        for parameter, spec in specs_of(module).items():
-            name = path if parameter == "weight" else f"{path}.{parameter}"
-            weight = module._parameters[parameter]
-            assert weight is not None
-            sizes = list(weight.mT.shape if spec.transposed else weight.shape)
-            roles = "+".join(role.value if role else "none given" for role in spec.roles)
-            axes = ", ".join(dict.fromkeys("+".join(sorted(axes)) or "none" for axes in spec.axes))
-            if (shared := first.setdefault(id(weight), name)) != name:
-                axes += f" (weight of {shared}, which is tied; multipliers are not)"
-            rows.setdefault((_starred(name), roles, "x".join(map(str, sizes)), axes), []).append(name)
-    table = [("matrix", "role", "shape", "multipliers")]
-    for (name, *rest), names in rows.items():
-        table.append((f"{name} ({len(names)})" if len(names) > 1 else names[0], *rest))  # type: ignore[arg-type]
-    widths = [max(len(row[i]) for row in table) for i in range(4)]
-    for row in table:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-    yield f"{sum(n for n in _counts(model))} learnable multipliers in {len(rows)} kinds of matrices"
-
-
-def _counts(model: nn.Module) -> Iterator[int]:
-    for module in model.modules():
-        for name in specs_of(module):
-            yield from (one.numel() for one in multipliers_of(module, name).values())
-
-
-def _starred(name: str) -> str:
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
 
 
 def _check_choices(kind: str, table: str, split: str | None) -> None:
