@@ -10,13 +10,27 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from foreign_models import FAMILIES
+from foreign_models import FAMILIES, foreign, token_ids
 
+import lit_mult
 from lit_mult.data.tokenizers import load_tokenizer
 from lit_mult.hf.export import write_tokenizer
 
+README = (Path(__file__).parents[1] / "README.md").read_text()
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TEXT = "".join(f"the {word} of a {word} is a {word}. " for word in ("row", "column", "norm", "scale", "matrix")) * 40
+
+
+def test_the_loop_of_the_readme_trains(capsys: pytest.CaptureFixture[str]) -> None:
+    section = README.split("## On a model of your own")[1]
+    code = re.search(r"```python\n(.*?)```", section, re.S)
+    assert code is not None
+    model, ids = foreign("llama"), token_ids()
+    names = {"lit_mult": lit_mult, "model": model, "batches": [{"input_ids": ids, "labels": ids}] * 3}
+    before = foreign("llama")(input_ids=ids, labels=ids).loss
+    exec(code[1], names)
+    assert model(input_ids=ids, labels=ids).loss < before
+    assert "muon" in capsys.readouterr().out
 
 
 @pytest.fixture
