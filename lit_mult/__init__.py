@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from lit_mult.inject.hf_trainer import MultiplierTrainerCallback
     from lit_mult.inject.lightning import MultiplierCallback
     from lit_mult.inject.model import add_multipliers, merge_and_unload, remove_multipliers
+    from lit_mult.inject.noise import NoiseTwin
     from lit_mult.inject.table import parameters
     from lit_mult.optim.hybrid import HybridOptimizer
     from lit_mult.schema import RunRecord
@@ -59,6 +60,7 @@ _HOMES = {
     "Member": "lit_mult.stacked.run",
     "MultiplierCallback": "lit_mult.inject.lightning",
     "MultiplierTrainerCallback": "lit_mult.inject.hf_trainer",
+    "NoiseTwin": "lit_mult.inject.noise",
     "RunConfig": "lit_mult.config",
     "RunRecord": "lit_mult.schema",
     "StudySpec": "lit_mult.study.spec",
@@ -94,6 +96,7 @@ __all__ = [
     "Member",
     "MultiplierCallback",
     "MultiplierTrainerCallback",
+    "NoiseTwin",
     "RunConfig",
     "RunRecord",
     "StudySpec",

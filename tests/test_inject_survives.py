@@ -152,6 +152,7 @@ def test_code_that_reads_the_weight_gets_the_effective_matrix(reference: Any) ->
     x = torch.rand(3, 48)
     torch.testing.assert_close(x @ module.weight.mT, module(x))
     assert module.weight.grad_fn is not None
+    assert model.get_parameter("model.layers.0.mlp.down_proj.weight") is module._parameters["weight"]
     # ... and what would replace it is told.
     with pytest.raises(TypeError, match="cannot assign"):
         module.weight = module.weight * 2

@@ -38,7 +38,8 @@ def read(study: str) -> Records:
 
 
 @pytest.fixture(
-    scope="module", params=["pays", "pays_tuning", "dose", "reference", "lr_width", "mup_tuning", "downstream", *EXPERIMENTS]
+    scope="module",
+    params=["pays", "pays_tuning", "dose", "reference", "lr_width", "mup_tuning", "downstream", *EXPERIMENTS],
 )
 def study(request: pytest.FixtureRequest) -> str:
     return str(request.param)
