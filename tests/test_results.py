@@ -39,7 +39,17 @@ def read(study: str) -> Records:
 
 @pytest.fixture(
     scope="module",
-    params=["pays", "pays_tuning", "dose", "reference", "lr_width", "mup_tuning", "downstream", *EXPERIMENTS],
+    params=[
+        "pays",
+        "pays_tuning",
+        "dose",
+        "dose_groups",
+        "reference",
+        "lr_width",
+        "mup_tuning",
+        "downstream",
+        *EXPERIMENTS,
+    ],
 )
 def study(request: pytest.FixtureRequest) -> str:
     return str(request.param)
