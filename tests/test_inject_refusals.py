@@ -117,7 +117,7 @@ def test_refused_in_one_line_with_the_model_untouched(
 
 def test_a_model_has_one_set_of_multipliers() -> None:
     model = foreign("llama")
-    for function in (merge_and_unload, remove_multipliers):
+    for function in (merge_and_unload, remove_multipliers, lambda model: build_param_groups(model, 1e-3)):
         with pytest.raises(UserError, match="no multipliers; call add_multipliers first"):
             function(model)
     add_multipliers(model, verbose=False)

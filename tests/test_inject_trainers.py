@@ -81,7 +81,7 @@ def test_the_trainer_of_transformers_trains_as_a_bare_loop(windows: list[dict[st
         ({"optimizer": None}, "multipliers share a parameter group with matrices; make groups with build_param_groups"),
         ({"optimizer": "early"}, "20 multipliers are in no parameter group; make the optimizer after add_multipliers"),
         ({"optimizer": "decay"}, "multipliers have weight_decay 0.1, as matrices have"),
-        ({"plain": True}, "model has no multipliers; call add_multipliers before the Trainer is made"),
+        ({"plain": True}, "model has no multipliers; call add_multipliers first"),
     ],
 )
 def test_the_trainer_does_not_do_it_wrong(
@@ -91,10 +91,14 @@ def test_the_trainer_does_not_do_it_wrong(
     early = torch.optim.AdamW([{"params": list(model.parameters()), "weight_decay": 0.1}])
     if not changes.get("plain"):
         lit_mult.add_multipliers(model, verbose=False)
-    groups = lit_mult.build_param_groups(model, lr=1e-2, multiplier_weight_decay=0.1)
-    optimizer = {"early": early, "decay": torch.optim.AdamW(groups)}.get(changes.get("optimizer", "decay"))
+    optimizer: Any = early
     if "max_grad_norm" in changes:
         optimizer = optimizer_of(model)
+    elif changes.get("optimizer", "") is None:
+        optimizer = None  # the Trainer's own
+    elif changes.get("optimizer") == "decay":
+        groups = lit_mult.build_param_groups(model, lr=1e-2, multiplier_weight_decay=0.1)
+        optimizer = torch.optim.AdamW(groups)
     trainer = transformers.Trainer(
         model,
         arguments(tmp_path, weight_decay=0.1, max_grad_norm=changes.get("max_grad_norm", 0.0)),

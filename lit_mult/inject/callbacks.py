@@ -10,28 +10,31 @@ from torch.optim import Optimizer
 from lit_mult.errors import UserError
 from lit_mult.inject.groups import clip_grad_norm_, multipliers_in
 from lit_mult.inject.layers import specs_of
+from lit_mult.inject.model import with_specs
 
 
 def check_optimizer(model: nn.Module, optimizer: Any) -> None:
     """See that every multiplier is trained, and decays less than the matrices do.
 
     Raises:
-        UserError: a multiplier is in no group, or in one with a matrix, or with the weight decay of one.
+        UserError: a multiplier is in no group, or in one with a matrix, or with the weight decay of one; or
+            `add_multipliers` has not been called (kind "none" makes a baseline).
     """
+    matrices = {id(module._parameters[name]) for module in with_specs(model) for name in specs_of(module)}
     multipliers = {id(one): one for one in multipliers_in(model)}
-    if not multipliers:
-        raise UserError("model has no multipliers; call add_multipliers before the Trainer is made")
-    matrices = {id(module._parameters[name]) for module in model.modules() for name in specs_of(module)}
     groups = optimizer.param_groups
-    decay_of_matrices = [group["weight_decay"] for group in groups if any(id(p) in matrices for p in group["params"])]
+    decay_of_matrices = [
+        group.get("weight_decay", 0.0) for group in groups if any(id(p) in matrices for p in group["params"])
+    ]
     seen = set()
     for group in groups:
         own = {id(one) for one in group["params"]} & multipliers.keys()
         seen |= own
         if own and any(id(one) in matrices for one in group["params"]):
             raise UserError("multipliers share a parameter group with matrices; make groups with build_param_groups")
-        if own and group["weight_decay"] > 0 and group["weight_decay"] >= max(decay_of_matrices, default=0.0):
-            what = f"multipliers have weight_decay {group['weight_decay']:g}, as matrices have"
+        decay = group.get("weight_decay", 0.0)
+        if own and decay > 0 and decay >= max(decay_of_matrices, default=0.0):
+            what = f"multipliers have weight_decay {decay:g}, as matrices have"
             raise UserError(f"{what}; make groups with build_param_groups (multiplier_weight_decay=2e-3)")
     if missing := sum(one.requires_grad for key, one in multipliers.items() if key not in seen):
         raise UserError(f"{missing} multipliers are in no parameter group; make the optimizer after add_multipliers")

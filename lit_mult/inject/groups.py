@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lit_mult.errors import ConfigError
-from lit_mult.inject.find import refuse_adapters
 from lit_mult.inject.layers import multipliers_of, specs_of
+from lit_mult.inject.model import with_specs
 from lit_mult.optim.clipping import clip_gradients
 from lit_mult.optim.sharding import placement_of
 from lit_mult.registry.optimizers import OPTIMIZERS, trained_by
@@ -41,12 +41,12 @@ def build_param_groups(
         multiplier_lr: learning rate of the multipliers; by default vector_lr.
         multiplier_weight_decay: weight decay of the multipliers.
 
-    Raises:
-        UserError: no such optimizer, or the parts of a fused matrix need different ones, or PEFT's adapters are on it.
+    Raises: UserError: `add_multipliers` has not been called, no such optimizer, or parts of a fused matrix need
+        different ones.
     """
     if optimizer not in OPTIMIZERS:
         raise ConfigError("optimizer", optimizer, f"must be one of {', '.join(OPTIMIZERS)}")
-    refuse_adapters(model)
+    modules = with_specs(model)
     vector_lr = lr if vector_lr is None else vector_lr
     multiplier_lr = vector_lr if multiplier_lr is None else multiplier_lr
     others, of_multipliers = (trained_by(role, optimizer) for role in (Role.NORM, Role.MULTIPLIER))
@@ -63,19 +63,19 @@ def build_param_groups(
             if name not in group["names"]:
                 group["names"].append(name)
 
-    for module_name, module in model.named_modules():
+    for module in modules:
         for parameter, spec in specs_of(module).items():
             weight = module._parameters[parameter]
             assert weight is not None
+            roles = [role.value if role else "matrix" for role in spec.roles]
             of_role = {trained_by(role, optimizer) if role else "adamw" for role in spec.roles}
             if len(of_role) > 1:
-                raise ConfigError("optimizer", optimizer, f"does not train all parts of {module_name}.{parameter}")
+                raise ConfigError("optimizer", optimizer, f"does not train all of {' and '.join(roles)}, in one matrix")
             its = of_role.pop()
             decay = weight_decay * spec.weight_decay if OPTIMIZERS[its].decays else 0.0
-            role = "+".join(role.value if role else "matrix" for role in spec.roles)
             fused = its != "adamw" and (spec.parts is not None or spec.transposed)
             extra = {"parts": spec.parts, "transposed": spec.transposed} if fused else {}
-            add(weight, role, (its, lr * spec.lr, decay), extra)
+            add(weight, "+".join(roles), (its, lr * spec.lr, decay), extra)
     multipliers = {id(one) for one in multipliers_in(model)}
     for one in model.parameters():
         if id(one) in multipliers:

@@ -232,7 +232,7 @@ def _forward_of(plain: type[nn.Module]) -> Callable[..., Tensor] | None:
         return _forward_linear
     if plain.forward is nn.Embedding.forward:
         return _forward_embedding
-    return _forward_linear if is_conv1d(plain) and plain.forward.__module__ == plain.__module__ else None
+    return _forward_linear if plain.forward.__qualname__ == "Conv1D.forward" and is_conv1d(plain) else None
 
 
 def is_conv1d(kind: type[nn.Module]) -> bool:

@@ -103,7 +103,7 @@ def remove_multipliers(model: Model) -> Model:
     Raises:
         UserError: there are none, or W was split, so that it is not the model's without them.
     """
-    modules = _with_specs(model)
+    modules = with_specs(model)
     if any(spec.is_split for module in modules for spec in specs_of(module).values()):
         raise UserError("multipliers took over the scale of the matrices (split); use merge_and_unload")
     for module in modules:
@@ -121,7 +121,7 @@ def merge_and_unload(model: Model) -> Model:
     Raises:
         UserError: there are no multipliers, or the model is sharded.
     """
-    modules = _with_specs(model)
+    modules = with_specs(model)
     places = [(module, name) for module in modules for name in specs_of(module)]
     if any(type(module._parameters[name].data).__name__ == "DTensor" for module, name in places):  # type: ignore[union-attr]
         raise UserError("model is sharded; load its full state_dict into one that is not, and merge that")
@@ -201,7 +201,8 @@ def _spec(one: Found, kind: str, placed: tuple[Axes, ...], *, split: bool) -> Ma
     return replace(spec, is_split=split and not one.is_tied)
 
 
-def _with_specs(model: nn.Module) -> list[nn.Module]:
+def with_specs(model: nn.Module) -> list[nn.Module]:
+    """The modules that `add_multipliers` has seen. Raises: UserError when there are none, or PEFT's adapters."""
     refuse_adapters(model)
     modules = [module for module in model.modules() if specs_of(module)]
     if not modules:
