@@ -20,6 +20,10 @@ from rivals import Setting, hugging_face
 from training_memory import in_fresh_process
 
 
+_EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+"""With it glibc gives freed tensors back, so that the peak is what was allocated and not how its heap is cut up."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[256, 512])
@@ -46,7 +50,8 @@ def main() -> None:
                 contestants[f"{loop} {multipliers}"] = run
         timings = take_turns(contestants, arguments.rounds, arguments.seconds)
         memory = statistics.median(
-            in_fresh_process("hf vector", setting, 5) / in_fresh_process("hf", setting, 5) for _ in range(3)
+            in_fresh_process("hf vector", setting, 5, **_EXACT) / in_fresh_process("hf", setting, 5, **_EXACT)
+            for _ in range(3)
         )
         for loop in loops:
             time = ratio(timings[f"{loop} vector"], timings[f"{loop} None"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -64,10 +65,11 @@ def _peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def in_fresh_process(name: str, setting: Setting, steps: int) -> float:
-    """MiB, of `measure` in a new interpreter."""
+def in_fresh_process(name: str, setting: Setting, steps: int, **variables: str) -> float:
+    """MiB, of `measure` in a new interpreter, with these environment variables."""
     command = [sys.executable, __file__, "--measure", json.dumps([name, asdict(setting), steps])]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | variables)
+    return float(done.stdout.split()[-1])
 
 
 def main() -> None:
