@@ -19,7 +19,6 @@ from interleaving import Contestant, ratio, take_turns
 from rivals import Setting, hugging_face
 from training_memory import in_fresh_process
 
-
 _EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 """With it glibc gives freed tensors back, so that the peak is what was allocated and not how its heap is cut up."""
 
