@@ -19,6 +19,7 @@
 Multipliers on a model of any library, in a training script of its own (needs torch alone):
 
     lit_mult.add_multipliers(model, kind="vector")
+    lit_mult.width_rules(model, base_model, optimizer="muon")     # muP: lr holds from the base width on
     optimizer = lit_mult.HybridOptimizer(lit_mult.build_param_groups(model, lr=3e-4, optimizer="muon"))
     lit_mult.clip_grad_norm_(model, 1.0)                          # after backward, in place of torch's
     lit_mult.merge_and_unload(model)                              # a plain model again, with the same outputs
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from lit_mult.inject.hf_trainer import MultiplierTrainerCallback
     from lit_mult.inject.lightning import MultiplierCallback
     from lit_mult.inject.model import add_multipliers, merge_and_unload, remove_multipliers
+    from lit_mult.inject.widths import width_rules
     from lit_mult.optim.hybrid import HybridOptimizer
     from lit_mult.schema import RunRecord
     from lit_mult.stacked.run import Member, run_stack
@@ -83,6 +85,7 @@ _HOMES = {
     "run_stack": "lit_mult.stacked.run",
     "sensitivity_points": "lit_mult.analysis.sensitivity:points",
     "sweep": "lit_mult.study.sweep",
+    "width_rules": "lit_mult.inject.widths",
     "write_report": "lit_mult.analysis.report",
 }
 
@@ -117,6 +120,7 @@ __all__ = [
     "run_stack",
     "sensitivity_points",
     "sweep",
+    "width_rules",
     "write_report",
 ]
 

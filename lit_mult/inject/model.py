@@ -102,11 +102,14 @@ def remove_multipliers(model: Model) -> Model:
     """Take the multipliers away, in place; weights stay what they are in the optimizer, W and not W_eff.
 
     Raises:
-        UserError: there are none, or W was split, so that it is not the model's without them.
+        UserError: there are none, or W is not the model's without them: it was split, or `width_rules` gave a tied head
+            a factor.
     """
     modules = _with_specs(model)
     if any(spec.is_split for module in modules for spec in specs_of(module).values()):
         raise UserError("multipliers took over the scale of the matrices (split); use merge_and_unload")
+    if any(spec.constant != 1.0 for module in modules for spec in specs_of(module).values()):
+        raise UserError("a tied head has a factor (width_rules); use merge_and_unload")
     for module in modules:
         detach(module)
     return model
@@ -146,26 +149,43 @@ def merge_and_unload(model: Model) -> Model:
 
 def describe(model: nn.Module) -> Iterator[str]:
     """Lines of the table of matrices: name, role, shape (d_out x d_in), learnable multipliers; layers together."""
-    rows: dict[tuple[str, ...], list[str]] = {}
+    rows: list[tuple[str, ...]] = []
     first: dict[int, str] = {}
     for path, module in model.named_modules():
         for parameter, spec in specs_of(module).items():
             name = path if parameter == "weight" else f"{path}.{parameter}"
             weight = module._parameters[parameter]
             assert weight is not None
-            sizes = list(weight.mT.shape if spec.transposed else weight.shape)
-            roles = "+".join(role.value if role else "none given" for role in spec.roles)
             axes = ", ".join(dict.fromkeys("+".join(sorted(axes)) or "none" for axes in spec.axes))
             if (shared := first.setdefault(id(weight), name)) != name:
                 axes += f" (weight of {shared}, which is tied; multipliers are not)"
-            rows.setdefault((_starred(name), roles, "x".join(map(str, sizes)), axes), []).append(name)
-    table = [("matrix", "role", "shape", "multipliers")]
-    for (name, *rest), names in rows.items():
-        table.append((f"{name} ({len(names)})" if len(names) > 1 else names[0], *rest))  # type: ignore[arg-type]
-    widths = [max(len(row[i]) for row in table) for i in range(4)]
+            rows.append((name, named(spec), sides(weight, spec), axes))
+    table = list(layers_together(("matrix", "role", "shape", "multipliers"), rows))
+    yield from table
+    yield f"{sum(n for n in _counts(model))} learnable multipliers in {len(table) - 1} kinds of matrices"
+
+
+def layers_together(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    """Lines of a table of matrices; rows that differ only in the layer of the name, the first cell, are one."""
+    merged: dict[tuple[str, ...], list[str]] = {}
+    for name, *rest in rows:
+        merged.setdefault((_starred(name), *rest), []).append(name)
+    table = [header]
+    for (name, *rest), names in merged.items():
+        table.append((f"{name} ({len(names)})" if len(names) > 1 else names[0], *rest))
+    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
     for row in table:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-    yield f"{sum(n for n in _counts(model))} learnable multipliers in {len(rows)} kinds of matrices"
+
+
+def named(spec: MatrixSpec) -> str:
+    """The roles of a matrix's parts."""
+    return "+".join(role.value if role else "none given" for role in spec.roles)
+
+
+def sides(weight: Tensor, spec: MatrixSpec) -> str:
+    """Its shape, as 96x32."""
+    return "x".join(map(str, (weight.mT if spec.transposed else weight).shape))
 
 
 def _counts(model: nn.Module) -> Iterator[int]:
