@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from lit_mult.analysis.scores import load_scores
     from lit_mult.analysis.sensitivity import interpolated_optimum, lr_sensitivity, paired_differences
     from lit_mult.analysis.sensitivity import points as sensitivity_points
+    from lit_mult.checks import coord_check
     from lit_mult.config import RunConfig
     from lit_mult.errors import ConfigError, UserError
     from lit_mult.inject.groups import build_param_groups, clip_grad_norm_
@@ -68,6 +69,7 @@ _HOMES = {
     "add_multipliers": "lit_mult.inject.model",
     "build_param_groups": "lit_mult.inject.groups",
     "clip_grad_norm_": "lit_mult.inject.groups",
+    "coord_check": "lit_mult.checks",
     "interpolated_optimum": "lit_mult.analysis.sensitivity",
     "load_curves": "lit_mult.analysis.frame",
     "load_diagnostics": "lit_mult.analysis.diagnostics",
@@ -103,6 +105,7 @@ __all__ = [
     "add_multipliers",
     "build_param_groups",
     "clip_grad_norm_",
+    "coord_check",
     "interpolated_optimum",
     "load_curves",
     "load_diagnostics",
