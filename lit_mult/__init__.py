@@ -24,6 +24,11 @@ Multipliers on a model of any library, in a training script of its own (needs to
     lit_mult.clip_grad_norm_(model, 1.0)                          # after backward, in place of torch's
     lit_mult.merge_and_unload(model)                              # a plain model again, with the same outputs
 
+Checks of such models:
+
+    lit_mult.coord_check(make_model, [256, 512, 1024], batches).exponents  # does everything move alike at every width?
+    lit_mult.lint_placement(model)                                # multipliers that can trade scale
+
 Names load what they need when they are first used: reading records needs no torch.
 """
 
@@ -38,7 +43,7 @@ if TYPE_CHECKING:
     from lit_mult.analysis.scores import load_scores
     from lit_mult.analysis.sensitivity import interpolated_optimum, lr_sensitivity, paired_differences
     from lit_mult.analysis.sensitivity import points as sensitivity_points
-    from lit_mult.checks import coord_check
+    from lit_mult.checks import coord_check, lint_placement
     from lit_mult.config import RunConfig
     from lit_mult.errors import ConfigError, UserError
     from lit_mult.inject.groups import build_param_groups, clip_grad_norm_
@@ -71,6 +76,7 @@ _HOMES = {
     "clip_grad_norm_": "lit_mult.inject.groups",
     "coord_check": "lit_mult.checks",
     "interpolated_optimum": "lit_mult.analysis.sensitivity",
+    "lint_placement": "lit_mult.checks",
     "load_curves": "lit_mult.analysis.frame",
     "load_diagnostics": "lit_mult.analysis.diagnostics",
     "load_records": "lit_mult.analysis.frame",
@@ -107,6 +113,7 @@ __all__ = [
     "clip_grad_norm_",
     "coord_check",
     "interpolated_optimum",
+    "lint_placement",
     "load_curves",
     "load_diagnostics",
     "load_records",

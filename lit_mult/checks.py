@@ -12,13 +12,23 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lit_mult.diagnostics.coordinates import Measured, coordinates
-from lit_mult.diagnostics.model_coordinates import LossOf, MatrixFacts, ModelSubject, facts_of, next_token_loss
-from lit_mult.errors import ConfigError
+from lit_mult.diagnostics.model_coordinates import (
+    LossOf,
+    MatrixFacts,
+    ModelSubject,
+    facts_of,
+    matrices_of,
+    next_token_loss,
+)
+from lit_mult.errors import ConfigError, UserError
 from lit_mult.inject.groups import build_param_groups
 from lit_mult.inject.layers import specs_of
-from lit_mult.inject.model import add_multipliers
+from lit_mult.inject.model import add_multipliers, aligned
 from lit_mult.method.expectations import exponent_of
+from lit_mult.method.placement import PLACEMENTS
+from lit_mult.method.redundancy import Redundancy, redundancies_of, sizes_of, table
 from lit_mult.optim.hybrid import HybridOptimizer
+from lit_mult.registry.kinds import KINDS, check_redundancies
 from lit_mult.registry.optimizers import trained_by
 from lit_mult.registry.roles import Role
 
@@ -126,3 +136,46 @@ def _limits(value: Measured, seen: Mapping[int, Mapping[str, MatrixFacts]]) -> t
     first = 1 if trained_by(Role(facts.role), facts.decays_by) == "adamw" else 0  # its factor is one of d_in alone
     sides = {tuple(side / width for side in one[value.coordinate].shape[first:]) for width, one in seen.items()}
     return limits if len(sides) == 1 else None
+
+
+LLAMAS = ("LlamaForCausalLM", "MistralForCausalLM")
+"""Models whose equations `method.symmetry` has. Others differ in what no name shows: norms of queries and keys, norm
+weights plus 1, layers without rotation."""
+
+
+def lint_placement(
+    model: nn.Module, multiplier_weight_decay: float = 2e-3, *, verbose: bool = True
+) -> list[Redundancy]:
+    """Multipliers and norm weights of transformers' Llama or Mistral that can trade scale, by `method.symmetry`.
+
+    Args:
+        model: after `add_multipliers`.
+        multiplier_weight_decay: that of `build_param_groups`, which may hold the scale.
+        verbose: print a table of them, with advice.
+
+    Raises:
+        UserError: the model is another one, or has biases; or the kind of multipliers is no product.
+    """
+    if type(model).__name__ not in LLAMAS:
+        raise UserError(f"model is a {type(model).__name__}; lint_placement knows {' and '.join(LLAMAS)} alone")
+    if biased := [name for name, _ in model.named_parameters() if name.endswith(".bias")]:
+        raise UserError(f"{biased[0]}: is a bias, which the equations of lint_placement have not")
+    own = matrices_of(model)
+    if not own:
+        raise UserError("model has no multipliers; call add_multipliers first")
+    for one in own.values():
+        check_redundancies(one.spec.kind, "lint_placement")
+    roles = {name: Role(one.role) for name, one in own.items()}
+    axes = {name: one.spec.all_axes for name, one in own.items()}
+    minimal = {name: KINDS[own[name].spec.kind].axes(PLACEMENTS["minimal"][role]) for name, role in roles.items()}
+    config: Any = model.config
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    sizes = sizes_of(
+        config.vocab_size, config.hidden_size, kv_heads, heads // kv_heads, head_dim, config.intermediate_size
+    )
+    found = redundancies_of(roles, axes, minimal, sizes, multiplier_weight_decay, "model.")
+    if verbose:
+        for line in aligned([tuple(cell.replace("optim.", "") for cell in row) for row in table(found)]):
+            print(line)
+    return found

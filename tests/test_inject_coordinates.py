@@ -76,6 +76,21 @@ def test_with_width_rules_it_passes(optimizer: str, rule: str) -> None:
     assert by_name["decay", "model.embed_tokens"] == pytest.approx(0.0, abs=1e-3)
 
 
+def test_a_tied_head_passes_with_initial_weights_of_the_same_std_at_every_width() -> None:
+    """At base width 16 that of GPT-2's matrices is 1 / sqrt(d_in)."""
+
+    def gpt2(width: int) -> Any:
+        return foreign("gpt2", n_embd=width, n_head=width // 8, n_layer=1, initializer_range=0.25)
+
+    def make_model(width: int) -> nn.Module:
+        model = lit_mult.add_multipliers(gpt2(width), verbose=False)
+        return lit_mult.width_rules(model, gpt2(16), rescale="all", verbose=False)
+
+    check = coord_check(make_model, [128, 256, 512], [token_ids(4, 17)], lr=0.01, steps=2, seeds=1)
+    assert check.passed, failed(check)
+    assert ("decay", "lm_head") in {(row.kind, row.coordinate) for row in check.exponents.itertuples()}
+
+
 def test_without_width_rules_updates_of_hidden_matrices_grow() -> None:
     check = coord_check(llama, [64, 128, 256], [token_ids(4, 17)], lr=0.01, steps=2, seeds=2)
     assert not check.passed

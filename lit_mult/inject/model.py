@@ -173,7 +173,12 @@ def layers_together(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) ->
     table = [header]
     for (name, *rest), names in merged.items():
         table.append((f"{name} ({len(names)})" if len(names) > 1 else names[0], *rest))
-    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+    yield from aligned(table)
+
+
+def aligned(table: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Lines of a table, with columns of equal width."""
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     for row in table:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 

@@ -8,7 +8,7 @@ Sources: arXiv:2203.03466 table 3 and app. D.1; arXiv:2601.04890 table 1.
 | start          | logits                                 | -1/2 (muP's head) to 0 (the standard one)                 |
 | change, update | all                                    | 0                                                         |
 | decay          | width rule lr, coupled decay           | that of the lr, the optimizer's `width_exponent` (AdamW    |
-|                |                                        | -1, Muon -1/2) of hidden matrices and head; embedding 0    |
+|                |                                        | -1, Muon -1/2) of hidden matrices and outputs; embedding 0 |
 | decay          | lr_wd, multiplier, independent decay   | 0: the balance is reached equally fast at every width     |
 """
 
