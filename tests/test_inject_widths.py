@@ -166,6 +166,11 @@ def test_parts_that_were_given_divide_at_base_width_as_in_the_model_or_as_the_ba
     model = add_multipliers(make(64), roles=roles, verbose=False)
     width_rules(model, make(32), "muon", verbose=False)
     assert specs(model)["attn.Wqkv"].lr == pytest.approx(math.sqrt(0.5))
+    side_by_side: Any = {"Wqkv": [("gate_proj", 1), ("up_proj", 1)]}  # 64 times at width 64, 32 times at base width
+    model = add_multipliers(make(64), roles=side_by_side, verbose=False)
+    width_rules(model, make(32), "muon", verbose=False)
+    assert specs(model)["attn.Wqkv"].lr == pytest.approx(math.sqrt(0.5))
+    model = add_multipliers(make(64), roles=roles, verbose=False)
     uneven = add_multipliers(make(32), roles={"Wqkv": [("q_proj", 32), ("k_proj", 24), ("v_proj", 8)]}, verbose=False)
     with pytest.raises(UserError, match="its parts need different factors"):
         width_rules(model, uneven, "muon")

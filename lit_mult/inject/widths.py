@@ -73,13 +73,14 @@ def width_rules(
     Args:
         model: after `add_multipliers`, perhaps with kind "none", before it is wrapped, compiled or sharded.
         base_model: the same architecture at the width at which lr was tuned, with or without multipliers; on the meta
-            device it costs nothing. Rows of fused matrices whose parts were given in `roles` divide as the model's.
+            device it costs nothing. Fused matrices whose parts were given in `roles` divide in proportion there.
         optimizer: that of `build_param_groups`.
         rule: lr: weight decay stays, and acts less at larger widths; lr_wd: lr * weight_decay stays.
         rescale: which initial weights to multiply. "outputs": head and routers, by sqrt(base d_in / d_in), for models
             whose matrices start at a std of 1 / sqrt(d_in), as in mup's set_base_shapes; "all": hidden matrices by
             sqrt(base d_in / d_in), head and routers by base d_in / d_in, for models that start at the same std at every
-            width, as transformers' initializer_range; None: none, as for a model that is trained already.
+            width, as transformers' initializer_range; None: none, for a model that is trained, or was rescaled before
+            `remove_multipliers`.
         verbose: print the table of all factors.
 
     Returns:
@@ -160,9 +161,8 @@ def _places(model: nn.Module, base_model: nn.Module) -> Iterator[_Place]:
         shapes = [(shape, base_shape)]
         if spec.parts is not None:
             own = specs_of(base_model.get_submodule(path)).get(parameter)
-            base_parts = _base_parts(shown, spec, own, base_model, base_shape[0])
-            parts = zip(_rows(spec.parts), _rows(base_parts), strict=True)
-            shapes = [((rows, shape[1]), (base_rows, base_shape[1])) for rows, base_rows in parts]
+            base_rows = _base_rows(shown, spec, own, base_model, base_shape[0])
+            shapes = [((n, shape[1]), (m, base_shape[1])) for n, m in zip(_rows(spec.parts), base_rows, strict=True)]
         tied_to = embeddings.get(id(weight)) if spec.roles == (Role.LM_HEAD,) else None
         yield _Place(shown, module, parameter, spec, base_weight, shapes, tied_to)
 
@@ -178,23 +178,23 @@ def _plain_parameters(model: nn.Module) -> dict[str, Tensor]:
     return {name: one for name, one in named if id(one) not in multipliers}
 
 
-def _base_parts(name: str, spec: MatrixSpec, own: MatrixSpec | None, base_model: nn.Module, base_rows: int) -> RowParts:
-    """How a fused matrix of the base model divides: by its `own` spec, by its family, or else as the model's."""
+def _rows(parts: RowParts) -> list[int]:
+    return [parts.groups * size for size in parts.sizes]
+
+
+def _base_rows(name: str, spec: MatrixSpec, own: MatrixSpec | None, base_model: nn.Module, d_out: int) -> list[int]:
+    """Rows of the parts of a fused matrix of the base model: by its `own` spec, its family, or else in proportion."""
     assert spec.parts is not None
     parts, known = own.parts if own else None, known_role(name)
     if parts is None and isinstance(known, Fused) and known.roles == spec.roles:
         block = base_model.get_submodule(name.rpartition(".")[0])
-        parts = known.divide(block, getattr(base_model, "config", None), base_rows)
-    elif parts is None:
-        sizes = [size * base_rows / spec.parts.rows for size in spec.parts.sizes]
-        parts = RowParts(spec.parts.groups, tuple(int(size) for size in sizes))
-    if parts is None or parts.rows != base_rows or len(parts.sizes) != len(spec.roles):
+        parts = known.divide(block, getattr(base_model, "config", None), d_out)
+        rows = _rows(parts) if parts else []
+    else:
+        rows = _rows(parts) if parts else [n * d_out // spec.parts.rows for n in _rows(spec.parts)]
+    if sum(rows) != d_out or len(rows) != len(spec.roles):
         raise UserError(f"{name}: its parts in base_model are unknown; add_multipliers to it, too, with their rows")
-    return parts
-
-
-def _rows(parts: RowParts) -> list[int]:
-    return [parts.groups * size for size in parts.sizes]
+    return rows
 
 
 def _scaling(place: _Place, optimizer: str, rule: str) -> Scaling:
