@@ -19,9 +19,15 @@
 Multipliers on a model of any library, in a training script of its own (needs torch alone):
 
     lit_mult.add_multipliers(model, kind="vector")
+    lit_mult.width_rules(model, base_model, optimizer="muon")     # muP: lr holds from the base width on
     optimizer = lit_mult.HybridOptimizer(lit_mult.build_param_groups(model, lr=3e-4, optimizer="muon"))
     lit_mult.clip_grad_norm_(model, 1.0)                          # after backward, in place of torch's
     lit_mult.merge_and_unload(model)                              # a plain model again, with the same outputs
+
+Checks of such models:
+
+    lit_mult.coord_check(make_model, [256, 512, 1024], batches).exponents  # does everything move alike at every width?
+    lit_mult.lint_placement(model)                                # multipliers that can trade scale
 
 Names load what they need when they are first used: reading records needs no torch.
 """
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
     from lit_mult.analysis.scores import load_scores
     from lit_mult.analysis.sensitivity import interpolated_optimum, lr_sensitivity, paired_differences
     from lit_mult.analysis.sensitivity import points as sensitivity_points
+    from lit_mult.checks import coord_check, lint_placement
     from lit_mult.config import RunConfig
     from lit_mult.errors import ConfigError, UserError
     from lit_mult.inject.groups import build_param_groups, clip_grad_norm_
@@ -45,6 +52,7 @@ if TYPE_CHECKING:
     from lit_mult.inject.model import add_multipliers, merge_and_unload, remove_multipliers
     from lit_mult.inject.noise import NoiseTwin
     from lit_mult.inject.table import parameters
+    from lit_mult.inject.widths import width_rules
     from lit_mult.optim.hybrid import HybridOptimizer
     from lit_mult.schema import RunRecord
     from lit_mult.stacked.run import Member, run_stack
@@ -69,7 +77,9 @@ _HOMES = {
     "add_multipliers": "lit_mult.inject.model",
     "build_param_groups": "lit_mult.inject.groups",
     "clip_grad_norm_": "lit_mult.inject.groups",
+    "coord_check": "lit_mult.checks",
     "interpolated_optimum": "lit_mult.analysis.sensitivity",
+    "lint_placement": "lit_mult.checks",
     "load_curves": "lit_mult.analysis.frame",
     "load_diagnostics": "lit_mult.analysis.diagnostics",
     "load_records": "lit_mult.analysis.frame",
@@ -87,6 +97,7 @@ _HOMES = {
     "run_stack": "lit_mult.stacked.run",
     "sensitivity_points": "lit_mult.analysis.sensitivity:points",
     "sweep": "lit_mult.study.sweep",
+    "width_rules": "lit_mult.inject.widths",
     "write_report": "lit_mult.analysis.report",
 }
 
@@ -105,7 +116,9 @@ __all__ = [
     "add_multipliers",
     "build_param_groups",
     "clip_grad_norm_",
+    "coord_check",
     "interpolated_optimum",
+    "lint_placement",
     "load_curves",
     "load_diagnostics",
     "load_records",
@@ -123,6 +136,7 @@ __all__ = [
     "run_stack",
     "sensitivity_points",
     "sweep",
+    "width_rules",
     "write_report",
 ]
 

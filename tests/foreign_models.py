@@ -27,6 +27,7 @@ _NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", _GROUPED),
+    "mistral": ("MistralConfig", _GROUPED),
     "qwen3": ("Qwen3Config", _GROUPED | {"head_dim": 8}),
     "gemma3": ("Gemma3TextConfig", _GROUPED | {"head_dim": 8}),
     "gpt2": ("GPT2Config", _GPT2 | _NO_DROPOUT),

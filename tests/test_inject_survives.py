@@ -219,6 +219,8 @@ import torch, lit_mult
 from torch import nn
 model = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 8))
 lit_mult.add_multipliers(model, roles={"0": "embedding", "1": "q_proj"})
+base = nn.Sequential(nn.Embedding(8, 2), nn.Linear(2, 8))
+lit_mult.width_rules(model, base, optimizer="muon")
 optimizer = lit_mult.HybridOptimizer(lit_mult.build_param_groups(model, lr=1e-2, optimizer="muon"))
 model(torch.arange(8)).square().sum().backward()
 lit_mult.clip_grad_norm_(model, 1.0)

@@ -1,6 +1,6 @@
 """The coordinate check (arXiv:2203.03466 app. D.1): sizes and changes of activations over a few training steps.
 
-Measured per width and seed, on the first batch of the data, with the code of a real run:
+Measured per width and seed, on the first batch of the data, of a run's model or (`model_coordinates`) of anybody's:
 
 | kind   | coordinate                  | value                                                                     |
 |--------|-----------------------------|---------------------------------------------------------------------------|
@@ -18,11 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lit_mult.config import RunConfig
 from lit_mult.data.batches import TrainWindows
@@ -30,12 +31,37 @@ from lit_mult.data.cache import prepare
 from lit_mult.diagnostics.parts import TrainingModule, matrices, rms
 from lit_mult.diagnostics.probe import activation, probe
 from lit_mult.errors import ConfigError
-from lit_mult.nn.llama import Llama
-from lit_mult.registry.roles import Role
 
 Kind = Literal["start", "change", "update", "decay"]
 Coordinate = tuple[Kind, str, str, float]
 """(kind, coordinate, role, value), as in `Measured`."""
+
+
+class Matrix(Protocol):
+    """A weight matrix (d_out, d_in)."""
+
+    @property
+    def role(self) -> str: ...
+
+    @property
+    def weight(self) -> Tensor: ...
+
+    def effective_weight(self) -> Tensor: ...
+
+
+class Subject(Protocol):
+    """A model before its first step."""
+
+    def matrices(self) -> dict[str, Matrix]: ...
+
+    def activations(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """On the first batch: activations by coordinate; and the input of matrices by name, where it is known."""
+
+    def train(self) -> None:
+        """Make all steps."""
+
+    def decay(self) -> None:
+        """Make a step with zero gradients."""
 
 
 @dataclass(frozen=True)
@@ -77,60 +103,87 @@ def measure(
     for run in configs:
         windows = TrainWindows(corpus.train, run.data.seq_len, run.train.batch_size, run.seed)
         torch.manual_seed(run.seed)  # dropout
-        trained = _activations_and_updates(make_module(run, corpus.vocab_size), windows, run.train.steps)
-        decayed = _decay(make_module(run, corpus.vocab_size))
-        for coordinate in chain(trained, decayed):
+        make = partial(_make_run, run, corpus.vocab_size, windows, make_module)
+        for coordinate in coordinates(make):
             yield Measured(run.model.d_model, run.seed, *coordinate)
 
 
-def _activations_and_updates(module: TrainingModule, windows: TrainWindows, steps: int) -> Iterator[Coordinate]:
-    probe_BT = torch.from_numpy(windows.batch(0))[:, :-1]
-    start, _ = _activations(module.model, probe_BT)
-    of_model = dict(matrices(module.model))
-    weights = {name: matrix.effective_weight().detach().clone() for name, matrix in of_model.items()}
+def _make_run(
+    config: RunConfig,
+    vocab_size: int,
+    windows: TrainWindows,
+    make_module: Callable[[RunConfig, int], TrainingModule],
+) -> Subject:
+    return _Run(make_module(config, vocab_size), windows, config.train.steps)
 
-    made = module.configure_optimizers()
-    optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
-    for step in range(steps):
-        optimizer.zero_grad()
-        loss, _ = module.training_loss(torch.from_numpy(windows.batch(step)))
-        loss.backward()
-        module.configure_gradient_clipping(optimizer)
-        optimizer.step()
-        schedule.step()
-    end, inputs = _activations(module.model, probe_BT)
 
+def coordinates(make: Callable[[], Subject]) -> Iterator[Coordinate]:
+    """All coordinates of one model, which `make` gives twice, the same both times: to train, and to decay."""
+    subject = make()
+    start, _ = subject.activations()
+    matrices = subject.matrices()
+    before = {name: matrix.effective_weight().detach().clone() for name, matrix in matrices.items()}
+    subject.train()
+    end, inputs = subject.activations()
     for name, value in start.items():
         yield "start", name, "", rms(value)
         yield "change", name, "", rms(end[name] - value)
-    for name, matrix in of_model.items():
-        change = matrix.effective_weight().detach() - weights[name]
-        # Projections in a joint product are not called: their input is that of attention or MLP.
-        x = inputs[name] if name in inputs else inputs[name.rpartition(".")[0]]
-        yield "update", name, matrix.role.value, rms(change[x] if matrix.role is Role.EMBEDDING else x @ change.T)
+    for name, matrix in matrices.items():
+        if name in inputs:
+            change, x = matrix.effective_weight().detach() - before[name], inputs[name]
+            yield "update", name, matrix.role, rms(x @ change.T if x.is_floating_point() else change[x])
 
-
-def _decay(module: TrainingModule) -> Iterator[Coordinate]:
-    optimizer = module.configure_optimizers()["optimizer"]
-    before = {name: matrix.weight.detach().clone() for name, matrix in matrices(module.model)}
-    for parameter in module.model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    for name, matrix in matrices(module.model):
+    subject = make()
+    matrices = subject.matrices()
+    before = {name: matrix.weight.detach().clone() for name, matrix in matrices.items()}
+    subject.decay()
+    for name, matrix in matrices.items():
         share = rms(before[name].double() - matrix.weight.detach().double()) / rms(before[name])
         if share:  # without weight decay there is nothing to compare
-            yield "decay", name, matrix.role.value, share
+            yield "decay", name, matrix.role, share
 
 
-def _activations(model: Llama, ids_BT: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Activations by coordinate, and the input of every called module by its name."""
-    activations: dict[str, Tensor] = {}
-    inputs: dict[str, Tensor] = {}
+def step_without_gradients(model: nn.Module, optimizer: Optimizer) -> None:
+    """A step that weight decay alone makes."""
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
 
-    def visit(name: str, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
-        inputs[name] = args[0]
-        if activation(name) is not None and name != "embed_tokens":
-            activations["logits" if name == "lm_head" else name] = out
 
-    probe(model, ids_BT, visit)
-    return activations, inputs
+@dataclass(frozen=True)
+class _Run:
+    """The model of a config."""
+
+    module: TrainingModule
+    windows: TrainWindows
+    steps: int
+
+    def matrices(self) -> dict[str, Matrix]:
+        return dict(matrices(self.module.model))
+
+    def activations(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        found: dict[str, Tensor] = {}
+        inputs: dict[str, Tensor] = {}
+
+        def visit(name: str, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+            inputs[name] = args[0]
+            if activation(name) is not None and name != "embed_tokens":
+                found["logits" if name == "lm_head" else name] = out
+
+        probe(self.module.model, torch.from_numpy(self.windows.batch(0))[:, :-1], visit)
+        # Projections in a joint product are not called: their input is that of attention or MLP.
+        return found, inputs | {name: inputs[name.rpartition(".")[0]] for name in self.matrices().keys() - inputs}
+
+    def train(self) -> None:
+        made = self.module.configure_optimizers()
+        optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+        for step in range(self.steps):
+            optimizer.zero_grad()
+            loss, _ = self.module.training_loss(torch.from_numpy(self.windows.batch(step)))
+            loss.backward()
+            self.module.configure_gradient_clipping(optimizer)
+            optimizer.step()
+            schedule.step()
+
+    def decay(self) -> None:
+        step_without_gradients(self.module.model, self.module.configure_optimizers()["optimizer"])

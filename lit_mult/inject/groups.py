@@ -34,15 +34,16 @@ def build_param_groups(
 
     Args:
         model: after `add_multipliers`, perhaps with kind "none".
-        lr: learning rate of the matrices.
-        weight_decay: of the matrices; a step shrinks them by lr * weight_decay.
+        lr: learning rate of the matrices; after `width_rules` that at the base width.
+        weight_decay: of the matrices, likewise; a step shrinks them by lr * weight_decay.
         optimizer: of the hidden matrices; for the rest as in `registry.optimizers`, mostly AdamW.
         vector_lr: learning rate of parameters that are no matrix; by default lr.
         multiplier_lr: learning rate of the multipliers; by default vector_lr.
         multiplier_weight_decay: weight decay of the multipliers.
 
-    Raises: UserError: `add_multipliers` has not been called, no such optimizer, or parts of a fused matrix need
-        different ones.
+    Raises:
+        UserError: `add_multipliers` has not been called, no such optimizer, or not that of `width_rules`; parts of a
+            fused matrix need different ones; or PEFT's adapters are on it.
     """
     if optimizer not in OPTIMIZERS:
         raise ConfigError("optimizer", optimizer, f"must be one of {', '.join(OPTIMIZERS)}")
@@ -73,6 +74,9 @@ def build_param_groups(
                 raise ConfigError("optimizer", optimizer, f"does not train all of {' and '.join(roles)}, in one matrix")
             its = of_role.pop()
             decay = weight_decay * spec.weight_decay if OPTIMIZERS[its].decays else 0.0
+            if spec.width is not None and spec.width[0] != optimizer:
+                what = f"factors by width are for {spec.width[0]}; call width_rules(optimizer={optimizer!r}) first"
+                raise ConfigError("optimizer", optimizer, what)
             fused = its != "adamw" and (spec.parts is not None or spec.transposed)
             extra = {"parts": spec.parts, "transposed": spec.transposed} if fused else {}
             add(weight, "+".join(roles), (its, lr * spec.lr, decay), extra)

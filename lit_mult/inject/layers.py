@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -44,17 +44,30 @@ class MatrixSpec:
     """How a fused matrix divides into parts."""
     transposed: bool = False
     """Stored as (d_in, d_out), as transformers' `Conv1D`."""
-    lr: float = 1.0
-    """Factor on the learning rate, by `width_rules`."""
-    weight_decay: float = 1.0
-    """Factor on the weight decay, likewise."""
     is_split: bool = False
     """Whether the multipliers took over the scale of W."""
+
+    # By `width_rules`, after `add_multipliers`, which compares all the others.
+    lr: float = field(default=1.0, compare=False)
+    """Factor on the learning rate."""
+    weight_decay: float = field(default=1.0, compare=False)
+    """Factor on the weight decay."""
+    constant: float = field(default=1.0, compare=False)
+    """Fixed factor of W_eff; of a tied head."""
+    rescaled: float = field(default=1.0, compare=False)
+    """Factor by which W was multiplied."""
+    width: tuple[str, str] | None = field(default=None, compare=False)
+    """Optimizer and width rule that these factors are for."""
 
     @property
     def is_plain(self) -> bool:
         """Whether W_eff is the product of W itself and its multipliers; a kind may have a formula of its own."""
         return self.formula.effective_weight is effective_weight
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether W_eff is W."""
+        return not self.all_axes and self.constant == 1.0
 
     @property
     def all_axes(self) -> Axes:
@@ -102,6 +115,14 @@ def attach(module: nn.Module, parameter: str, spec: MatrixSpec) -> None:
     _set_class(module)
 
 
+def set_width(module: nn.Module, parameter: str, **factors: Any) -> None:
+    """Set the factors of `width_rules` in the spec of a parameter."""
+    specs = module.__dict__[_SPECS]
+    before, specs[parameter] = specs[parameter], replace(specs[parameter], **factors)
+    if specs[parameter].is_identity != before.is_identity:
+        _set_class(module)
+
+
 def detach(module: nn.Module) -> None:
     """Remove all multipliers of a module, and what is known of it; its parameters stay."""
     for parameter in specs_of(module):
@@ -123,10 +144,20 @@ def effective(module: nn.Module, parameter: str, *, exact: bool = False) -> Tens
         parts = (None if part is None else part.double() for part in (scalar, row, column))
         scalar, row, column = parts
     oriented = weight.mT if spec.transposed else weight
-    if exact or any(part is not None for part in (scalar, row, column)):
+    if exact or not spec.is_identity:
         wide = oriented.double() if exact else oriented.to(torch.promote_types(weight.dtype, torch.float32))
-        oriented = spec.formula.effective_weight(wide, 1.0, scalar, row, column).to(weight.dtype, copy=exact)
+        oriented = spec.formula.effective_weight(wide, spec.constant, scalar, row, column).to(weight.dtype, copy=exact)
     return oriented.mT if spec.transposed else oriented
+
+
+@torch.no_grad()
+def multiply(module: nn.Module, parameter: str, factor: float) -> None:
+    """Multiply W, and with it W_eff, by a factor, before training: multipliers that start from W start again."""
+    weight, spec = _stored(module, parameter), specs_of(module)[parameter]
+    weight.mul_(factor)
+    if not spec.is_plain:
+        for axis, multiplier in multipliers_of(module, parameter).items():
+            multiplier.copy_(_start(axis, weight, spec))
 
 
 @torch.no_grad()
@@ -188,7 +219,7 @@ def _rebuild(plain: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
 
 def _set_class(module: nn.Module) -> None:
     plain = getattr(type(module), "_plain", type(module))
-    names = tuple(name for name, spec in specs_of(module).items() if spec.all_axes)
+    names = tuple(name for name, spec in specs_of(module).items() if not spec.is_identity)
     module.__class__ = _subclass(plain, names) if names else plain
 
 
@@ -246,6 +277,7 @@ def _forward_linear(self: nn.Module, x: Tensor) -> Tensor:
         matrix = effective(self, "weight")  # a compiler plans by itself what to keep
         return F.linear(x, matrix.mT if spec.transposed else matrix, bias)
     row, column = _vectors(self, weight, spec)
+    x = x if spec.constant == 1.0 else x * spec.constant  # less to multiply than a head
     return functions.linear(x, weight.mT if spec.transposed else weight, bias, row, column)
 
 

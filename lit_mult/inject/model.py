@@ -101,11 +101,14 @@ def remove_multipliers(model: Model) -> Model:
     """Take the multipliers away, in place; weights stay what they are in the optimizer, W and not W_eff.
 
     Raises:
-        UserError: there are none, or W was split, so that it is not the model's without them.
+        UserError: there are none, or W is not the model's without them: it was split, or `width_rules` gave a tied head
+            a factor.
     """
     modules = with_specs(model)
     if any(spec.is_split for module in modules for spec in specs_of(module).values()):
         raise UserError("multipliers took over the scale of the matrices (split); use merge_and_unload")
+    if any(spec.constant != 1.0 for module in modules for spec in specs_of(module).values()):
+        raise UserError("a tied head has a factor (width_rules); use merge_and_unload")
     for module in modules:
         detach(module)
     return model

@@ -16,6 +16,7 @@ import numpy as np
 from lit_mult.config import PlacementConfig, RunConfig
 from lit_mult.method.placement import place
 from lit_mult.method.symmetry import Factor, Floats, Index, Piece, Solution
+from lit_mult.registry.contracts import Axes
 from lit_mult.registry.kinds import check_redundancies
 from lit_mult.registry.roles import Role
 
@@ -100,15 +101,52 @@ def redundancies(config: RunConfig, vocab_size: int) -> list[Redundancy]:
         UserError: a placement override is not usable, or the kind of multipliers is no product.
     """
     check_redundancies(config.multipliers, "lint-placement")
-    roles = config.model.matrix_roles()
+    roles, model = config.model.matrix_roles(), config.model
     axes = place(config.multipliers, config.placement, roles)
-    sizes = _sizes(config, vocab_size)
-    decay = config.optim.multiplier_weight_decay
     minimal = place(config.multipliers, PlacementConfig(table="minimal"), roles)
-    spare = frozenset(f"{name}.{axis}" for name in roles for axis in axes[name] - minimal[name])
+    sizes = sizes_of(
+        vocab_size, model.d_model, model.n_kv_heads, model.num_key_value_groups, model.head_dim, model.d_ff
+    )
+    return redundancies_of(roles, axes, minimal, sizes, config.optim.multiplier_weight_decay)
+
+
+def sizes_of(
+    vocab_size: int, d_model: int, n_kv_heads: int, num_key_value_groups: int, head_dim: int, d_ff: int
+) -> dict[Factor, int]:
+    """Sizes of the indices of a Llama; the arguments are as fields of `ModelConfig`."""
+    return {
+        Factor.TOKEN: vocab_size,
+        Factor.CHANNEL: d_model,
+        Factor.GROUP: n_kv_heads,
+        Factor.MEMBER: num_key_value_groups,
+        Factor.HALF: 2,
+        Factor.PAIR: head_dim // 2,
+        Factor.HIDDEN: d_ff,
+    }
+
+
+def redundancies_of(
+    roles: Mapping[str, Role],
+    axes: Mapping[str, Axes],
+    minimal: Mapping[str, Axes],
+    sizes: Mapping[Factor, int],
+    decay: float,
+    prefix: str = "",
+) -> list[Redundancy]:
+    """The same of any model of Llama's form and names.
+
+    Args:
+        roles: name of a matrix -> its role, in order.
+        axes: name of a matrix -> its multipliers.
+        minimal: name of a matrix -> those in the table minimal.
+        sizes: of the indices.
+        decay: weight decay of the multipliers.
+        prefix: of the names of embedding and final norm.
+    """
+    spare = frozenset(f"{name}.{axis}" for name in axes for axis in axes[name] - minimal[name])
     found, writes = [], []
-    for names, norm in _pieces(config, roles):
-        equations = Piece({name: roles[name] for name in names}, norm, axes)
+    for part, norm in _pieces(roles, prefix):
+        equations = Piece(part, norm, axes)
         found += [_redundancy(solution, equations, sizes, decay, spare) for solution in equations.solve(sizes)]
         if equations.writes:
             writes.append((equations, equations.follow_residual()))
@@ -130,27 +168,14 @@ def redundancies(config: RunConfig, vocab_size: int) -> list[Redundancy]:
     return found
 
 
-def _sizes(config: RunConfig, vocab_size: int) -> dict[Factor, int]:
-    model = config.model
-    return {
-        Factor.TOKEN: vocab_size,
-        Factor.CHANNEL: model.d_model,
-        Factor.GROUP: model.n_kv_heads,
-        Factor.MEMBER: model.num_key_value_groups,
-        Factor.HALF: 2,
-        Factor.PAIR: model.head_dim // 2,
-        Factor.HIDDEN: model.d_ff,
-    }
-
-
-def _pieces(config: RunConfig, roles: Mapping[str, Role]) -> Iterator[tuple[list[str], str | None]]:
+def _pieces(roles: Mapping[str, Role], prefix: str) -> Iterator[tuple[dict[str, Role], str | None]]:
     """Matrices between two uses of the residual stream, and the norm weight before them."""
-    yield ["embed_tokens"], None
-    for layer in range(config.model.n_layers):
-        block = f"layers.{layer}"
+    yield {f"{prefix}embed_tokens": Role.EMBEDDING}, None
+    for block in dict.fromkeys(name.partition(".self_attn.")[0] for name in roles if ".self_attn." in name):
         for part, norm in (("self_attn", "input_layernorm"), ("mlp", "post_attention_layernorm")):
-            yield [name for name in roles if name.startswith(f"{block}.{part}.")], f"{block}.{norm}.weight"
-    yield ["lm_head"], "norm.weight"
+            of_part = {name: role for name, role in roles.items() if name.startswith(f"{block}.{part}.")}
+            yield of_part, f"{block}.{norm}.weight"
+    yield {"lm_head": Role.LM_HEAD}, f"{prefix}norm.weight"
 
 
 def _redundancy(

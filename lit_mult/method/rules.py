@@ -14,14 +14,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from lit_mult.errors import ConfigError
 from lit_mult.registry.contracts import Matrix
 from lit_mult.registry.optimizers import OPTIMIZERS, trained_by, unsupported
 from lit_mult.registry.roles import HIDDEN_ROLES, SSM_ROLES, Role, Shape
 
-if TYPE_CHECKING:
-    from lit_mult.config import OptimizerName, ParametrizationConfig
+
+class WidthSettings(Protocol):
+    """What the rules read of `config.ParametrizationConfig`."""
+
+    @property
+    def rule(self) -> str: ...
+
+    @property
+    def width_rule(self) -> str: ...
+
+    @property
+    def embedding_std(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -38,20 +49,18 @@ class Scaling:
     """Constant factor of the effective matrix, W_eff = forward * W."""
 
 
-def width_factor(
-    role: Role, shape: Shape, base_shape: Shape, optimizer: OptimizerName, config: ParametrizationConfig
-) -> float:
+def width_factor(role: Role, shape: Shape, base_shape: Shape, optimizer: str, config: WidthSettings) -> float:
     """Factor on the size of an update for which activations change equally at every width.
 
     A change dW moves the output by dW x, and x has unit RMS. The change has constant RMS if the spectral norm is
     |dW|_2 ~ sqrt(d_out / d_in) (arXiv:2310.17813 cond. 1); `registry.optimizers` derives the factor of each optimizer.
-    For embedding, norms and multipliers, the input is one-hot or element-wise, no sum grows with width, and the factor
-    is 1.
+    For embeddings, norms and multipliers, the input is one-hot or element-wise, no sum grows with width, and the factor
+    is 1. A router is a head with experts for tokens: its input grows with width, its output does not.
 
     Raises:
         ConfigError: the optimizer of the role has no width factor, or not under this width rule.
     """
-    if role not in HIDDEN_ROLES | SSM_ROLES and role is not Role.LM_HEAD:
+    if role not in HIDDEN_ROLES | SSM_ROLES | _OUTPUTS:
         return 1.0
     spec = OPTIMIZERS[trained_by(role, optimizer)]
     if spec.width_factor is None:
@@ -62,28 +71,29 @@ def width_factor(
     return spec.width_factor(*pair)
 
 
-def init_std(role: Role, shape: Shape, base_shape: Shape, config: ParametrizationConfig) -> float:
+_OUTPUTS = frozenset({Role.LM_HEAD, Role.ROUTER})
+
+
+def init_std(role: Role, shape: Shape, base_shape: Shape, config: WidthSettings) -> float:
     """Standard deviation at which the effective matrix starts.
 
-    | role       | standard      | mup                                             |
-    |------------|---------------|-------------------------------------------------|
-    | embedding  | embedding_std | embedding_std                                   |
-    | hidden     | 1 / sqrt(d_in)| 1 / sqrt(d_in)                                  |
-    | lm_head    | 1 / sqrt(d_in)| sqrt(base d_in) / d_in (logits vanish as 1/m^½) |
+    | role                | standard      | mup                                             |
+    |---------------------|---------------|-------------------------------------------------|
+    | embedding, position | embedding_std | embedding_std                                   |
+    | hidden              | 1 / sqrt(d_in)| 1 / sqrt(d_in)                                  |
+    | lm_head, router     | 1 / sqrt(d_in)| sqrt(base d_in) / d_in (logits vanish as 1/m^½) |
 
     Source: arXiv:2203.03466 table 3.
     """
-    if role is Role.EMBEDDING:
+    if role in (Role.EMBEDDING, Role.POSITION):
         return config.embedding_std
     d_in, base_in = shape[1], base_shape[1]
-    if role is Role.LM_HEAD and config.rule == "mup":
+    if role in _OUTPUTS and config.rule == "mup":
         return math.sqrt(base_in / d_in) / math.sqrt(d_in)  # at base width exactly 1 / sqrt(d_in)
     return 1 / math.sqrt(d_in)
 
 
-def scaling(
-    role: Role, shape: Shape, base_shape: Shape, optimizer: OptimizerName, config: ParametrizationConfig
-) -> Scaling:
+def scaling(role: Role, shape: Shape, base_shape: Shape, optimizer: str, config: WidthSettings) -> Scaling:
     """Scaling of one matrix under the run's parametrization, before any preset.
 
     Args:
@@ -104,3 +114,5 @@ def scaling(
             return Scaling(init_std=std, lr=factor, weight_decay=1 / factor, forward=1.0)
         case "multiplier":
             return Scaling(init_std=std / factor, lr=1.0, weight_decay=1.0, forward=factor)
+        case unknown:
+            raise ConfigError("width_rule", unknown, "must be lr, lr_wd or multiplier")
