@@ -33,6 +33,26 @@ def test_the_loop_of_the_readme_trains(capsys: pytest.CaptureFixture[str]) -> No
     assert "muon" in capsys.readouterr().out
 
 
+def test_the_coordinate_check_of_the_readme_runs() -> None:
+    section = README.split("## On a model of your own")[1]
+    code = re.findall(r"```python\n(.*?)```", section, re.S)[1]
+
+    def build(width: int) -> torch.nn.Module:
+        return foreign(
+            "llama",
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_attention_heads=width // 16,
+            num_key_value_heads=width // 16,
+            num_hidden_layers=1,
+        )
+
+    names = {"lit_mult": lit_mult, "torch": torch, "build": build, "batches": [token_ids(8, 32)]}
+    exec(code, names)
+    assert set(names["check"].exponents["verdict"]) <= {"PASS", "FAIL"}
+    assert len(names["check"].exponents) > 10
+
+
 @pytest.fixture
 def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)

@@ -248,3 +248,18 @@ def test_the_readme_gives_the_answers_of_pays() -> None:
         answers.append(interval_of_five([one - other for one, other in zip(of, against, strict=True)]))
     for value, low, high in answers:
         assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said
+
+
+def test_the_readme_gives_the_answers_of_the_studies_around_pays() -> None:
+    said = " ".join(README.split("**Where in the model, and when**")[1].split("\n## ")[0].split())
+    answers = table("dose_groups", "answers") + table("dose", "answers") + table("plane", "answers")
+    given = [
+        row
+        for row in answers
+        if (row["measure"] == "best_loss" and "steps" not in row["within"])
+        or any(f"steps {steps}" in row["within"] for steps in (375, 750, 6000) if row["measure"] == "mean_loss")
+    ]
+    assert len(given) == 8 + 6 + 2
+    for row in [*given, *(row for row in table("plane", "answers") if row["measure"] == "mean_loss")]:
+        value, low, high = (float(row[name]) for name in ("difference", "low", "high"))
+        assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said, row
