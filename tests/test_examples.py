@@ -49,8 +49,9 @@ def test_the_coordinate_check_of_the_readme_runs() -> None:
 
     names = {"lit_mult": lit_mult, "torch": torch, "build": build, "batches": [token_ids(8, 32)]}
     exec(code, names)
-    assert set(names["check"].exponents["verdict"]) <= {"PASS", "FAIL"}
-    assert len(names["check"].exponents) > 10
+    verdicts = names["check"].exponents["verdict"]
+    assert (verdicts == "PASS").mean() > 0.8, names["check"].exponents  # a layer of random tokens, two steps
+    assert len(verdicts) > 10
 
 
 @pytest.fixture

@@ -81,6 +81,7 @@ REFUSED: list[tuple[Callable[[], nn.Module], dict[str, Any], str]] = [
     (with_module("lm_head", quantized), {}, "lm_head: is quantized or has no weight (Linear)"),
     (with_module("lm_head", lambda _: nn.LazyLinear(64)), {}, "lm_head: has no shape yet; run the model once"),
     (with_module("lm_head", parametrizations.weight_norm), {}, "lm_head: has a parametrization of torch.nn.utils"),
+    (lambda: nn.TransformerEncoderLayer(8, 2, 16), {}, "no role is known for linear1, linear2; pass roles="),
     (
         with_module("model.embed_tokens", lambda old: nn.Embedding(64, 32, sparse=True)),
         {},
@@ -113,6 +114,26 @@ def test_refused_in_one_line_with_the_model_untouched(
     assert "\n" not in str(error.value)
     assert [(name, type(module), sorted(module.__dict__)) for name, module in model.named_modules()] == before
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("change", [quantized, lambda _: nn.LazyLinear(64), parametrizations.weight_norm])
+def test_what_is_excluded_may_be_anything(change: Callable[[nn.Module], nn.Module]) -> None:
+    model = with_module("lm_head", change)()
+    add_multipliers(model, exclude_modules=["lm_head"], verbose=False)
+    twice = used_twice()
+    add_multipliers(twice, target_modules=["q_proj"], verbose=False)
+    for one in (model, twice):
+        grouped = [id(p) for group in build_param_groups(one, 1e-3) for p in group["params"]]
+        assert len(grouped) == len(set(grouped))
+
+
+def test_an_attention_of_torch_has_its_parts() -> None:
+    model = nn.ModuleDict({"self_attn": nn.MultiheadAttention(8, 2)})
+    x = torch.rand(3, 2, 8)
+    before = model["self_attn"](x, x, x)[0]
+    add_multipliers(model, verbose=False)
+    assert model["self_attn"].in_proj_weight_row.shape == (24,)
+    assert torch.equal(model["self_attn"](x, x, x)[0], before)
 
 
 def test_a_model_has_one_set_of_multipliers() -> None:

@@ -244,3 +244,114 @@ def test_torch_alone_is_needed() -> None:
         "jsonargparse",
     }
     assert "q_proj" in done.stdout
+
+
+def saved_bytes(model: nn.Module) -> int:
+    """What a forward pass keeps for the backward pass, but for parameters."""
+    own = {one.untyped_storage().data_ptr() for one in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model(token_ids(), labels=token_ids()).loss
+    loss.backward()
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
+def test_nothing_more_is_kept_for_the_backward_pass(family: str) -> None:
+    plain = saved_bytes(foreign(family))
+    for kind in ("vector", "scalar"):
+        few = saved_bytes(add_multipliers(foreign(family), kind, verbose=False)) - plain
+        assert few < 0.03 * plain  # vectors, of scalars and of parts
+
+
+def test_inputs_without_a_batch_and_without_a_device() -> None:
+    module, ids = multiplied().model.layers[0].mlp.down_proj, torch.tensor(3)
+    x = torch.rand(48, requires_grad=True)
+    module(x).sum().backward()
+    torch.testing.assert_close(x.grad, module.weight.sum(0))
+    embedding = multiplied().model.embed_tokens
+    assert torch.equal(embedding(ids), embedding.weight[3])
+    embedding(ids).sum().backward()
+    assert torch.equal(embedding.row.grad.nonzero().flatten(), torch.tensor([3]))
+    assert module(torch.rand(0, 48)).shape == (0, 32)
+    assert multiplied().to("meta")(token_ids().to("meta")).logits.shape == (2, 12, 64)
+
+
+def test_gradients_of_each_sample_by_vmap() -> None:
+    model = nn.Sequential(nn.Embedding(11, 8, padding_idx=2), nn.Linear(8, 5))
+    add_multipliers(model, roles={"0": "embedding", "1": "o_proj"}, verbose=False)
+    disturb(model)
+    parameters = {name: one.detach() for name, one in model.named_parameters()}
+    ids = torch.tensor([[0, 2, 7], [7, 7, 1]])
+
+    def loss(parameters: dict[str, Tensor], ids: Tensor) -> Tensor:
+        return torch.func.functional_call(model, parameters, (ids,)).square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, ids)
+    for index, sample in enumerate(ids):
+        model.zero_grad()
+        model(sample).square().sum().backward()
+        for name, one in model.named_parameters():
+            torch.testing.assert_close(found[name][index], one.grad, msg=name)
+
+
+def test_multipliers_in_bfloat16_compute_and_have_gradients() -> None:
+    """As under FSDP2 with `param_dtype`, which casts all parameters for the forward pass."""
+    model = multiplied()
+    cast = {name: one.detach().bfloat16().requires_grad_() for name, one in model.named_parameters()}
+    torch.func.functional_call(model, cast, (token_ids(),)).logits.float().square().mean().backward()
+    assert all(one.grad is not None and one.grad.isfinite().all() for one in cast.values())
+
+
+def test_replicas_of_data_parallel_compute_the_same(reference: Any) -> None:
+    model, _, _ = reference
+    module = copy.deepcopy(model.model.layers[0].mlp.down_proj)
+    replica = module._replicate_for_data_parallel()
+    for name, one in module._parameters.items():
+        setattr(replica, name, None if one is None else one.detach().clone())
+    x = torch.rand(3, 48)
+    assert torch.equal(replica(x), module(x))
+
+
+def test_what_would_write_to_the_effective_matrix_is_refused() -> None:
+    model = multiplied()
+    with pytest.raises(UserError, match="num_embeddings = 72: a matrix with multipliers keeps its size"):
+        model.resize_token_embeddings(72)
+    with pytest.raises(UserError, match="cannot be initialized again; do so before add_multipliers"):
+        model.lm_head.reset_parameters() or model.model.layers[0].mlp.up_proj.reset_parameters()
+
+
+def test_an_optimizer_can_be_copied() -> None:
+    for name in ("muon", "hyperball"):
+        model = multiplied()
+        optimizer = HybridOptimizer(build_param_groups(model, 1e-2, optimizer=name))
+        pair = copy.deepcopy((model, optimizer))
+        for one, own in ((model, optimizer), pair):
+            for _ in range(2):
+                one(token_ids(), labels=token_ids()).loss.backward()
+                own.step()
+        for one, other in zip(model.parameters(), pair[0].parameters(), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_weight_that_another_module_reads_stays_w_when_the_model_is_merged() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed_tokens, self.q_proj = nn.Embedding(11, 8), nn.Linear(8, 8)
+            self.out = self.embed_tokens.weight
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.q_proj(self.embed_tokens(ids)) @ self.out.mT
+
+    model = add_multipliers(Tied(), roles={"q_proj": "q_proj"}, verbose=False)
+    disturb(model)
+    logits = model(torch.arange(5))
+    torch.testing.assert_close(merge_and_unload(model)(torch.arange(5)), logits)

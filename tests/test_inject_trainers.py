@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 import lit_mult
 from lit_mult.errors import UserError
+from lit_mult.inject.callbacks import check_optimizer
 from lit_mult.inject.groups import multipliers_in
 
 TEXT = "".join(f"the {word} of a {word} is a {word}. " for word in ("row", "column", "norm", "scale", "matrix")) * 8
@@ -81,6 +82,7 @@ def test_the_trainer_of_transformers_trains_as_a_bare_loop(windows: list[dict[st
         ({"optimizer": None}, "multipliers share a parameter group with matrices; make groups with build_param_groups"),
         ({"optimizer": "early"}, "20 multipliers are in no parameter group; make the optimizer after add_multipliers"),
         ({"optimizer": "decay"}, "multipliers have weight_decay 0.1, as matrices have"),
+        ({"optimizer": "muon"}, "groups are for muon, which AdamW is not; use HybridOptimizer"),
         ({"plain": True}, "model has no multipliers; call add_multipliers first"),
     ],
 )
@@ -96,6 +98,8 @@ def test_the_trainer_does_not_do_it_wrong(
         optimizer = optimizer_of(model)
     elif changes.get("optimizer", "") is None:
         optimizer = None  # the Trainer's own
+    elif changes.get("optimizer") == "muon":
+        optimizer = torch.optim.AdamW(lit_mult.build_param_groups(model, lr=1e-2, optimizer="muon"))
     elif changes.get("optimizer") == "decay":
         groups = lit_mult.build_param_groups(model, lr=1e-2, multiplier_weight_decay=0.1)
         optimizer = torch.optim.AdamW(groups)
@@ -110,6 +114,15 @@ def test_the_trainer_does_not_do_it_wrong(
         trainer.train()
     assert message in str(error.value)
     assert all((one == 1).all() for one in multipliers_in(model))
+
+
+def test_multipliers_alone_and_matrices_without_decay_pass_the_check() -> None:
+    model = lit_mult.add_multipliers(foreign("llama"), verbose=False)
+    check_optimizer(model, lit_mult.HybridOptimizer(lit_mult.build_param_groups(model, lr=1e-3, weight_decay=0.0)))
+    model.requires_grad_(False)
+    for one in multipliers_in(model):
+        one.requires_grad_(True)
+    check_optimizer(model, lit_mult.HybridOptimizer(lit_mult.build_param_groups(model, lr=1e-3)))
 
 
 class Lit(lightning.LightningModule):

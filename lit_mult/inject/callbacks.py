@@ -11,6 +11,7 @@ from lit_mult.errors import UserError
 from lit_mult.inject.groups import clip_grad_norm_, multipliers_in
 from lit_mult.inject.layers import specs_of
 from lit_mult.inject.model import with_specs
+from lit_mult.optim.hybrid import HybridOptimizer
 
 
 def check_optimizer(model: nn.Module, optimizer: Any) -> None:
@@ -23,6 +24,9 @@ def check_optimizer(model: nn.Module, optimizer: Any) -> None:
     matrices = {id(module._parameters[name]) for module in with_specs(model) for name in specs_of(module)}
     multipliers = {id(one): one for one in multipliers_in(model)}
     groups = optimizer.param_groups
+    if not isinstance(optimizer, HybridOptimizer):
+        for name in sorted({group.get("optimizer", "adamw") for group in groups} - {"adamw"}):
+            raise UserError(f"groups are for {name}, which {type(optimizer).__name__} is not; use HybridOptimizer")
     decay_of_matrices = [
         group.get("weight_decay", 0.0) for group in groups if any(id(p) in matrices for p in group["params"])
     ]
@@ -32,8 +36,8 @@ def check_optimizer(model: nn.Module, optimizer: Any) -> None:
         seen |= own
         if own and any(id(one) in matrices for one in group["params"]):
             raise UserError("multipliers share a parameter group with matrices; make groups with build_param_groups")
-        decay = group.get("weight_decay", 0.0)
-        if own and decay > 0 and decay >= max(decay_of_matrices, default=0.0):
+        decay, most = group.get("weight_decay", 0.0), max(decay_of_matrices, default=0.0)
+        if own and most and decay >= most:
             what = f"multipliers have weight_decay {decay:g}, as matrices have"
             raise UserError(f"{what}; make groups with build_param_groups (multiplier_weight_decay=2e-3)")
     if missing := sum(one.requires_grad for key, one in multipliers.items() if key not in seen):

@@ -74,7 +74,7 @@ _RULES: tuple[tuple[str, Role | Fused], ...] = (
     (rf"{_ATTENTION}\.(q_proj|wq|c_q)", Role.Q_PROJ),
     (rf"{_ATTENTION}\.(k_proj|wk|c_k)", Role.K_PROJ),
     (rf"{_ATTENTION}\.(v_proj|wv|c_v)", Role.V_PROJ),
-    (rf"{_ATTENTION}\.c_attn", Fused(_QKV, _equal(3))),
+    (rf"{_ATTENTION}\.(c_attn|in_proj_weight)", Fused(_QKV, _equal(3))),  # the latter of nn.MultiheadAttention
     (rf"{_ATTENTION}\.query_key_value", Fused(_QKV, _by_head)),
     (rf"{_ATTENTION}\.(qkv_proj|qkv)", Fused(_QKV, _grouped_query)),
     (rf"{_ATTENTION}\.(o_proj|out_proj|dense|proj|c_proj|wo)", Role.O_PROJ),

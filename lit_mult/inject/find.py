@@ -26,6 +26,7 @@ Roles = Mapping[str, "str | Sequence[str] | Sequence[tuple[str, int]]"]
 """Name as in a list of `Names` -> role; of a fused matrix its parts' roles, or (role, rows) of its parts: of equal size
 without rows, and repeated down the matrix if it has more rows than all parts together."""
 
+_NO_MATRICES = (nn.modules.conv._ConvNd, nn.LayerNorm, nn.RMSNorm)
 _MATRIX_ROLES = [role for role in Role if role not in (Role.NORM, Role.MULTIPLIER)]
 
 
@@ -53,6 +54,12 @@ class Found:
         return weight
 
     @property
+    def has_weight(self) -> bool:
+        """Whether there is a weight; a lazy or parametrized layer has none."""
+        weight = self.module._parameters.get(self.parameter)
+        return weight is not None and not isinstance(weight, nn.parameter.UninitializedParameter)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """(d_out, d_in), or (experts, d_out, d_in)."""
         weight = self.weight.mT if self.transposed else self.weight
@@ -60,24 +67,29 @@ class Found:
 
 
 def find_matrices(model: nn.Module, roles: Roles | None = None) -> list[Found]:
-    """Every `nn.Linear`, `nn.Embedding` and transformers' `Conv1D`, and what a role is known for, in the model's order.
+    """The matrices of a model, in its order.
+
+    They are every `nn.Linear`, `nn.Embedding` and transformers' `Conv1D`; other weights of two or three dimensions but
+    for convolutions and norms; and whatever else has a role.
 
     Args:
         model: of any family.
         roles: roles of matrices that `inject.families` does not know, or knows otherwise.
 
     Raises:
-        UserError: the model is wrapped, compiled or sharded already, is on the meta device or quantized, uses a module
-            twice, or a pattern matches nothing.
+        UserError: the model is wrapped or compiled already, has PEFT's adapters or multipliers of its own, or a pattern
+            matches nothing.
     """
     _check(model)
     given, config = dict(roles or {}), getattr(model, "config", None)
     candidates = list(_candidates(model, given))
-    uses = Counter(id(module._parameters[parameter]) for _, module, parameter, _ in candidates)
+    uses = Counter(id(module._parameters.get(parameter)) for _, module, parameter, _ in candidates)
     found = []
     for name, module, parameter, transposed in candidates:
-        weight = module._parameters[parameter]
-        assert weight is not None
+        weight = module._parameters.get(parameter)
+        if weight is None or isinstance(weight, nn.parameter.UninitializedParameter):
+            found.append(Found(name, module, parameter, transposed, (None,)))
+            continue
         block = model.get_submodule(name.rpartition(".")[0])
         d_out = weight.shape[-1] if transposed else weight.shape[-2]
         pattern = next((one for one in given if matches(name, [one])), None)
@@ -147,9 +159,9 @@ def _candidates(model: nn.Module, given: Mapping[str, Any]) -> Iterator[tuple[st
             if weight is None or weight.ndim not in (2, 3) or "bias" in parameter:
                 continue
             name = path if parameter == "weight" else f"{path}.{parameter}".removeprefix(".")
-            if isinstance(module, nn.Conv1d) or not (known_role(name) or any(matches(name, [one]) for one in given)):
-                continue
-            yield name, module, parameter, bool(getattr(module, "is_transposed", False))
+            is_matrix = parameter.endswith("weight") and not isinstance(module, _NO_MATRICES)
+            if is_matrix or known_role(name) or any(matches(name, [one]) for one in given):
+                yield name, module, parameter, bool(getattr(module, "is_transposed", False))
 
 
 def _known(name: str, block: nn.Module, config: Any, d_out: int) -> tuple[tuple[Role | None, ...], RowParts | None]:
@@ -195,23 +207,28 @@ def refuse_adapters(model: nn.Module) -> None:
 
 def _check(model: nn.Module) -> None:
     kind = type(model).__name__
-    if kind in ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule"):
+    if kind in ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule"):
         what = "is compiled" if kind == "OptimizedModule" else "is wrapped"
         raise UserError(f"model {what} ({kind}); add multipliers before that")
     refuse_adapters(model)
-    names: dict[int, str] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in model.named_modules():
         if isinstance(module, MultipliedMatrix):
             raise UserError(f"{name}: has multipliers built in; set them in the model's config")
-        if torch.nn.utils.parametrize.is_parametrized(module):
-            raise UserError(f"{name}: has a parametrization of torch.nn.utils.parametrize; remove it first")
-        if not isinstance(module, nn.Linear | nn.Embedding) and not is_conv1d(type(module)):
-            continue
-        if (before := names.setdefault(id(module), name)) != name:
-            raise UserError(
-                f"{name}: is the module {before} itself, used twice; give it a module of its own, or share the weight"
-            )
-        _check_weight(name, module._parameters.get("weight"), type(module).__name__)
+
+
+def check_matrices(model: nn.Module, chosen: Sequence[Found]) -> None:
+    """Raises: UserError when one of the matrices that are to have multipliers cannot have any."""
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    for one in chosen:
+        first, *others = names[id(one.module)]
+        if others:
+            what = f"{others[0]}: is the module {first} itself, used twice"
+            raise UserError(f"{what}; give it a module of its own, share the weight alone, or exclude it")
+        if torch.nn.utils.parametrize.is_parametrized(one.module):
+            raise UserError(f"{one.name}: has a parametrization of torch.nn.utils.parametrize; remove it or exclude it")
+        _check_weight(one.name, one.module._parameters.get(one.parameter), type(one.module).__name__)
 
 
 def _check_weight(name: str, weight: Tensor | None, kind: str) -> None:
@@ -221,7 +238,7 @@ def _check_weight(name: str, weight: Tensor | None, kind: str) -> None:
         if isinstance(weight, nn.parameter.UninitializedParameter):
             raise UserError(f"{name}: has no shape yet; run the model once")
         raise UserError(
-            f"{name}: is quantized or has no weight ({kind}); multipliers need a floating-point nn.Parameter"
+            f"{name}: is quantized or has no weight ({kind}); multipliers need floating-point weights; exclude it"
         )
     if type(weight.data).__name__ == "DTensor":
         raise UserError(f"{name}: is sharded already; add multipliers before fully_shard")

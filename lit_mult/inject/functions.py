@@ -31,6 +31,8 @@ def scaled(weight_OI: Tensor, row_O: Tensor | None, column_I: Tensor | None, dty
 
 
 class _Linear(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, row_O: Tensor | None, column_I: Tensor | None
@@ -47,11 +49,11 @@ class _Linear(torch.autograd.Function):
         x, weight_OI, row_O, column_I = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, needs_row, needs_column = ctx.needs_input_grad
         grad_x = grad @ scaled(weight_OI, row_O, column_I, grad.dtype) if needs_x else None
-        grad_NO = grad.flatten(0, -2)
+        grad_NO = grad.reshape(-1, grad.shape[-1])
         grad_bias = grad_NO.sum(0) if needs_bias else None
         if not (needs_weight or needs_row or needs_column):
             return grad_x, None, grad_bias, None, None
-        effective_OI = grad_NO.mT @ x.flatten(0, -2)
+        effective_OI = grad_NO.mT @ x.reshape(-1, x.shape[-1])
         if weight_OI.dtype in NARROW or effective_OI.dtype in NARROW:
             effective_OI = effective_OI.float()
         grad_row, grad_column = _vectors(effective_OI * weight_OI, row_O, column_I, needs_row, needs_column)
@@ -60,6 +62,8 @@ class _Linear(torch.autograd.Function):
 
 
 class _Embedding(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(ids: Tensor, weight_VD: Tensor, row_V: Tensor | None, column_D: Tensor | None, padding: int) -> Tensor:
         return scaled(F.embedding(ids, weight_VD), _of(row_V, ids), column_D, weight_VD.dtype)
@@ -73,7 +77,8 @@ class _Embedding(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         ids, weight_VD, row_V, column_D = ctx.saved_tensors
         _, needs_weight, needs_row, needs_column, _ = ctx.needs_input_grad
-        row_N, ids_N, grad_ND = _of(row_V, ids.flatten()), ids.flatten(), grad.flatten(0, -2)
+        ids_N, grad_ND = ids.reshape(-1), grad.reshape(-1, grad.shape[-1])
+        row_N = _of(row_V, ids_N)
         grad_ND = grad_ND.float() if grad_ND.dtype in NARROW else grad_ND
         if ctx.padding >= 0:
             grad_ND = grad_ND * (ids_N != ctx.padding)[:, None]
@@ -93,8 +98,13 @@ def _vectors(
     product: Tensor, row: Tensor | None, column: Tensor | None, needs_row: bool, needs_column: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of row and column from the product of W and G, entry by entry."""
-    grad_row = (product.sum(-1) if column is None else product @ column) if needs_row else None
-    grad_column = (product.sum(0) if row is None else row @ product) if needs_column else None
+    grad_row = grad_column = None
+    if needs_row and row is not None:
+        grad_row = product.sum(-1) if column is None else product @ column.to(product.dtype)
+        grad_row = grad_row.to(row.dtype)
+    if needs_column and column is not None:
+        grad_column = product.sum(0) if row is None else row.to(product.dtype) @ product
+        grad_column = grad_column.to(column.dtype)
     return grad_row, grad_column
 
 
@@ -113,7 +123,7 @@ def linear(
 ) -> Tensor:
     """x (..., d_in) -> (..., d_out) by the matrix r_i W_ij c_j, and a bias; autocast as of `F.linear`."""
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
             bias_O = None if bias_O is None else bias_O.to(dtype)
@@ -126,6 +136,8 @@ def embedding(
 ) -> Tensor:
     """Rows of r_i W_ij c_j by token: ids (...) -> (..., D); the token `padding` gets no gradient."""
     at = -1 if padding is None else padding % len(weight_VD)
+    if ids.ndim == 0:
+        return _applied(_Embedding, ids[None], weight_VD, row_V, column_D, at)[0]
     return _applied(_Embedding, ids, weight_VD, row_V, column_D, at)
 
 

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_mult.errors import UserError
 from lit_mult.inject import functions
 from lit_mult.nn.multipliers import PRODUCT, Formula, effective_weight
 from lit_mult.nn.precision import keeping_float32
@@ -207,6 +208,10 @@ class _Multiplied(nn.Module):
         super()._apply(lambda x: (keep if id(x) in known else fn)(x), recurse)  # type: ignore[no-untyped-call]
         return self
 
+    def reset_parameters(self) -> None:
+        """Would write to W_eff, and be lost."""
+        raise UserError("a module with multipliers cannot be initialized again; do so before add_multipliers")
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         """A subclass made at runtime cannot be found by its name."""
         return _rebuild, (type(self)._plain, type(self)._names), self.__dict__  # type: ignore[attr-defined]
@@ -233,11 +238,39 @@ def _subclass(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]
 
 
 def _make_subclass(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
-    members: dict[str, Any] = {name: property(_reader(name)) for name in names}
+    members: dict[str, Any] = {name: property(_reader(name), _holder(name)) for name in names}
+    members |= {size: property(_reader_of_size(size), _fixed(size)) for size in _SIZES}
     members |= {"_plain": plain, "_names": names, "__module__": plain.__module__}
     if names == ("weight",) and (forward := _forward_of(plain)) is not None:
         members["forward"] = forward
     return type(f"Multiplied{plain.__name__}", (_Multiplied, plain), members)
+
+
+_SIZES = ("num_embeddings", "embedding_dim", "in_features", "out_features")
+
+
+def _holder(name: str) -> Callable[[nn.Module, Tensor], None]:
+    def hold(module: nn.Module, value: Tensor) -> None:
+        """A replica of `nn.DataParallel` has no parameters, but their values."""
+        module.__dict__[name] = value
+
+    return hold
+
+
+def _reader_of_size(name: str) -> Callable[[nn.Module], Any]:
+    def read(module: nn.Module) -> Any:
+        if name not in module.__dict__:
+            raise AttributeError(name)
+        return module.__dict__[name]
+
+    return read
+
+
+def _fixed(name: str) -> Callable[[nn.Module, Any], None]:
+    def refuse(module: nn.Module, value: Any) -> None:
+        raise UserError(f"{name} = {value}: a matrix with multipliers keeps its size; resize it before add_multipliers")
+
+    return refuse
 
 
 _WANT_PARAMETERS = ("torch.distributed.", "torch.nn.modules.module")
@@ -292,7 +325,7 @@ def _forward_embedding(self: nn.Embedding, ids: Tensor) -> Tensor:
 def _stored(module: nn.Module, parameter: str) -> Tensor:
     """W, as stored."""
     weight = module._parameters.get(parameter)
-    return module.__dict__[parameter] if weight is None else weight  # FSDP1 keeps views of its flat parameter there
+    return module.__dict__[parameter] if weight is None else weight  # in a replica, see `_holder`
 
 
 def _vectors(module: nn.Module, weight: Tensor, spec: MatrixSpec) -> tuple[Tensor | None, Tensor | None]:

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from lit_mult.errors import ConfigError, UserError
-from lit_mult.inject.find import Found, Names, Roles, find_matrices, matches, refuse_adapters, selector, some
+from lit_mult.inject.find import (
+    Found,
+    Names,
+    Roles,
+    check_matrices,
+    find_matrices,
+    matches,
+    refuse_adapters,
+    selector,
+    some,
+)
 from lit_mult.inject.layers import (
     MatrixSpec,
     attach,
@@ -78,6 +88,8 @@ def add_multipliers(
     _check_choices(kind, table, split)
     selected = selector(found, target_modules, exclude_modules, filter_fn)
     chosen = {one.name for one in found if selected(one)}
+    check_matrices(model, [one for one in found if one.name in chosen])
+    found = [one for one in found if one.has_weight]
     placed = _placed(found, chosen, table, placement or {})
     specs = {one.name: _spec(one, kind, placed[one.name], split=split is not None) for one in found}
     learnable = KINDS[kind].is_learnable
@@ -134,15 +146,28 @@ def merge_and_unload(model: Model) -> Model:
         tied.setdefault(id(module._parameters[name]), []).append((module, name, weight))
     for module in modules:
         detach(module)
-    for (first, parameter, weight), *others in tied.values():
+    own_places = {(id(module), name) for module, name in places}
+    others = {
+        id(one)
+        for module in model.modules()
+        for name, one in module._parameters.items()
+        if (id(module), name) not in own_places
+    }
+    for key, group in tied.items():
+        first, parameter, weight = group[0]
         shared = first._parameters[parameter]
         assert shared is not None
-        shared.data = weight
-        for module, name, own in others:
-            if not torch.equal(own, weight):
-                module._parameters[name] = nn.Parameter(own, requires_grad=shared.requires_grad)
-                if getattr(getattr(model, "config", None), "tie_word_embeddings", False):
-                    model.config.tie_word_embeddings = False  # type: ignore[union-attr]
+        if key not in others:  # a module that nothing is known of may read the weight, too: it keeps W
+            shared.data = weight
+        made = [shared]
+        for module, name, own in group:
+            same = next((one for one in made if torch.equal(one, own)), None)
+            if same is None:
+                same = nn.Parameter(own, requires_grad=shared.requires_grad)
+                made.append(same)
+            module._parameters[name] = same
+        if len(made) > 1 and getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+            model.config.tie_word_embeddings = False  # type: ignore[union-attr]
     return model
 
 

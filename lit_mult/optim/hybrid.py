@@ -56,6 +56,13 @@ class HybridOptimizer(Optimizer):
             raise RuntimeError("groups are fixed at construction; build the optimizer anew")
         super().add_param_group(param_group)
 
+    def __getstate__(self) -> dict[str, Any]:  # torch's has the groups and the state alone
+        return {**super().__getstate__(), "_parts": self._parts, "_complete": True}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._link()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         # torch casts states to the types of their parameters; Hyperball's are in float32, also of 16-bit matrices.

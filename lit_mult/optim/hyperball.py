@@ -47,6 +47,9 @@ class Hyperball(Optimizer):
                     where = f"cannot train {group.get('name', 'a matrix')}, which is sharded, stacked or fused"
                     raise ConfigError("optimizer", group.get("optimizer", "hyperball"), f"{where}: use adamw or muon")
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_update": self._update}
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
         loss = None
