@@ -391,6 +391,11 @@ class RunConfig(_Section):
             set_dotted(data, path, value)
         return self.from_dict(data)
 
+    def on_devices_of(self, other: RunConfig) -> RunConfig:
+        """This run on the devices of another: a checkpoint of either is one of the other, if all else is equal."""
+        devices = {name: getattr(other.trainer, name) for name in ("devices", "num_nodes", "strategy")}
+        return self.model_copy(update={"trainer": self.trainer.model_copy(update=devices)})
+
     def hashed_fields(self) -> dict[str, Any]:
         """The settings that affect results (see `NEVER_HASHED`), as nested plain values."""
         data = self.to_dict()

@@ -8,9 +8,10 @@ from __future__ import annotations
 import heapq
 import math
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Placement
+
+Kind = TypeVar("Kind", bound=Tensor)
 
 _Blocks = list[list[tuple[int, ...]]]
 """For every rank, the shape of what it exchanges with this one of every batch."""
@@ -49,6 +52,14 @@ def placement_of(tensor: Tensor) -> tuple[DeviceMesh, tuple[Placement, ...]] | N
     """Mesh and placements of a DTensor; None for a plain tensor."""
     sharded = as_dtensor(tensor)
     return None if sharded is None else (sharded.device_mesh, sharded.placements)
+
+
+def by_placement(tensors: Iterable[Kind]) -> Iterable[list[Kind]]:
+    """Plain tensors apart from DTensors of each placement: torch cannot mix them in one call."""
+    found = defaultdict(list)
+    for tensor in tensors:
+        found[placement_of(tensor)].append(tensor)
+    return found.values()
 
 
 def local(tensors: list[Tensor]) -> list[Tensor]:
