@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from lit_mult.errors import UserError
 from lit_mult.inject.groups import clip_grad_norm_, multipliers_in
 from lit_mult.inject.layers import specs_of
+from lit_mult.optim.sharding import reshard
 
 
 def check_optimizer(model: nn.Module, optimizer: Any) -> None:
@@ -18,6 +19,7 @@ def check_optimizer(model: nn.Module, optimizer: Any) -> None:
     Raises:
         UserError: a multiplier is in no group, or in one with a matrix, or with the weight decay of one.
     """
+    reshard(model)
     multipliers = {id(one): one for one in multipliers_in(model)}
     if not multipliers:
         raise UserError("model has no multipliers; call add_multipliers before the Trainer is made")

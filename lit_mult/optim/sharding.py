@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_mult.errors import UserError
 from lit_mult.registry.roles import Shape
@@ -52,6 +52,14 @@ def placement_of(tensor: Tensor) -> tuple[DeviceMesh, tuple[Placement, ...]] | N
     """Mesh and placements of a DTensor; None for a plain tensor."""
     sharded = as_dtensor(tensor)
     return None if sharded is None else (sharded.device_mesh, sharded.placements)
+
+
+def reshard(model: nn.Module) -> None:
+    """Put the parameters that FSDP2 trains back in place; after a forward pass alone its root has gathered ones."""
+    module = sys.modules.get("torch.distributed.fsdp")
+    for one in model.modules() if module is not None else ():
+        if isinstance(one, module.FSDPModule):
+            one.reshard()
 
 
 def by_placement(tensors: Iterable[Kind]) -> Iterable[list[Kind]]:
