@@ -316,7 +316,7 @@ class TrainerConfig(_Section):
     num_nodes: int = Field(1, gt=0)
     """Lightning num_nodes."""
     strategy: str = "auto"
-    """Lightning strategy (auto, ddp, ...)."""
+    """Lightning strategy (auto, ddp, ...); or fsdp2, which shards parameters and optimizer states over the devices."""
     precision: str = "32-true"
     """Lightning precision (32-true, bf16-mixed, ...); in bf16-true multipliers and norm weights stay in float32."""
     accumulate_grad_batches: int = Field(1, gt=0)
