@@ -57,8 +57,8 @@ def placement_of(tensor: Tensor) -> tuple[DeviceMesh, tuple[Placement, ...]] | N
 def reshard(model: nn.Module) -> None:
     """Put the parameters that FSDP2 trains back in place; after a forward pass alone its root has gathered ones."""
     module = sys.modules.get("torch.distributed.fsdp")
-    for one in model.modules() if module is not None else ():
-        if isinstance(one, module.FSDPModule):
+    for one in model.modules():
+        if module is not None and isinstance(one, module.FSDPModule):
             one.reshard()
 
 
