@@ -316,7 +316,7 @@ class TrainerConfig(_Section):
     num_nodes: int = Field(1, gt=0)
     """Lightning num_nodes."""
     strategy: str = "auto"
-    """Lightning strategy (auto, ddp, ...)."""
+    """Lightning strategy (auto, ddp, ...); or fsdp2, which shards parameters and optimizer states over the devices."""
     precision: str = "32-true"
     """Lightning precision (32-true, bf16-mixed, ...); in bf16-true multipliers and norm weights stay in float32."""
     accumulate_grad_batches: int = Field(1, gt=0)
@@ -390,6 +390,11 @@ class RunConfig(_Section):
         for path, value in overrides.items():
             set_dotted(data, path, value)
         return self.from_dict(data)
+
+    def on_devices_of(self, other: RunConfig) -> RunConfig:
+        """This run on the devices of another: a checkpoint of either is one of the other, if all else is equal."""
+        devices = {name: getattr(other.trainer, name) for name in ("devices", "num_nodes", "strategy")}
+        return self.model_copy(update={"trainer": self.trainer.model_copy(update=devices)})
 
     def hashed_fields(self) -> dict[str, Any]:
         """The settings that affect results (see `NEVER_HASHED`), as nested plain values."""

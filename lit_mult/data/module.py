@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lit_mult.config import RunConfig
 from lit_mult.data.batches import TrainWindows, Windows, validation_windows
@@ -79,5 +81,9 @@ class TextDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         assert self.trainer is not None
-        mine = self.val_windows[self.trainer.global_rank :: self.trainer.world_size]
-        return DataLoader(mine.split(self.config.train.batch_size), batch_size=None)
+        mine, first = (self.val_windows[rank :: self.trainer.world_size] for rank in (self.trainer.global_rank, 0))
+        batches: Sequence[Tensor] = mine.split(self.config.train.batch_size)
+        wanted = math.ceil(len(first) / self.config.train.batch_size)
+        if len(batches) < wanted:  # rank 0 has one more window: sharded ranks need equal numbers of batches
+            batches = mine.tensor_split(wanted)
+        return DataLoader(cast(Dataset[Tensor], batches), batch_size=None)

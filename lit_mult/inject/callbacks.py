@@ -12,6 +12,7 @@ from lit_mult.inject.groups import clip_grad_norm_, multipliers_in
 from lit_mult.inject.layers import specs_of
 from lit_mult.inject.model import with_specs
 from lit_mult.optim.hybrid import HybridOptimizer
+from lit_mult.optim.sharding import reshard
 
 
 def check_optimizer(model: nn.Module, optimizer: Any) -> None:
@@ -21,6 +22,7 @@ def check_optimizer(model: nn.Module, optimizer: Any) -> None:
         UserError: a multiplier is in no group, or in one with a matrix, or with the weight decay of one; or
             `add_multipliers` has not been called (kind "none" makes a baseline).
     """
+    reshard(model)
     matrices = {id(module._parameters[name]) for module in with_specs(model) for name in specs_of(module)}
     multipliers = {id(one): one for one in multipliers_in(model)}
     groups = optimizer.param_groups

@@ -11,7 +11,7 @@ from lit_mult.errors import ConfigError
 from lit_mult.inject.layers import multipliers_of, specs_of
 from lit_mult.inject.model import with_specs
 from lit_mult.optim.clipping import clip_gradients
-from lit_mult.optim.sharding import placement_of
+from lit_mult.optim.sharding import placement_of, reshard
 from lit_mult.registry.optimizers import OPTIMIZERS, trained_by
 from lit_mult.registry.roles import Role
 
@@ -48,6 +48,7 @@ def build_param_groups(
     if optimizer not in OPTIMIZERS:
         raise ConfigError("optimizer", optimizer, f"must be one of {', '.join(OPTIMIZERS)}")
     modules = with_specs(model)
+    reshard(model)
     vector_lr = lr if vector_lr is None else vector_lr
     multiplier_lr = vector_lr if multiplier_lr is None else multiplier_lr
     others, of_multipliers = (trained_by(role, optimizer) for role in (Role.NORM, Role.MULTIPLIER))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.optim import AdamW
 
 from lit_mult.optim.noise import Autocorrelation, NoiseReference
+from lit_mult.optim.sharding import by_placement
 from lit_mult.optim.stacking import StackedUpdate
 from lit_mult.registry.roles import Shape
 
@@ -22,7 +24,22 @@ _FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
 def build(groups: list[dict[str, Any]], config: OptimConfig) -> AdamW:
     """The optimizer; each group has an lr and weight_decay."""
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
-    return AdamW(groups, betas=config.betas, eps=config.eps, fused=devices <= _FUSED_DEVICES)
+    is_mixed = any(len(list(by_placement(group["params"]))) > 1 for group in groups)
+    kind = _MixedAdamW if is_mixed else AdamW
+    return kind(groups, betas=config.betas, eps=config.eps, fused=devices <= _FUSED_DEVICES)
+
+
+class _MixedAdamW(AdamW):
+    """For groups of whole and sharded parameters, which torch cannot step together."""
+
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        groups = self.param_groups
+        self.param_groups = [group | {"params": alike} for group in groups for alike in by_placement(group["params"])]
+        try:
+            loss: Tensor | None = super().step(closure)
+        finally:
+            self.param_groups = groups
+        return loss
 
 
 def autocorrelation(config: OptimConfig, shape: Shape | None = None) -> Autocorrelation:

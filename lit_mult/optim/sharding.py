@@ -8,13 +8,14 @@ from __future__ import annotations
 import heapq
 import math
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_mult.errors import UserError
 from lit_mult.registry.roles import Shape
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Placement
+
+Kind = TypeVar("Kind", bound=Tensor)
 
 _Blocks = list[list[tuple[int, ...]]]
 """For every rank, the shape of what it exchanges with this one of every batch."""
@@ -49,6 +52,22 @@ def placement_of(tensor: Tensor) -> tuple[DeviceMesh, tuple[Placement, ...]] | N
     """Mesh and placements of a DTensor; None for a plain tensor."""
     sharded = as_dtensor(tensor)
     return None if sharded is None else (sharded.device_mesh, sharded.placements)
+
+
+def reshard(model: nn.Module) -> None:
+    """Put the parameters that FSDP2 trains back in place; after a forward pass alone its root has gathered ones."""
+    module = sys.modules.get("torch.distributed.fsdp")
+    for one in model.modules():
+        if module is not None and isinstance(one, module.FSDPModule):
+            one.reshard()
+
+
+def by_placement(tensors: Iterable[Kind]) -> Iterable[list[Kind]]:
+    """Plain tensors apart from DTensors of each placement: torch cannot mix them in one call."""
+    found = defaultdict(list)
+    for tensor in tensors:
+        found[placement_of(tensor)].append(tensor)
+    return found.values()
 
 
 def local(tensors: list[Tensor]) -> list[Tensor]:

@@ -123,6 +123,8 @@ class OptimizerSpec:
     """"module:attribute" of its `optim.noise.NoiseReference`."""
     stacked: str | None = None
     """"module:class" of its `optim.stacking.StackedUpdate`."""
+    sharded: bool = False
+    """Whether its step on sharded parameters (DTensors), alone or beside whole ones, is that on whole ones."""
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ OPTIMIZERS: Final = with_plugins(
             width_exponent=-1.0,
             noise="lit_mult.optim.adamw:NOISE",
             stacked="lit_mult.optim.adamw:StackedAdamW",
+            sharded=True,
         ),
         OptimizerSpec(
             "muon",
@@ -75,6 +76,7 @@ OPTIMIZERS: Final = with_plugins(
             width_exponent=-0.5,
             noise="lit_mult.optim.muon:NOISE",
             stacked="lit_mult.optim.muon:StackedMuon",
+            sharded=True,
         ),
         OptimizerSpec(
             "hyperball",

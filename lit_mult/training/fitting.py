@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_mult.config import RunConfig
 from lit_mult.errors import ConfigError, Interrupted, UserError
+from lit_mult.training import fsdp2
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.history import History
 
@@ -42,6 +43,10 @@ def check_trainer_arguments(config: RunConfig) -> None:
     if any(start in config.trainer.strategy for start in ("spawn", "fork", "notebook")):
         allowed = "starts processes whose losses this one cannot read; use ddp"
         raise ConfigError("trainer.strategy", config.trainer.strategy, allowed)
+    if config.trainer.strategy.startswith("fsdp") and config.trainer.strategy != fsdp2.NAME:
+        raise ConfigError("trainer.strategy", config.trainer.strategy, f"is not supported; use {fsdp2.NAME}")
+    if config.trainer.strategy == fsdp2.NAME:
+        fsdp2.check(config)
     known = set(inspect.signature(Trainer).parameters)
     for name, value in config.trainer.extra.items():
         if name not in known:
@@ -64,7 +69,7 @@ def make_trainer(config: RunConfig, folder: RunFolder, callbacks: list[Callback]
             accelerator=flags.accelerator,
             devices=flags.devices,
             num_nodes=flags.num_nodes,
-            strategy=flags.strategy,
+            strategy=fsdp2.ShardedStrategy() if flags.strategy == fsdp2.NAME else flags.strategy,
             precision=flags.precision,  # type: ignore[arg-type]
             accumulate_grad_batches=flags.accumulate_grad_batches,
             callbacks=callbacks,
@@ -80,7 +85,8 @@ def make_trainer(config: RunConfig, folder: RunFolder, callbacks: list[Callback]
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=folder.path,
-            **flags.extra,
+            # Gathered parameters that were made in inference mode could not be trained.
+            **({"inference_mode": False} if flags.strategy == fsdp2.NAME else {}) | flags.extra,
         )
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from None

@@ -24,7 +24,7 @@ class RunFolder(RunPaths):
         return RunRecord.read(path) if path.is_file() else None
 
     def finished(self, config: RunConfig, corpus_hash: str) -> RunRecord | None:
-        """The record of this run, or None if it has not finished; nothing is written.
+        """The record of this run, or None if it has not finished, perhaps on other devices; nothing is written.
 
         Raises:
             UserError: the folder holds another run or other files.
@@ -36,7 +36,8 @@ class RunFolder(RunPaths):
                 held, held_corpus = self.held()
             except UserError as error:
                 raise UserError(f"{error}; name a new folder") from None
-            if held.hash != config.hash or held_corpus != corpus_hash:
+            same = config if self.record.is_file() else config.on_devices_of(held)
+            if held.hash != same.hash or held_corpus != corpus_hash:
                 changes = differences(
                     held.hashed_fields() | {"corpus_hash": held_corpus},
                     config.hashed_fields() | {"corpus_hash": corpus_hash},

@@ -25,6 +25,7 @@ from lit_mult.optim.clipping import clip_gradients, gradient_norm
 from lit_mult.optim.groups import ParameterPlan, parameter_groups, plan_parameters
 from lit_mult.optim.hybrid import HybridOptimizer
 from lit_mult.registry.roles import Role
+from lit_mult.training import fsdp2
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -114,6 +115,10 @@ class LitLlama(LightningModule):
         _, loss = predict(self.model, window_BT1)
         self.val_loss.update(loss, weight=window_BT1[:, 1:].numel())
 
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:  # of `training.fsdp2`
+            fsdp2.shard(self.model, self.device_mesh["data_parallel"])
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         rows = self.plan_parameters()
         optimizer = HybridOptimizer(parameter_groups(rows), self.config.optim)
@@ -122,6 +127,10 @@ class LitLlama(LightningModule):
         steps, schedule = self.config.train.steps, self.config.schedule
         scheduler = LambdaLR(optimizer, lambda step: schedule_factor(step, steps, schedule))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self.device_mesh is not None:
+            fsdp2.average_whole(self._all, self.device_mesh["data_parallel"])
 
     def configure_gradient_clipping(
         self,

@@ -75,7 +75,7 @@ def _read(path: Path, config: RunConfig) -> tuple[int, int, dict[str, Tensor]]:
         weights = {name.removeprefix(_PREFIX): value for name, value in held["state_dict"].items()}
     except Exception as error:  # zipfile and torch raise many types on damaged files
         raise UserError(f"{path}: damaged, not a checkpoint that can be read ({one_line(error)})") from None
-    if owner.hash != config.hash:
+    if owner.on_devices_of(config).hash != config.hash:
         raise UserError(f"{path}: a checkpoint of another run, of config {owner.hash} and not {config.hash}")
     return vocab_size, step, weights
 
