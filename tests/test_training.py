@@ -16,10 +16,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_runs import Tiny, die_at, stop_at, weights
 
 from lit_mult.config import RunConfig
+from lit_mult.data.batches import validation_windows
 from lit_mult.errors import Interrupted, UserError
 from lit_mult.schema import RunRecord
+from lit_mult.stacked.run import Member, run_stack
 from lit_mult.training.folder import RunFolder
+from lit_mult.training.module import predict
 from lit_mult.training.run import run
+from lit_mult.training.trained import load_trained
 
 
 def test_a_run_learns_and_leaves_a_full_record(tiny: Tiny, tmp_path: Path) -> None:
@@ -304,3 +308,18 @@ def test_a_run_killed_while_it_claimed_its_folder_can_be_started_again(tiny: Tin
 
     assert run(tiny(), tmp_path).status == "completed"
     assert not list(tmp_path.glob(".config.json*"))
+
+
+def test_windows_weigh_alike_in_a_last_batch_that_is_smaller(tiny: Tiny, tmp_path: Path) -> None:
+    """By hand, and in a stack."""
+    changes = {"data.val_windows": 5, "train.batch_size": 4, "train.steps": 2}
+    record = run(tiny(changes), tmp_path / "alone")
+    members = [Member(tiny(changes | {"seed": seed}), tmp_path / str(seed)) for seed in (0, 1)]
+    stacked = run_stack(members)[0]
+    trained = load_trained(tmp_path / "alone")
+    windows = torch.from_numpy(validation_windows(trained.corpus.val, trained.config.data.seq_len, 5))
+    with torch.no_grad():
+        losses = [float(predict(trained.model, window[None])[1]) for window in windows]
+    assert len(losses) == 5
+    assert record.final_loss == pytest.approx(sum(losses) / 5, abs=1e-6)
+    assert stacked.final_loss == pytest.approx(record.final_loss, abs=1e-5)

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from lightning import LightningModule
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import Metric
 
 from lit_mult.config import RunConfig
 from lit_mult.data.batches import TrainWindows, Windows
@@ -30,7 +29,7 @@ from lit_mult.stacked.model import member_state, stack
 from lit_mult.stacked.optimizer import Moments, StackedOptimizer
 from lit_mult.training.checkpoints import save_checkpoint
 from lit_mult.training.history import History
-from lit_mult.training.module import LitLlama, compiled
+from lit_mult.training.module import LitLlama, ValidationLoss, compiled
 
 
 class StackDataModule(TextDataModule):
@@ -61,25 +60,6 @@ def stacked_objective(model: Llama, window_NT1: Tensor, z_loss_M: Tensor | None,
     return cross_entropy_M + z_loss_M * log_z_R.square().view(members, -1).mean(1), cross_entropy_M
 
 
-class _MemberMeans(Metric):
-    """Weighted mean (M,) of values (M,)."""
-
-    total: Tensor
-    weight: Tensor
-
-    def __init__(self, members: int) -> None:
-        super().__init__()
-        self.add_state("total", torch.zeros(members), dist_reduce_fx="sum")
-        self.add_state("weight", torch.zeros(()), dist_reduce_fx="sum")
-
-    def update(self, value_M: Tensor, weight: int) -> None:
-        self.total += value_M * weight
-        self.weight += weight
-
-    def compute(self) -> Tensor:
-        return self.total / self.weight
-
-
 class LitStack(LightningModule):
     """Trains the models of M runs at once; training batches are windows (S, B, T+1)."""
 
@@ -99,7 +79,7 @@ class LitStack(LightningModule):
         self.register_buffer("seed_M", seed_M, persistent=False)
         z_losses = [config.model.z_loss for config in self.configs]
         self.register_buffer("z_loss_M", torch.tensor(z_losses) if any(z_losses) else None, persistent=False)
-        self.val_loss = _MemberMeans(len(members))
+        self.val_loss = ValidationLoss(len(members))
         self.last_train_loss: Tensor | None = None
         """Mean cross-entropy (M,) of the latest batch, z-loss left out."""
         self._saved = 0  # the member whose checkpoint is being written

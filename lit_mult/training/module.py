@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
 
 from lit_mult.config import RunConfig
 from lit_mult.method.plan import plan_run
@@ -62,11 +62,27 @@ def compiled(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _R
     return torch.compile(function, dynamic=False)
 
 
-class _ValidationLoss(MeanMetric):
-    """Weighted mean in float32, also of a module that is cast to 16 bits: sums of bfloat16 stop growing."""
+class ValidationLoss(Metric):
+    """Weighted mean, NaN if a value is; in float32 also of a module that is cast to 16 bits, whose sums stop growing.
 
-    def __init__(self) -> None:
-        super().__init__(nan_strategy="disable")  # keep NaN in the mean
+    torchmetrics' MeanMetric leaves NaN out or, told not to look for it, leaves out the weights.
+    """
+
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self, *shape: int) -> None:
+        """`shape`: of the values; () by default."""
+        super().__init__()
+        self.add_state("total", torch.zeros(shape), dist_reduce_fx="sum")
+        self.add_state("weight", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, value: Tensor, weight: int) -> None:
+        self.total += value * weight
+        self.weight += weight
+
+    def compute(self) -> Tensor:
+        return self.total / self.weight
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Self:
         super()._apply(keeping_float32(fn), exclude_state)
@@ -90,7 +106,7 @@ class LitLlama(LightningModule):
         initialize(self.model, self.plan, self.config.seed)
         # Training only: validation would be compiled separately, and is rare.
         self._objective = compiled(objective) if self.config.trainer.compile else objective
-        self.val_loss = _ValidationLoss()
+        self.val_loss = ValidationLoss()
         self.last_train_loss: Tensor | None = None
         """Mean cross-entropy () of the latest micro-batch, z-loss left out."""
 
