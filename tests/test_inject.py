@@ -329,3 +329,26 @@ def test_a_tied_head_is_untied_by_merging_and_says_so_in_the_config() -> None:
     kept = merge_and_unload(add_multipliers(foreign("gpt2"), exclude_modules=["wte"], verbose=False))
     assert kept.lm_head.weight is kept.transformer.wte.weight
     assert kept.config.tie_word_embeddings is True
+
+
+@pytest.mark.parametrize("name", ["pythia-14m", "Qwen3-0.6B", "Llama-3.2-1B"])
+def test_litgpts_models_start_as_they_were_and_merge_to_the_same_logits(name: str) -> None:
+    from litgpt import GPT, Config
+
+    torch.manual_seed(0)
+    shape = {"n_embd": 32, "n_head": 4, "n_query_groups": 2, "head_size": 8, "intermediate_size": 48}
+    config = Config.from_name(name, n_layer=2, block_size=16, padded_vocab_size=64, **shape)
+    model = GPT(config).eval()
+    ids = token_ids()
+    plain = model(ids)
+    found = specs(add_multipliers(copy.deepcopy(model), table="minimal", verbose=False))
+    qkv = found["transformer.h.0.attn.qkv"]
+    assert qkv.parts == RowParts(1, (32, 16, 16))
+    assert [sorted(axes) for axes in qkv.axes] == [["row"], [], []]
+    for kind in ("vector", "scalar"):
+        ours = add_multipliers(copy.deepcopy(model), kind, verbose=False)
+        assert torch.equal(ours(ids), plain)
+        disturb(ours)
+        changed = ours(ids)
+        assert not torch.allclose(changed, plain, atol=1e-3)
+        assert torch.allclose(merge_and_unload(ours)(ids), changed, atol=2e-6)

@@ -153,7 +153,7 @@ def lightning_trainer(folder: Path, **flags: Any) -> lightning.Trainer:
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    callback = lit_mult.MultiplierCallback(max_norm=0.25)
+    callback = lit_mult.MultiplierCallback(max_norm=0.25, noise_every=2)
     return lightning.Trainer(
         max_steps=4, accelerator="cpu", default_root_dir=folder, callbacks=[callback], **quiet | flags
     )
@@ -161,7 +161,12 @@ def lightning_trainer(folder: Path, **flags: Any) -> lightning.Trainer:
 
 def test_lightning_clips_without_the_multipliers(windows: list[dict[str, Tensor]], tmp_path: Path) -> None:
     module = Lit()
-    lightning_trainer(tmp_path).fit(module, DataLoader(windows, batch_size=8))  # type: ignore[arg-type]
+    trainer = lightning_trainer(tmp_path)
+    trainer.fit(module, DataLoader(windows, batch_size=8))  # type: ignore[arg-type]
+    readings = trainer.callbacks[0].readings  # type: ignore[attr-defined]
+    assert {row["step"] for row in readings} == {0, 2}
+    assert len(readings) == 2 * len(list(module.parameters()))
+    assert all(0.9 < row["ratio"] < 1.1 for row in readings if row["step"] == 0 and row["role"] != "vector")
     assert module.norms == pytest.approx([0.25] * 4, rel=1e-4)
     assert all((one != 1).all() for one in multipliers_in(module))
     with pytest.raises(UserError, match=r"gradient_clip_val = 1\.0: clips the multipliers too"):

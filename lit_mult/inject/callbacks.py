@@ -11,6 +11,7 @@ from lit_mult.errors import UserError
 from lit_mult.inject.groups import clip_grad_norm_, multipliers_in
 from lit_mult.inject.layers import specs_of
 from lit_mult.inject.model import with_specs
+from lit_mult.inject.noise import NoiseTwin
 from lit_mult.optim.hybrid import HybridOptimizer
 from lit_mult.optim.sharding import reshard
 
@@ -46,11 +47,18 @@ def check_optimizer(model: nn.Module, optimizer: Any) -> None:
         raise UserError(f"{missing} multipliers are in no parameter group; make the optimizer after add_multipliers")
 
 
-class Clipping:
-    """Clips gradients to `max_norm` without the multipliers (None: not at all), and checks the optimizer once."""
+class TrainerHooks:
+    """What the callbacks of all Trainers do: check the optimizer, clip, and move pure noise beside the model.
 
-    def __init__(self, max_norm: float | None = 1.0) -> None:
-        self.max_norm = max_norm
+    `readings` has a row a parameter every `noise_every` steps: those of `NoiseTwin.norms`, with the step.
+    """
+
+    def __init__(self, max_norm: float | None = 1.0, noise_every: int | None = None) -> None:
+        """See `MultiplierCallback`."""
+        self.max_norm, self.noise_every = max_norm, noise_every
+        self.readings: list[dict[str, Any]] = []
+        self._noise: NoiseTwin | None = None
+        self._step = 0
 
     def start(self, model: nn.Module, optimizers: list[Optimizer], clips: Any, flag: str) -> None:
         """Before the first step. Raises: UserError when the Trainer itself clips too, or as `check_optimizer`."""
@@ -59,8 +67,15 @@ class Clipping:
         if len(optimizers) != 1:
             raise UserError(f"there are {len(optimizers)} optimizers; use one, such as HybridOptimizer")
         check_optimizer(model, optimizers[0])
+        if self.noise_every is not None:
+            self._noise = NoiseTwin(model, optimizers[0])
 
-    def clip(self, model: nn.Module) -> None:
-        """Before every step, once gradients are complete."""
+    def before_step(self, model: nn.Module) -> None:
+        """Before every step of the optimizer, once gradients are complete."""
         if self.max_norm is not None:
             clip_grad_norm_(model, self.max_norm)
+        if self._noise is not None and self.noise_every is not None:
+            if self._step % self.noise_every == 0:
+                self.readings += [{"step": self._step, **row} for row in self._noise.norms()]
+            self._noise.step()  # at the learning rates of the model's own step
+            self._step += 1

@@ -46,7 +46,7 @@ def add_multipliers(
     kind: str = "vector",
     table: str = "full",
     *,
-    placement: Mapping[str, str] | None = None,
+    placement: str | Mapping[str, str] | None = None,
     roles: Roles | None = None,
     target_modules: Names | None = None,
     exclude_modules: Names | None = None,
@@ -66,7 +66,8 @@ def add_multipliers(
         model: on its device, before it is wrapped, compiled or sharded.
         kind: none, scalar, vector, weight_norm or a plugin's.
         table: placement table: full (what the paper ran) or minimal (no redundancies).
-        placement: name or pattern -> axes ("none", or row, column and scalar joined by +), over the table's.
+        placement: name or pattern -> axes ("none", or row, column and scalar joined by +), over the table's; or another
+            table.
         roles: name or pattern -> role, or the parts of a fused matrix: `{"Wqkv": [("q_proj", 64), ("k_proj", 16),
             ...]}`.
         target_modules: only these get multipliers: names, endings or patterns, or one regular expression.
@@ -84,6 +85,8 @@ def add_multipliers(
         UserError: the model cannot have multipliers; a matrix has no role; a pattern matches nothing; nothing would get
             multipliers; or there are others already. The model is then as before.
     """
+    if isinstance(placement, str):
+        table, placement = placement, None
     found = find_matrices(model, roles)
     _check_choices(kind, table, split)
     selected = selector(found, target_modules, exclude_modules, filter_fn)

@@ -71,12 +71,20 @@ class NoiseTwin:
         self._moves.step()
 
     def norms(self) -> list[dict[str, Any]]:
-        """A row a parameter: name, role, rms (of its entries), noise_rms (of its twin's) and their ratio."""
+        """A row a parameter: name, role, rms (of its entries), noise_rms (of its twin's), and their ratio, NaN at 0 / 0."""
         rows = []
         for name, role, parameter in self._parameters:
             if name in self._twin_of:
                 own, noise = _rms(parameter), _rms(self._twin_of[name])
-                rows.append({"name": name, "role": role, "rms": own, "noise_rms": noise, "ratio": own / noise})
+                rows.append(
+                    {
+                        "name": name,
+                        "role": role,
+                        "rms": own,
+                        "noise_rms": noise,
+                        "ratio": own / noise if noise else math.nan,
+                    }
+                )
         return rows
 
     def _shape(self, index: int, parameter: Tensor, max_dim: int) -> tuple[int, ...]:
