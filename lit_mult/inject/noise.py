@@ -71,7 +71,7 @@ class NoiseTwin:
         self._moves.step()
 
     def norms(self) -> list[dict[str, Any]]:
-        """A row a parameter: name, role, rms (of its entries), noise_rms (of its twin), and their ratio (NaN at 0 / 0)."""
+        """A row a parameter: name, role, rms (of its entries), noise_rms (of its twin), their ratio (NaN at 0 / 0)."""
         rows = []
         for name, role, parameter in self._parameters:
             if name in self._twin_of:
