@@ -44,6 +44,8 @@ def read(study: str) -> Records:
         "pays_tuning",
         "dose",
         "dose_groups",
+        "plane",
+        "pays_ablation",
         "reference",
         "lr_width",
         "mup_tuning",
@@ -263,3 +265,20 @@ def test_the_readme_gives_the_answers_of_the_studies_around_pays() -> None:
     for row in [*given, *(row for row in table("plane", "answers") if row["measure"] == "mean_loss")]:
         value, low, high = (float(row[name]) for name in ("difference", "low", "high"))
         assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said, row
+
+
+def test_the_readme_gives_the_gains_on_top_of_tuning() -> None:
+    said = " ".join(README.split("They stand in for tuned forward multipliers")[1].split("![")[0].split())
+    ends: dict[tuple[str, str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for record in read("pays_ablation"):
+        config = record["config"]
+        key = (config["optimizer"], config["parametrization"]["tier"], record["cell"]["arm"])
+        ends[key][config["optim"]["lr"]].append(record["final_loss"])
+    for optimizer in ("adamw", "muon"):
+        for tier, arm in (("LRWD", "vectors"), ("FULL", "fixed")):
+            best = min(sum(losses) / 5 for losses in ends[optimizer, tier, arm].values())
+            assert f"{best:.3f}" in said, (optimizer, tier, arm)
+    for row in table("pays_ablation", "verdicts"):
+        if "improve their parent" in row["claim"] and ("LRWD" in row["claim"] or "FULL" in row["claim"]):
+            value, low, high = (float(row[name]) for name in ("value", "low", "high"))
+            assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said, row
