@@ -185,7 +185,7 @@ def test_the_validation_loss_is_a_mean_in_float32(tiny: Tiny, tmp_path: Path) ->
     config = tiny({"trainer.precision": "bf16-true"})
     metric = LitLlama(config.to_dict(), 256).to(torch.bfloat16).val_loss
     for value in [1.0, 3.0] * 300:  # in bfloat16 256 + 1 is 256
-        metric.update(torch.tensor(value))
+        metric.update(torch.tensor(value), 1)
     assert metric.compute().item() == 2.0
 
     loss = torch.tensor(run(config, tmp_path).final_loss)
