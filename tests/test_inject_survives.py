@@ -318,6 +318,13 @@ def test_replicas_of_data_parallel_compute_the_same(reference: Any) -> None:
         setattr(replica, name, None if one is None else one.detach().clone())
     x = torch.rand(3, 48)
     assert torch.equal(replica(x), module(x))
+    fused = multiplied("gpt2").transformer.h[0].attn.c_attn
+    with torch.no_grad():
+        fused.bias.fill_(2.0)
+    replica = fused._replicate_for_data_parallel()
+    for name, one in fused._parameters.items():
+        setattr(replica, name, one.detach().clone())
+    assert torch.equal(replica(x[:, :32]), fused(x[:, :32]))
 
 
 def test_what_would_write_to_the_effective_matrix_is_refused() -> None:

@@ -304,8 +304,8 @@ def is_conv1d(kind: type[nn.Module]) -> bool:
     return any(base.__name__ == "Conv1D" and base.__module__ == "transformers.pytorch_utils" for base in kind.__mro__)
 
 
-def _forward_linear(self: nn.Module, x: Tensor) -> Tensor:
-    weight, bias, spec = _stored(self, "weight"), self._parameters.get("bias"), specs_of(self)["weight"]
+def _forward_linear(self: Any, x: Tensor) -> Tensor:
+    weight, bias, spec = _stored(self, "weight"), self.bias, specs_of(self)["weight"]
     if torch.compiler.is_compiling() or not spec.is_plain:
         matrix = effective(self, "weight")  # a compiler plans by itself what to keep
         return F.linear(x, matrix.mT if spec.transposed else matrix, bias)
