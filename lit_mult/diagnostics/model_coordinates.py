@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from lit_mult.diagnostics.coordinates import Matrix, step_without_gradients
 from lit_mult.inject.groups import clip_grad_norm_
-from lit_mult.inject.layers import MatrixSpec, effective, shape_of, specs_of
+from lit_mult.inject.layers import MatrixSpec, effective, matrix_name, shape_of, specs_of
 from lit_mult.registry.roles import Role
 
 LossOf = Callable[[nn.Module, Any], Tensor]
@@ -67,7 +67,7 @@ class ModelMatrix:
 def matrices_of(model: nn.Module) -> dict[str, ModelMatrix]:
     """All matrices by name: module, or parameter if it is not called weight."""
     return {
-        path if parameter == "weight" else f"{path}.{parameter}": ModelMatrix(module, parameter, spec)
+        matrix_name(path, parameter): ModelMatrix(module, parameter, spec)
         for path, module in model.named_modules()
         for parameter, spec in specs_of(module).items()
     }

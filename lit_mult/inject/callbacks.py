@@ -30,16 +30,17 @@ def check_optimizer(model: nn.Module, optimizer: Any) -> None:
     if not isinstance(optimizer, HybridOptimizer):
         for name in sorted({group.get("optimizer", "adamw") for group in groups} - {"adamw"}):
             raise UserError(f"groups are for {name}, which {type(optimizer).__name__} is not; use HybridOptimizer")
-    decay_of_matrices = [
-        group.get("weight_decay", 0.0) for group in groups if any(id(p) in matrices for p in group["params"])
-    ]
+    most = max(
+        (group.get("weight_decay", 0.0) for group in groups if any(id(one) in matrices for one in group["params"])),
+        default=0.0,
+    )
     seen = set()
     for group in groups:
         own = {id(one) for one in group["params"]} & multipliers.keys()
         seen |= own
         if own and any(id(one) in matrices for one in group["params"]):
             raise UserError("multipliers share a parameter group with matrices; make groups with build_param_groups")
-        decay, most = group.get("weight_decay", 0.0), max(decay_of_matrices, default=0.0)
+        decay = group.get("weight_decay", 0.0)
         if own and most and decay >= most:
             what = f"multipliers have weight_decay {decay:g}, as matrices have"
             raise UserError(f"{what}; make groups with build_param_groups (multiplier_weight_decay=2e-3)")
@@ -47,14 +48,19 @@ def check_optimizer(model: nn.Module, optimizer: Any) -> None:
         raise UserError(f"{missing} multipliers are in no parameter group; make the optimizer after add_multipliers")
 
 
-class TrainerHooks:
-    """What the callbacks of all Trainers do: check the optimizer, clip, and move pure noise beside the model.
+class MultiplierHooks:
+    """First base of the callbacks of all Trainers: checks the optimizer, clips, and moves pure noise beside the model.
 
     `readings` has a row a parameter every `noise_every` steps: those of `NoiseTwin.norms`, with the step.
     """
 
     def __init__(self, max_norm: float | None = 1.0, noise_every: int | None = None) -> None:
-        """See `MultiplierCallback`."""
+        """The arguments.
+
+        Args:
+            max_norm: of the gradient without the multipliers; None: no clipping.
+            noise_every: steps from one row of `readings` to the next: norms beside those of pure noise (`NoiseTwin`).
+        """
         self.max_norm, self.noise_every = max_norm, noise_every
         self.readings: list[dict[str, Any]] = []
         self._noise: NoiseTwin | None = None

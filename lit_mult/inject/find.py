@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from lit_mult.errors import ConfigError, UserError
 from lit_mult.inject.families import Fused, has_norm_before, known_role
-from lit_mult.inject.layers import is_conv1d
+from lit_mult.inject.layers import is_conv1d, matrix_name
 from lit_mult.nn.multipliers import MultipliedMatrix
+from lit_mult.optim.sharding import as_dtensor
 from lit_mult.registry.contracts import NONE, Axes, Axis, RowParts
 from lit_mult.registry.roles import Role
 
@@ -58,12 +59,6 @@ class Found:
         """Whether there is a weight; a lazy or parametrized layer has none."""
         weight = self.module._parameters.get(self.parameter)
         return weight is not None and not isinstance(weight, nn.parameter.UninitializedParameter)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(d_out, d_in), or (experts, d_out, d_in)."""
-        weight = self.weight.mT if self.transposed else self.weight
-        return tuple(weight.shape)
 
 
 def find_matrices(model: nn.Module, roles: Roles | None = None) -> list[Found]:
@@ -158,7 +153,7 @@ def _candidates(model: nn.Module, given: Mapping[str, Any]) -> Iterator[tuple[st
         for parameter, weight in module._parameters.items():
             if weight is None or weight.ndim not in (2, 3) or "bias" in parameter:
                 continue
-            name = path if parameter == "weight" else f"{path}.{parameter}".removeprefix(".")
+            name = matrix_name(path, parameter)
             is_matrix = parameter.endswith("weight") and not isinstance(module, _NO_MATRICES)
             if is_matrix or known_role(name) or any(matches(name, [one]) for one in given):
                 yield name, module, parameter, bool(getattr(module, "is_transposed", False))
@@ -232,16 +227,14 @@ def check_matrices(model: nn.Module, chosen: Sequence[Found]) -> None:
 
 
 def _check_weight(name: str, weight: Tensor | None, kind: str) -> None:
+    if weight is not None and as_dtensor(weight) is not None:
+        raise UserError(f"{name}: is sharded already; add multipliers before fully_shard")
     if weight is None or not weight.is_floating_point() or type(weight) is not nn.Parameter:
-        if type(weight).__name__ == "DTensor" or type(getattr(weight, "data", None)).__name__ == "DTensor":
-            raise UserError(f"{name}: is sharded already; add multipliers before fully_shard")
         if isinstance(weight, nn.parameter.UninitializedParameter):
             raise UserError(f"{name}: has no shape yet; run the model once")
         raise UserError(
             f"{name}: is quantized or has no weight ({kind}); multipliers need floating-point weights; exclude it"
         )
-    if type(weight.data).__name__ == "DTensor":
-        raise UserError(f"{name}: is sharded already; add multipliers before fully_shard")
     if type(weight.data) is not Tensor:
         raise UserError(f"{name}: is quantized ({type(weight.data).__name__}); multipliers need a plain tensor")
     if weight.is_meta:

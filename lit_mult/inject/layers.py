@@ -82,6 +82,11 @@ def specs_of(module: nn.Module) -> dict[str, MatrixSpec]:
     return found
 
 
+def matrix_name(path: str, parameter: str) -> str:
+    """Name of a matrix: of the module at `path`, or of the parameter if it is not called weight."""
+    return path if parameter == "weight" else f"{path}.{parameter}".removeprefix(".")
+
+
 def multiplier_name(parameter: str, axis: Axis) -> str:
     """Name of a multiplier beside its parameter: `row` beside `weight`, `gate_up_proj_row` beside `gate_up_proj`."""
     return axis.value if parameter == "weight" else f"{parameter}_{axis.value}"

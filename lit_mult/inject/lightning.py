@@ -6,30 +6,20 @@ from lightning import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
 from lit_mult.errors import UserError
-from lit_mult.inject.callbacks import TrainerHooks
+from lit_mult.inject.callbacks import MultiplierHooks
 
 
-class MultiplierCallback(Callback):
+class MultiplierCallback(MultiplierHooks, Callback):
     """Give it to `Trainer(callbacks=...)`, without `gradient_clip_val`; `configure_optimizers` returns one of ours:
 
     return lit_mult.HybridOptimizer(lit_mult.build_param_groups(self, lr=3e-4))
     """
 
-    def __init__(self, max_norm: float | None = 1.0, noise_every: int | None = None) -> None:
-        """The arguments.
-
-        Args:
-            max_norm: of the gradient without the multipliers; None: no clipping.
-            noise_every: steps from one row of `readings` to the next: norms beside those of pure noise (`NoiseTwin`).
-        """
-        self._hooks = TrainerHooks(max_norm, noise_every)
-        self.readings = self._hooks.readings
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raises: UserError, as `TrainerHooks.start`; or gradients are scaled (precision 16-mixed)."""
+        """Raises: UserError, as `MultiplierHooks.start`; or gradients are scaled (precision 16-mixed)."""
         if trainer.precision == "16-mixed":
             raise UserError("Trainer.precision = 16-mixed: a callback sees scaled gradients; use bf16-mixed")
-        self._hooks.start(pl_module, list(trainer.optimizers), trainer.gradient_clip_val, "gradient_clip_val")
+        self.start(pl_module, list(trainer.optimizers), trainer.gradient_clip_val, "gradient_clip_val")
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        self._hooks.before_step(pl_module)
+        self.before_step(pl_module)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, TypeVar
 
@@ -33,6 +33,7 @@ from lit_mult.inject.layers import (
 from lit_mult.inject.table import parameters
 from lit_mult.method.placement import PLACEMENTS, parse_axes
 from lit_mult.nn.multipliers import PRODUCT
+from lit_mult.optim.sharding import as_dtensor
 from lit_mult.registry import load
 from lit_mult.registry.contracts import NONE, Axes
 from lit_mult.registry.kinds import KINDS
@@ -141,12 +142,13 @@ def merge_and_unload(model: Model) -> Model:
     """
     modules = with_specs(model)
     places = [(module, name) for module in modules for name in specs_of(module)]
-    if any(type(module._parameters[name].data).__name__ == "DTensor" for module, name in places):  # type: ignore[union-attr]
+    stored = [module.get_parameter(name) for module, name in places]
+    if any(as_dtensor(one) is not None for one in stored):
         raise UserError("model is sharded; load its full state_dict into one that is not, and merge that")
     merged = [effective(module, name, exact=True) for module, name in places]
     tied: dict[int, list[tuple[nn.Module, str, Tensor]]] = {}
-    for (module, name), weight in zip(places, merged, strict=True):
-        tied.setdefault(id(module._parameters[name]), []).append((module, name, weight))
+    for (module, name), one, weight in zip(places, stored, merged, strict=True):
+        tied.setdefault(id(one), []).append((module, name, weight))
     for module in modules:
         detach(module)
     own_places = {(id(module), name) for module, name in places}
@@ -185,13 +187,13 @@ def _check_choices(kind: str, table: str, split: str | None) -> None:
 
 
 def _placed(
-    found: Sequence[Found], chosen: Iterable[str], table: str, placement: Mapping[str, str]
+    found: Sequence[Found], chosen: set[str], table: str, placement: Mapping[str, str]
 ) -> dict[str, tuple[Axes, ...]]:
     """Name -> the axes of every part, before those of the kind. Raises: UserError, as of `add_multipliers`."""
     placed: dict[str, tuple[Axes, ...]] = {}
     unknown = []
     for one in found:
-        if one.name not in set(chosen):
+        if one.name not in chosen:
             placed[one.name] = (NONE,) * len(one.roles)
         elif None in one.roles:
             unknown.append(one)
@@ -205,7 +207,7 @@ def _placed(
         matched = [one for one in found if matches(one.name, [pattern])]
         if not matched:
             raise ConfigError(f"placement.{pattern}", text, f"matches no matrix; names are {some(found)}")
-        placed |= {one.name: (axes,) * len(one.roles) for one in matched if one.name in set(chosen)}
+        placed |= {one.name: (axes,) * len(one.roles) for one in matched if one.name in chosen}
     return placed
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lit_mult.inject.layers import MatrixSpec, multiplier_name, multipliers_of, specs_of
+from lit_mult.inject.layers import MatrixSpec, matrix_name, multiplier_name, multipliers_of, specs_of
 from lit_mult.registry.contracts import Axis
 
 _OF_GROUP = ("optimizer", "lr", "weight_decay")
@@ -71,7 +71,7 @@ def _rows(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, tuple[str, str,
         for name, parameter in module._parameters.items():
             if parameter is None:
                 continue
-            full = path if name in specs and name == "weight" else f"{path}.{name}".removeprefix(".")
+            full = matrix_name(path, name) if name in specs else f"{path}.{name}".removeprefix(".")
             if name in specs:
                 axes = dict.fromkeys(
                     "+".join(axis for axis in Axis if axis in part) or "none" for part in specs[name].axes

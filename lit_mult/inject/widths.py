@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lit_mult.errors import ConfigError, UserError
 from lit_mult.inject.families import Fused, known_role
 from lit_mult.inject.groups import multipliers_in
-from lit_mult.inject.layers import MatrixSpec, multiply, set_width, shape_of, specs_of
+from lit_mult.inject.layers import MatrixSpec, matrix_name, multiply, set_width, shape_of, specs_of
 from lit_mult.inject.table import layers_together, named, sides
 from lit_mult.method.rules import Scaling, init_std, scaling
 from lit_mult.registry.contracts import RowParts
@@ -155,7 +155,7 @@ def _places(model: nn.Module, base_model: nn.Module) -> Iterator[_Place]:
         spec, name = specs_of(module)[parameter], f"{path}.{parameter}".removeprefix(".")
         weight, base_weight = weights[name], base_weights[name]
         shape, base_shape = shape_of(weight, spec), shape_of(base_weight, spec)
-        shown = path if parameter == "weight" else name
+        shown = matrix_name(path, parameter)
         if None in spec.roles and shape[1] != base_shape[1] and not isinstance(module, nn.Embedding):
             raise _no_role(shown)
         shapes = [(shape, base_shape)]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from lit_mult.optim.sharding import as_dtensor, placement_of
+from lit_mult.optim.sharding import as_dtensor, by_placement, placement_of
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
@@ -31,9 +30,6 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float | None) -> T
 
 
 def _by_placement(parameters: Sequence[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
-    """Parameters with a gradient, plain ones apart from DTensors of each mesh: torch cannot mix them in one call."""
-    found = defaultdict(list)
-    for parameter in parameters:
-        if parameter.grad is not None:
-            found[placement_of(parameter.grad)].append(parameter)
-    return found.values()
+    """Parameters with a gradient, by the placement of that."""
+    with_gradient = (parameter for parameter in parameters if parameter.grad is not None)
+    return by_placement(with_gradient, lambda one: None if one.grad is None else placement_of(one.grad))

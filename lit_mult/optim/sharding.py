@@ -11,7 +11,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -62,11 +62,11 @@ def reshard(model: nn.Module) -> None:
             one.reshard()
 
 
-def by_placement(tensors: Iterable[Kind]) -> Iterable[list[Kind]]:
+def by_placement(tensors: Iterable[Kind], placement: Callable[[Kind], Any] = placement_of) -> Iterable[list[Kind]]:
     """Plain tensors apart from DTensors of each placement: torch cannot mix them in one call."""
     found = defaultdict(list)
     for tensor in tensors:
-        found[placement_of(tensor)].append(tensor)
+        found[placement(tensor)].append(tensor)
     return found.values()
 
 
