@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -28,6 +29,7 @@ from lit_mult.registry.kinds import KINDS
 from lit_mult.registry.roles import Role
 
 _SPECS = "matrix_specs"
+_AXES = tuple(Axis)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class MatrixSpec:
         """Whether W_eff is W."""
         return not self.all_axes and self.constant == 1.0
 
-    @property
+    @cached_property
     def all_axes(self) -> Axes:
         """Multipliers that any part has."""
         return frozenset().union(*self.axes)
@@ -345,8 +347,9 @@ def _vectors(module: nn.Module, weight: Tensor, spec: MatrixSpec) -> tuple[Tenso
 
 def _factors(module: nn.Module, parameter: str, spec: MatrixSpec) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """scalar (), row (..., d_out) and column (..., d_in), as the formula takes them."""
-    found = {axis: _stored(module, multiplier_name(parameter, axis)) for axis in Axis if axis in spec.all_axes}
-    scalar, row, column = (found.get(axis) for axis in Axis)
+    scalar, row, column = (
+        _stored(module, multiplier_name(parameter, axis)) if axis in spec.all_axes else None for axis in _AXES
+    )
     if spec.parts is not None and not is_uniform(spec):
         row, scalar = _by_part(spec, spec.parts, scalar, row), None
     elif scalar is not None and scalar.ndim > 1:  # of every expert
