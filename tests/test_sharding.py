@@ -223,6 +223,12 @@ def test_each_matrix_is_orthogonalized_on_one_rank(trained: Trained) -> None:
     assert max(sum(a * b * n for (a, b), n in own.items()) for own in shapes) < several.STEPS * (1268 / 4 + 140)
 
 
+def test_the_first_fsdp_is_refused(trained: Trained) -> None:
+    for found in trained.ranks[2]:
+        for said in found["fsdp1"]:
+            assert "weight: a matrix with multipliers must stay its module's parameter; for FSDP, use version 2" in said
+
+
 def test_muon_on_every_placement_is_muon_on_one_device_or_refused(trained: Trained) -> None:
     for found in trained.ranks[4]:
         (expected,) = step_muon([found["weight"]], [[found["gradient"]]])

@@ -108,7 +108,7 @@ class _Embedding(torch.autograd.Function):
 
 
 for _forward in (_Linear.forward, _Embedding.forward):  # torch would look it up at every call
-    _forward.__signature__ = inspect.signature(_forward)  # type: ignore[attr-defined, union-attr]
+    _forward.__signature__ = inspect.signature(_forward)  # type: ignore[union-attr]
 
 
 def _of_matrix(

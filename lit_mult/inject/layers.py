@@ -78,6 +78,12 @@ class MatrixSpec:
         return frozenset().union(*self.axes)
 
 
+def taken_out(name: str) -> UserError:
+    """The error where a parameter is no longer its module's: FSDP1 puts views of its own in its place."""
+    cure = "for FSDP, use version 2: fully_shard, ModelParallelStrategy, fsdp_version: 2"
+    return UserError(f"{name}: a matrix with multipliers must stay its module's parameter; {cure}")
+
+
 def specs_of(module: nn.Module) -> dict[str, MatrixSpec]:
     """Name of a parameter -> what was decided on it; empty for a module that `add_multipliers` has not seen."""
     found: dict[str, MatrixSpec] = module.__dict__.get(_SPECS, {})
@@ -245,7 +251,7 @@ def _subclass(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]
 
 
 def _make_subclass(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
-    members: dict[str, Any] = {name: property(_reader(name), _holder(name)) for name in names}
+    members: dict[str, Any] = {name: property(_reader(name), _holder(name), _keeper(name)) for name in names}
     members |= {size: property(_reader_of_size(size), _fixed(size)) for size in _SIZES}
     members |= {"_plain": plain, "_names": names, "__module__": plain.__module__}
     if names == ("weight",) and (forward := _forward_of(plain)) is not None:
@@ -262,6 +268,13 @@ def _holder(name: str) -> Callable[[nn.Module, Tensor], None]:
         module.__dict__[name] = value
 
     return hold
+
+
+def _keeper(name: str) -> Callable[[nn.Module], None]:
+    def keep(module: nn.Module) -> None:
+        raise taken_out(name)
+
+    return keep
 
 
 def _reader_of_size(name: str) -> Callable[[nn.Module], Any]:

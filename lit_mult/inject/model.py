@@ -29,6 +29,7 @@ from lit_mult.inject.layers import (
     is_uniform,
     specs_of,
     take_scale,
+    taken_out,
 )
 from lit_mult.inject.table import parameters
 from lit_mult.method.placement import PLACEMENTS, parse_axes
@@ -235,9 +236,16 @@ def _spec(one: Found, kind: str, placed: tuple[Axes, ...], *, split: bool) -> Ma
 
 
 def with_specs(model: nn.Module) -> list[nn.Module]:
-    """The modules that `add_multipliers` has seen. Raises: UserError when there are none, or PEFT's adapters."""
+    """The modules that `add_multipliers` has seen.
+
+    Raises:
+        UserError: there are none; a weight was taken out of its module, or has PEFT's adapters.
+    """
     refuse_adapters(model)
     modules = [module for module in model.modules() if specs_of(module)]
     if not modules:
         raise UserError("model has no multipliers; call add_multipliers first")
+    for module in modules:
+        for name in specs_of(module).keys() - module._parameters.keys():
+            raise taken_out(name)
     return modules
