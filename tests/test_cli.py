@@ -93,7 +93,7 @@ def test_print_config_prints_a_config_that_fit_takes(
         (["sweep", "nope"], "nope: no such file, nor a shipped study"),
         (["sweep", "quick", "--workers", "-1"], "--workers -1"),
         (["report", "missing"], "missing: no run records here"),
-        (["train"], "no such command; there are fit, sweep, status, report, evaluate, tasks, preset"),
+        (["train"], "no such command; there are fit, sweep, status, report, compare, evaluate, tasks, preset"),
     ],
 )
 def test_bad_input_gives_one_line_and_writes_nothing(
