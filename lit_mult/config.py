@@ -204,7 +204,7 @@ class OptimConfig(_Section):
     eps: float = Field(OptimizerSettings.eps, gt=0)
     """AdamW's epsilon."""
     muon_momentum: float = Field(OptimizerSettings.muon_momentum, ge=0, lt=1)
-    """Nesterov momentum of Muon."""
+    """Momentum of Muon, Nesterov's, and of Muown."""
     muon_ns_steps: int = Field(OptimizerSettings.muon_ns_steps, gt=0)
     """Newton-Schulz iterations of Muon."""
     muown_norm_lr: float | None = Field(OptimizerSettings.muown_norm_lr, gt=0, json_schema_extra=HASHED_UNLESS_DEFAULT)

@@ -24,7 +24,6 @@ from lit_mult.method.plan import plan_run
 from lit_mult.optim import sphere
 from lit_mult.registry.contracts import Matrix
 from lit_mult.registry.optimizers import OPTIMIZERS
-from lit_mult.stacked.run import Member, run_stack
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.sweep import sweep
 from lit_mult.training.run import run
@@ -242,12 +241,10 @@ def test_noise_turns_a_matrix_on_its_sphere(name: str, tiny: Tiny) -> None:
     assert math.isnan(motion.predicted)
 
 
-def test_stacks_are_refused_in_one_line(tiny: Tiny, tmp_path: Path) -> None:
-    for name, first in (("hyperball", "hyperball"), ("muon-sphere", "muon-sphere")):
-        members = [Member(tiny({"optimizer": name, "seed": seed}), tmp_path / str(seed)) for seed in (0, 1)]
-        with pytest.raises(ConfigError, match=f"'{first}': has no stacked form, which training runs together needs"):
-            run_stack(members)
-        assert not list(tmp_path.iterdir())
+def test_a_row_that_starts_at_0_is_refused_in_a_stack(tiny: Tiny) -> None:
+    config = tiny({"optimizer": "sphere", "optim.sphere": "row"}).optim
+    with pytest.raises(ConfigError, match=r"optim.sphere = 'row': a matrix, or a row, starts at 0"):
+        sphere.StackedSphere(torch.tensor([[1.0, 1.0, 0.0, 0.0]]), [(slice(0, 4), torch.Size([2, 2]))], config)
 
 
 def test_steps_of_a_plain_size_have_no_noise_reference(tiny: Tiny, tmp_path: Path) -> None:

@@ -20,18 +20,19 @@ embedding is AdamW's. Nesterov's momentum is `torch.optim.Muon`'s in both.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_mult.errors import ConfigError
-from lit_mult.optim.adamw import adam_updates
-from lit_mult.optim.muon import NS_COEFFICIENTS, RMS_OF_ADAM, by_shape, orthogonal_momenta
+from lit_mult.optim.adamw import StackedAdamW, adam_updates
+from lit_mult.optim.muon import NS_COEFFICIENTS, RMS_OF_ADAM, StackedMuon, by_shape, orthogonal_momenta
 from lit_mult.optim.noise import NoiseReference
 from lit_mult.optim.sharding import check_whole_matrices
+from lit_mult.optim.stacking import StackedUpdate
 
 if TYPE_CHECKING:
     from lit_mult.config import OptimConfig
@@ -154,3 +155,66 @@ def _of_muon(config: OptimConfig) -> dict[str, Any]:
 HYPERBALL_NOISE = NoiseReference(
     by_shape=True, autocorrelation=None, kept=lambda lr, weight_decay: 1 / math.sqrt(1 + lr**2)
 )
+
+
+class _StackedOnSphere(StackedUpdate):
+    """Before the update of AdamW or Muon among the bases. N matrices of one shape are adjacent."""
+
+    by_shape = True
+    relative: ClassVar[bool]
+
+    def __init__(self, like_MP: Tensor, matrices: Sequence[tuple[slice, torch.Size]], config: OptimConfig) -> None:
+        super().__init__(like_MP, matrices, config)
+        self._radii_MxNxAx1 = [self._norms(weights_MxNxAxB) for weights_MxNxAxB in self._by_shape(like_MP)]
+        if any((radii < _TINY).any() for radii in self._radii_MxNxAx1):
+            raise ConfigError("optim.sphere", config.sphere, "a matrix, or a row, starts at 0: its norm would stay 0")
+
+    def update(self, gradients_MP: Tensor, step: int) -> Tensor:
+        update_MP: Tensor = super().update(gradients_MP, step)  # type: ignore[safe-super]
+        if self.relative:
+            for update_MxNxAxB, radii in zip(self._by_shape(update_MP), self._radii_MxNxAx1, strict=True):
+                update_MxNxAxB.mul_(radii / self._norms(update_MxNxAxB).clamp(min=_TINY))
+        return update_MP
+
+    def settle(self, weights_MP: Tensor) -> None:
+        for weights_MxNxAxB, radii in zip(self._by_shape(weights_MP), self._radii_MxNxAx1, strict=True):
+            weights_MxNxAxB.mul_(radii / self._norms(weights_MxNxAxB))
+
+    def state_of(self, columns: slice, shape: torch.Size) -> dict[str, Tensor]:
+        blocks = zip(self.matrices, self._radii_MxNxAx1, strict=True)
+        start, radii = next((block.start, radii) for (block, _), radii in blocks if columns.stop <= block.stop)
+        radius = radii[:, (columns.start - start) // (columns.stop - columns.start)]
+        return super().state_of(columns, shape) | {"radius": radius if self.config.sphere == "row" else radius.view(-1)}
+
+    def _by_shape(self, buffer_MP: Tensor) -> list[Tensor]:
+        return [buffer_MP[:, columns].unflatten(1, (-1, *shape)) for columns, shape in self.matrices]
+
+    def _norms(self, matrices_MxNxAxB: Tensor) -> Tensor:
+        """Of each matrix (M, N, 1, 1), or of each row (M, N, A, 1)."""
+        dims = -1 if self.config.sphere == "row" else (-2, -1)
+        norms: Tensor = torch.linalg.vector_norm(matrices_MxNxAxB, dim=dims, keepdim=True)
+        return norms
+
+
+class StackedSphere(_StackedOnSphere, StackedAdamW):
+    """`sphere` in a stack."""
+
+    relative = False
+
+
+class StackedMuonSphere(_StackedOnSphere, StackedMuon):
+    """`muon-sphere` in a stack."""
+
+    relative = False
+
+
+class StackedHyperball(_StackedOnSphere, StackedAdamW):
+    """`hyperball` in a stack."""
+
+    relative = True
+
+
+class StackedMuonHyperball(_StackedOnSphere, StackedMuon):
+    """`muon-hyperball` in a stack."""
+
+    relative = True

@@ -81,7 +81,7 @@ class OptimizerSettings:
     eps: float = 1e-8
     """AdamW's epsilon."""
     muon_momentum: float = 0.95
-    """Nesterov momentum of Muon."""
+    """Momentum of Muon, Nesterov's, and of Muown."""
     muon_ns_steps: int = 5
     """Newton-Schulz iterations of Muon."""
     muown_norm_lr: float | None = None

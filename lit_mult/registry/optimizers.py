@@ -104,6 +104,7 @@ OPTIMIZERS: Final = with_plugins(
             width_rules=frozenset({"lr"}),  # relative steps: a factor on the matrix or on its decay changes nothing
             decays=False,
             noise="lit_mult.optim.sphere:HYPERBALL_NOISE",
+            stacked="lit_mult.optim.sphere:StackedHyperball",
         ),
         OptimizerSpec(
             "muon-hyperball",
@@ -117,6 +118,7 @@ OPTIMIZERS: Final = with_plugins(
             width_rules=frozenset({"lr"}),
             decays=False,
             noise="lit_mult.optim.sphere:HYPERBALL_NOISE",
+            stacked="lit_mult.optim.sphere:StackedMuonHyperball",
         ),
         OptimizerSpec(
             "sphere",
@@ -128,6 +130,7 @@ OPTIMIZERS: Final = with_plugins(
             width_exponent=-1.0,
             width_rules=frozenset({"lr", "multiplier"}),  # lr_wd would be lr: there is no decay to scale
             decays=False,
+            stacked="lit_mult.optim.sphere:StackedSphere",
         ),
         OptimizerSpec(
             "muon-sphere",
@@ -140,6 +143,7 @@ OPTIMIZERS: Final = with_plugins(
             width_exponent=-0.5,
             width_rules=frozenset({"lr", "multiplier"}),
             decays=False,
+            stacked="lit_mult.optim.sphere:StackedMuonSphere",
         ),
         OptimizerSpec(
             "muown",
