@@ -7,10 +7,10 @@
     g <- (1 - lr weight_decay) g - lr_g Adam(G_g; betas, eps)
 
 G is dL/dW. g and |V| start at the row norms of W, which are |g| after every step; the state has both of them, and V is
-|V| W / g. Momentum is that of Muon, without Nesterov's term, and
-the step is matched to Adam's RMS; betas and eps are AdamW's. Decay acts on the norms alone, at the pace of the matrix.
-lr_g is lr, as published, or `optim.muown_norm_lr` times the schedule. Updates of V are nearly orthogonal to it, so that
-|V| grows and directions turn ever more slowly: pure noise has no balance here.
+|V| W / g. Momentum is that of Muon, without Nesterov's term, and the step is matched to Adam's RMS; betas and eps are
+AdamW's. Decay acts on the norms alone, at the pace of the matrix. lr_g is lr, as published, or `optim.muown_norm_lr`
+times the schedule. Updates of V are nearly orthogonal to it, so that |V| grows and directions turn ever more slowly:
+pure noise has no balance here.
 """
 
 from __future__ import annotations
