@@ -204,9 +204,13 @@ class OptimConfig(_Section):
     eps: float = Field(OptimizerSettings.eps, gt=0)
     """AdamW's epsilon."""
     muon_momentum: float = Field(OptimizerSettings.muon_momentum, ge=0, lt=1)
-    """Nesterov momentum of Muon."""
+    """Momentum of Muon, Nesterov's, and of Muown."""
     muon_ns_steps: int = Field(OptimizerSettings.muon_ns_steps, gt=0)
     """Newton-Schulz iterations of Muon."""
+    muown_norm_lr: float | None = Field(OptimizerSettings.muown_norm_lr, gt=0, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    """Muown's learning rate of row norms, without a factor by width; null: that of the matrix."""
+    sphere: Literal["matrix", "row"] = Field(OptimizerSettings.sphere, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    """What keeps its norm under sphere, hyperball and their Muon variants: each matrix, or each row by itself."""
     vector_lr: float = Field(1e-2, gt=0)
     """Learning rate of norm weights, in every arm alike, and of the multipliers unless multiplier_lr is set."""
     vector_lr_mode: Literal["absolute", "relative"] = "absolute"

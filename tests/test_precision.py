@@ -124,7 +124,7 @@ def test_the_optimizer_s_moments_of_multipliers_are_in_float32(tiny: Tiny, tmp_p
     assert set.union(*types.values()) == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "hyperball", "muon-hyperball"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "hyperball", "muon-hyperball", "muon-sphere", "muown"])
 def test_a_stopped_run_in_16_bits_goes_on_to_the_same_bits(tiny: Tiny, tmp_path: Path, optimizer: str) -> None:
     config = tiny({"multipliers": "vector", "optimizer": optimizer, "trainer.precision": "bf16-true"})
     whole = run(config, tmp_path / "whole")

@@ -6,7 +6,6 @@ Shapes in names: B batch, T time, V vocabulary.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +86,7 @@ def assert_same_logits(ours: Llama, theirs: LlamaForCausalLM) -> None:
         {"multipliers": "scalar", "placement.table": "minimal"},
         {"multipliers": "fixed", "parametrization.preset": "falcon-h1-0.5b"},
         {"multipliers": "vector", "parametrization.preset": "falcon-h1-0.5b", "placement.init": "preset"},
+        {"multipliers": "softplus", "parametrization.preset": "falcon-h1-0.5b", "placement.init": "preset"},
         {"parametrization.rule": "mup", "parametrization.width_rule": "multiplier", "parametrization.base_d_model": 16},
     ],
 )
@@ -101,7 +101,7 @@ def test_a_run_starts_at_the_folders_logits(overrides: dict[str, Any], tmp_path:
         if isinstance(module, MultipliedMatrix):
             for axis, value in plan.matrices[name].start.items():
                 assert (getattr(module, axis.value) == value).all()
-            scale = plan.matrices[name].constant * math.prod(plan.matrices[name].start.values())
+            scale = plan.matrices[name].constant * plan.matrices[name].start_factor
             if scale == 1:  # without rounding
                 assert torch.equal(module.weight, theirs.state_dict()[hf_name(f"{name}.weight")])
 

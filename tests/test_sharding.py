@@ -106,8 +106,8 @@ def test_what_is_no_matrix_is_refused() -> None:
     step_muon([torch.ones(4, 9)], [], parts=RowParts(1, (4, 5)), transposed=True)
 
 
-@pytest.mark.parametrize("optimizer", ["hyperball", "muon-hyperball"])
-def test_hyperball_refuses_them(optimizer: str) -> None:
+@pytest.mark.parametrize("optimizer", ["hyperball", "muon-hyperball", "sphere", "muown"])
+def test_optimizers_that_hold_norms_refuse_them(optimizer: str) -> None:
     for shape, entries in (((2, 4, 4), {}), ((4, 4), {"parts": RowParts(1, (2, 2))})):
         with refusal(f"optimizer = '{optimizer}': cannot train w, which is sharded, stacked or fused"):
             step_muon([torch.ones(shape)], [], optimizer=optimizer, **entries)

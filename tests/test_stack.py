@@ -66,6 +66,10 @@ SHARED: dict[str, dict[str, Any]] = {
     },
     "Muon, vectors, preset starts": {"optimizer": "muon", "multipliers": "vector", "placement.init": "preset"},
     "fixed multipliers, tied": {"multipliers": "fixed", "model.tie_embeddings": True},
+    "spheres, two layers": {"optimizer": "sphere", "multipliers": "vector", "model.n_layers": 2},
+    "spheres by row, Muon": {"optimizer": "muon-sphere", "optim.sphere": "row", "multipliers": "softplus"},
+    "Hyperball by row": {"optimizer": "hyperball", "optim.sphere": "row"},
+    "Hyperball, Muon": {"optimizer": "muon-hyperball", "model.n_layers": 2},
     "scalar norm": {"multipliers": "fixed", "model.final_norm": "scalar", "model.block_norms": "frozen"},
 }
 
@@ -209,7 +213,15 @@ def test_a_pruned_member_leaves(tiny: Tiny, tmp_path: Path) -> None:
     assert records[2].final_loss is None
 
 
-@pytest.mark.parametrize("shared", [{"multipliers": "vector"}, {"optimizer": "muon", "multipliers": "vector"}])
+@pytest.mark.parametrize(
+    "shared",
+    [
+        {"multipliers": "vector"},
+        {"optimizer": "muon", "multipliers": "vector"},
+        {"optimizer": "muon-hyperball", "model.n_layers": 2},
+        {"optimizer": "sphere", "optim.sphere": "row"},
+    ],
+)
 def test_a_stopped_stack_goes_on_as_another_stack_or_alone(tiny: Tiny, tmp_path: Path, shared: dict[str, Any]) -> None:
     of_all = configs(tiny, shared)
     whole = run_stack(members(of_all, tmp_path / "whole"))
@@ -235,8 +247,9 @@ def test_a_stopped_stack_goes_on_as_another_stack_or_alone(tiny: Tiny, tmp_path:
     assert run_stack(others[:2])[0].members == 2  # finished, both: nothing is trained again
 
 
-def test_a_run_that_was_begun_alone_goes_on_in_a_stack(tiny: Tiny, tmp_path: Path) -> None:
-    of_all = configs(tiny, {"optimizer": "muon", "multipliers": "vector"})
+@pytest.mark.parametrize("optimizer", ["muon", "muon-sphere"])
+def test_a_run_that_was_begun_alone_goes_on_in_a_stack(optimizer: str, tiny: Tiny, tmp_path: Path) -> None:
+    of_all = configs(tiny, {"optimizer": optimizer, "multipliers": "vector"})
     alone = [run(config, tmp_path / "whole" / str(index)) for index, config in enumerate(of_all)]
 
     for index, config in enumerate(of_all[:3]):  # the fourth has not begun: it trains apart from the others

@@ -59,6 +59,7 @@ def test_shipped_studies_are_valid_and_fair() -> None:
         ("dose_noise", 2 * 2 * 3 * 3 * 5),
         ("dose_groups", 5 * 2 * 3 * 5),
         ("dose_vocabulary", 2 * 2 * 3 * 3 * 5),
+        ("sphere_or_decay", 2 * 4 * 4 * 5),
         ("plane", 2 * 2 * 42 * 3),
         ("pays_downstream", 2 * 2 * 3 * 5),
         ("lr_width", 3 * 3 * 7 * 3 * 2),

@@ -221,11 +221,13 @@ def _spec(one: Found, kind: str, placed: tuple[Axes, ...], *, split: bool) -> Ma
     spec = MatrixSpec(one.roles, kind, load(KINDS[kind].formula), axes, one.parts, one.transposed)
     if not spec.all_axes:
         return spec
-    if not spec.is_plain and not one.weight.detach().any(-2 if one.transposed else -1).all():
+    zeros_count = not (spec.is_plain or spec.formula.takes_zero_rows)
+    if zeros_count and not one.weight.detach().any(-2 if one.transposed else -1).all():
         raise UserError(
             f"{one.name}: has a row of zeros (a padding token?), which kind {kind} cannot scale; exclude it"
         )
-    if not spec.is_plain and (one.weight.ndim > 2 or not is_uniform(spec)):
+    is_fused = spec.parts is not None and not is_uniform(spec)
+    if not spec.is_plain and (one.weight.ndim > 2 or is_fused):
         raise UserError(f"{one.name}: is fused or a stack of experts, which kind {kind} does not support; exclude it")
     if len({"column" in part for part in axes}) > 1:
         raise UserError(f"{one.name}: its parts read the same input; give all of them a column multiplier, or none")

@@ -29,6 +29,8 @@ class MatrixPlan:
     """Its learnable multipliers."""
     start: dict[Axis, float]
     """Initial value of each learnable multiplier; its expectation if that depends on the weights."""
+    start_factor: float
+    """W_eff / (constant * W) at the start: what the multipliers start with of a preset's forward multiplier."""
     constant: float
     """Fixed factor of the effective matrix: the width rule's and, unless a multiplier learns it, the preset's."""
     init_std: float
@@ -88,9 +90,11 @@ def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
         axes = axes_by_name[name]
         forward = given.forward.get(role, 1.0)
         start = {axis: kind.start(axis, shapes[role], rule.init_std) for axis in Axis if axis in axes}
+        start_factor = 1.0
         if start:
             # One multiplier gets the whole value: scalar before row before column.
-            start[next(iter(start))] *= forward
+            first, start_factor = next(iter(start)), forward
+            start[first] = kind.scaled(start[first], forward)
             forward = 1.0
         lr = config.optim.lr * rule.lr * given.lr.get(role, 1.0)
         # The width rule's factor compensates for the lr's; independent decay divides the lr out instead.
@@ -103,6 +107,7 @@ def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
             shape=shapes[role],
             axes=axes,
             start=start,
+            start_factor=start_factor,
             constant=forward * (tied if role is Role.LM_HEAD and tied else rule.forward),
             init_std=rule.init_std,
             optimizer=optimizer,

@@ -40,3 +40,10 @@ class StackedUpdate(ABC):
     @abstractmethod
     def update(self, gradients_MP: Tensor, step: int) -> Tensor:
         """Update (M, P) to subtract from the decayed parameters at a learning rate of 1; `step` counts from 0."""
+
+    def settle(self, weights_MP: Tensor) -> None:  # noqa: B027 - a hook
+        """Correct the parameters (M, P), in place, after their step. Most optimizers have nothing to correct."""
+
+    def state_of(self, columns: slice, shape: torch.Size) -> dict[str, Tensor]:
+        """The state (M, ...) of one parameter (M, ...), by the names of the plain optimizer; shares memory."""
+        return {name: values[:, columns].view(shape) for name, values in self.state.items()}

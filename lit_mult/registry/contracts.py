@@ -57,6 +57,8 @@ class Kind:
     start: Callable[[Axis, Shape, float], float] = lambda axis, shape, init_std: 1.0
     """(axis, shape, init std of W) -> initial value of the multiplier for W_eff = W; its expectation if that depends on
     the weights."""
+    scaled: Callable[[float, float], float] = lambda start, factor: start * factor
+    """(initial value of a multiplier, factor) -> the initial value for `factor` times W_eff."""
     is_product: bool = True
     """Whether W_eff is that product. Redundancies of other kinds are unsupported."""
 
@@ -79,9 +81,13 @@ class OptimizerSettings:
     eps: float = 1e-8
     """AdamW's epsilon."""
     muon_momentum: float = 0.95
-    """Nesterov momentum of Muon."""
+    """Momentum of Muon, Nesterov's, and of Muown."""
     muon_ns_steps: int = 5
     """Newton-Schulz iterations of Muon."""
+    muown_norm_lr: float | None = None
+    """Muown's learning rate of row norms; None: that of the matrix."""
+    sphere: Literal["matrix", "row"] = "matrix"
+    """What keeps its norm under the optimizers on spheres."""
 
 
 class Matrix(NamedTuple):

@@ -30,7 +30,7 @@ from lit_mult.registry.roles import Role
 _NORM_EPS = 1e-6  # of torch.nn.utils.clip_grads_with_norm_
 
 Moments = dict[str, dict[str, Tensor]]
-"""Parameter -> its state in `torch.optim`: exp_avg, exp_avg_sq and step of AdamW, momentum_buffer of Muon."""
+"""Parameter -> its state in `torch.optim`: exp_avg, exp_avg_sq and step of AdamW, momentum_buffer of Muon, radius."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ class StackedOptimizer(Optimizer):
                 weights = self._weights_MP[:, group.columns]
                 weights.mul_(1 - lr_M1 * group.weight_decay_M1)
                 weights.addcmul_(update_MP[:, _within(group.columns, part.columns)], lr_M1, value=-1)
+            part.update.settle(self._weights_MP[:, part.columns])
         self._step += 1
         return loss
 
@@ -155,8 +156,7 @@ class StackedOptimizer(Optimizer):
         for name, parameter in self._parameters.items():
             part = self._part_of(name)
             columns = _within(self._columns[name], part.columns)
-            states = part.update.state.items()
-            found.append((name, {state: values[:, columns].view(parameter.shape) for state, values in states}))
+            found.append((name, part.update.state_of(columns, parameter.shape)))
         return found
 
     def _part_of(self, name: str) -> _Part:
