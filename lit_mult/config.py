@@ -19,6 +19,7 @@ from lit_mult.registry.optimizers import OPTIMIZERS
 from lit_mult.registry.roles import Role, Shape
 
 WidthRule = Literal["lr", "lr_wd", "multiplier"]
+DepthRule = Literal["none", "depth_mup", "completep", "hyperp"]
 Tier = Literal["NONE", "LR", "LRWD", "FULL"]
 NormKind = Literal["vector", "scalar", "frozen"]
 if TYPE_CHECKING:
@@ -173,6 +174,12 @@ class ParametrizationConfig(_Section):
     """Which of the three muP rules of table 1: through the lr, lr and weight decay, or the forward multiplier."""
     base_d_model: int = Field(32, gt=0)
     """Width at which mup and standard coincide; a multiple of head_dim."""
+    depth_rule: DepthRule = Field("none", json_schema_extra=HASHED_UNLESS_DEFAULT)
+    """On top of rule and width rule, against a model of base_n_layers: residual branches, and the rates of what is in
+    blocks, scale with depth (arXiv:2505.01618). depth_mup: both by 1/sqrt. completep: branches by 1/depth, rates not.
+    hyperp (hyperball optimizers alone, arXiv:2603.28743): rates by 1/sqrt, branches divided by sqrt(2 n_layers)."""
+    base_n_layers: int = Field(2, gt=0, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    """Depth at which depth_mup and completep change nothing, and the lr of hyperp is the base lr."""
     attention_scale: Literal["1/sqrt(head_dim)", "1/head_dim"] = "1/sqrt(head_dim)"
     """Factor on the attention logits."""
     embedding_std: float = Field(1.0, gt=0)
@@ -193,7 +200,7 @@ class OptimConfig(_Section):
     """AdamW, or Muon for the hidden matrices with AdamW for the rest."""
 
     lr: float = Field(2**-6, gt=0)
-    """Base learning rate of the matrices, at width base_d_model."""
+    """Base learning rate of the matrices, at width base_d_model (and with a depth_rule at depth base_n_layers)."""
     weight_decay: float = Field(0.1, ge=0)
     """Weight decay of the matrices."""
     weight_decay_mode: Literal["coupled", "independent"] = "coupled"

@@ -92,6 +92,7 @@ def sample(config: RunConfig) -> torch.Tensor:
     width_rule=st.sampled_from(["lr", "multiplier"]),
     scale=st.sampled_from(["1/sqrt(head_dim)", "1/head_dim"]),
     preset=st.sampled_from(["neutral", "falcon-h1-0.5b"]),
+    depth_rule=st.sampled_from(["none", "completep"]),
 )
 def test_an_export_has_the_trained_models_logits(
     kind: str,
@@ -103,6 +104,7 @@ def test_an_export_has_the_trained_models_logits(
     width_rule: str,
     scale: str,
     preset: str,
+    depth_rule: str,
 ) -> None:
     axes = "scalar" if kind == "scalar" else "row+column"
     model, config = build(
@@ -117,6 +119,8 @@ def test_an_export_has_the_trained_models_logits(
             "parametrization.width_rule": width_rule,
             "parametrization.attention_scale": scale,
             "parametrization.preset": preset,
+            "parametrization.depth_rule": depth_rule,
+            "parametrization.base_n_layers": 1,
         }
     )
     with tempfile.TemporaryDirectory() as scratch:

@@ -19,6 +19,7 @@ _OF_A_MEMBER: dict[str, list[Any]] = {
     "placement.table": ["minimal"],
     "placement.overrides": [{"lm_head": "row"}],
     "parametrization.rule": ["standard"],
+    "parametrization.depth_rule": ["completep"],
     "parametrization.lr.k_proj": [2.0],
     "optim.lr": [0.1, 0.2],
     "optim.weight_decay": [0.0],

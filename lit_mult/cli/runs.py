@@ -60,15 +60,17 @@ def parameters(arguments: Sequence[str]) -> int:
     with torch.device("meta"):
         rows = plan_parameters(Llama(config.model, plan), plan)
     regimes = matrix_regimes(config, plan)
+    own_eps = any(row.eps is not None for row in rows)
     names = ("parameter", "role", "shape", "multipliers", "optimizer", "lr", "weight decay", "init")
-    table = [(*names, "equilibrium (steps)", "decay times")]
+    table = [(*names, "equilibrium (steps)", "decay times", *["eps"] * own_eps)]
     for row in rows:
         shape = "x".join(map(str, row.parameter.shape)) or "1"
         numbers = (f"{row.lr:.4g}", f"{row.weight_decay:.4g}", row.init)
         regime = regimes.get(row.role)
         time, times = (regime.equilibrium_time, regime.decay_times) if regime else (None, None)
         balance = ("-" if time is None else f"{time:,.0f}", "-" if times is None else f"{times:.3g}")
-        table.append((row.name, row.role.value, shape, row.multipliers, row.optimizer, *numbers, *balance))
+        eps = ("-" if row.eps is None else f"{row.eps:.4g}",) if own_eps else ()
+        table.append((row.name, row.role.value, shape, row.multipliers, row.optimizer, *numbers, *balance, *eps))
     print_columns(table)
     if short := shortfall(config, regimes):
         print(short)

@@ -112,9 +112,9 @@ def _multipliers(config: RunConfig) -> str:
 
 def _parametrization(config: RunConfig) -> str:
     rule = config.parametrization
-    if rule.rule == "standard":
-        return f"standard, attention scale {rule.attention_scale}"
-    return f"mup ({rule.width_rule}, base width {rule.base_d_model}), attention scale {rule.attention_scale}"
+    width = f"mup ({rule.width_rule}, base width {rule.base_d_model})" if rule.rule == "mup" else rule.rule
+    depth = "" if rule.depth_rule == "none" else f", {rule.depth_rule} (base depth {rule.base_n_layers})"
+    return f"{width}{depth}, attention scale {rule.attention_scale}"
 
 
 def _loss(record: RunRecord | None, step: int) -> str:

@@ -51,6 +51,8 @@ def muon_hyperball_width_factor(matrix: Matrix, base: Matrix) -> float:
     return unit * hyperball_width_factor(matrix, base)
 
 
+_DEPTH_RULES: Final = frozenset({"depth_mup", "completep"})
+
 OPTIMIZERS: Final = with_plugins(
     (
         OptimizerSpec(
@@ -61,6 +63,8 @@ OPTIMIZERS: Final = with_plugins(
             build="lit_mult.optim.adamw:build",
             width_factor=adamw_width_factor,
             width_exponent=-1.0,
+            depth_rules=_DEPTH_RULES,
+            has_eps=True,
             noise="lit_mult.optim.adamw:NOISE",
             stacked="lit_mult.optim.adamw:StackedAdamW",
             sharded=True,
@@ -74,6 +78,7 @@ OPTIMIZERS: Final = with_plugins(
             build="lit_mult.optim.muon:build",
             width_factor=muon_width_factor,
             width_exponent=-0.5,
+            depth_rules=_DEPTH_RULES,
             noise="lit_mult.optim.muon:NOISE",
             stacked="lit_mult.optim.muon:StackedMuon",
             sharded=True,
@@ -87,6 +92,8 @@ OPTIMIZERS: Final = with_plugins(
             width_factor=hyperball_width_factor,
             width_exponent=-0.5,
             width_rules=frozenset({"lr"}),  # relative steps: a factor on the matrix or on its decay changes nothing
+            depth_rules=_DEPTH_RULES | {"hyperp"},
+            has_eps=True,
             decays=False,
             noise="lit_mult.optim.hyperball:NOISE",
         ),
@@ -100,6 +107,7 @@ OPTIMIZERS: Final = with_plugins(
             width_factor=muon_hyperball_width_factor,
             width_exponent=0.0,
             width_rules=frozenset({"lr"}),
+            depth_rules=_DEPTH_RULES | {"hyperp"},
             decays=False,
             noise="lit_mult.optim.hyperball:NOISE",
         ),
