@@ -78,6 +78,9 @@ class ModelConfig(_Section):
     """Epsilon of RMSNorm."""
     block_norms: Literal["learned", "frozen"] = Field("learned", json_schema_extra=HASHED_UNLESS_DEFAULT)
     """RMSNorm weights of the blocks: learned, or fixed at 1."""
+    qk_norm: bool = Field(False, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    """RMSNorm of every query and key over head_dim, before the rotary embedding (as in Qwen3), with one weight for all
+    query heads and one for all key heads, learned or fixed as block_norms. It removes the scale of a head's rows."""
     final_norm: NormKind = Field("vector", json_schema_extra=HASHED_UNLESS_DEFAULT)
     """Weight of the last RMSNorm (paper fig. 1, VPN / SPN / FPN): one a channel, one learned scalar, or fixed at 1."""
     tie_embeddings: bool = False
@@ -87,8 +90,9 @@ class ModelConfig(_Section):
     z_loss: float = Field(0.0, ge=0)
     """Weight of logsumexp(logits)^2 in the training loss; reported losses leave it out (paper: 1e-4)."""
     pretrained: str | None = Field(None, json_schema_extra=HASHED_UNLESS_DEFAULT)
-    """FOLDER@HASH: a Hugging Face Llama whose effective matrices and norms the run starts from, and the hash of its
-    content, which the command line adds; `lit-mult import` writes the other fields to fit. null: a random start."""
+    """FOLDER@HASH: a Hugging Face Llama or Qwen3 whose effective matrices and norms the run starts from, and the hash
+    of its content, which the command line adds; `lit-mult import` writes the other fields to fit. null: a random
+    start."""
 
     @property
     def n_heads(self) -> int:

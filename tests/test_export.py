@@ -93,6 +93,7 @@ def sample(config: RunConfig) -> torch.Tensor:
     scale=st.sampled_from(["1/sqrt(head_dim)", "1/head_dim"]),
     preset=st.sampled_from(["neutral", "falcon-h1-0.5b"]),
     depth_rule=st.sampled_from(["none", "completep"]),
+    qk_norm=st.booleans(),
 )
 def test_an_export_has_the_trained_models_logits(
     kind: str,
@@ -105,6 +106,7 @@ def test_an_export_has_the_trained_models_logits(
     scale: str,
     preset: str,
     depth_rule: str,
+    qk_norm: bool,
 ) -> None:
     axes = "scalar" if kind == "scalar" else "row+column"
     model, config = build(
@@ -115,6 +117,7 @@ def test_an_export_has_the_trained_models_logits(
             "model.tie_embeddings": tied,
             "model.num_key_value_groups": groups,
             "model.rope_theta": theta,
+            "model.qk_norm": qk_norm,
             "parametrization.base_d_model": 32,
             "parametrization.width_rule": width_rule,
             "parametrization.attention_scale": scale,
@@ -129,6 +132,7 @@ def test_an_export_has_the_trained_models_logits(
         theirs = AutoModelForCausalLM.from_pretrained(out)
         found = agreement(model, lambda ids_BT: theirs(ids_BT).logits, sample(config))
 
+    assert type(theirs).__name__ == ("Qwen3ForCausalLM" if qk_norm else "LlamaForCausalLM")
     assert found == said
     assert 3 < found.largest_logit < 100
     assert found.largest_difference <= 1e-4 * max(1, found.largest_logit / 10)

@@ -68,6 +68,7 @@ SHARED: dict[str, dict[str, Any]] = {
     },
     "Muon, vectors, preset starts": {"optimizer": "muon", "multipliers": "vector", "placement.init": "preset"},
     "fixed multipliers, tied": {"multipliers": "fixed", "model.tie_embeddings": True},
+    "norms of queries and keys": {"multipliers": "vector", "model.qk_norm": True},
     "scalar norm": {"multipliers": "fixed", "model.final_norm": "scalar", "model.block_norms": "frozen"},
 }
 

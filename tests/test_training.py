@@ -60,7 +60,7 @@ def test_the_last_step_is_validated_even_between_two_evaluations(tiny: Tiny, tmp
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"optimizer": "adamw", "multipliers": "none"},
+        {"optimizer": "adamw", "multipliers": "none", "model.qk_norm": True},
         {"optimizer": "muon", "multipliers": "vector", "model.dropout": 0.2},
         {"optimizer": "adamw", "multipliers": "vector", "train.eval_every": 3},
         {"optimizer": "adamw", "multipliers": "vector", "parametrization.depth_rule": "completep", "optim.eps": 1e-3},

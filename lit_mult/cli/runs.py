@@ -104,9 +104,9 @@ def export(arguments: Sequence[str]) -> int:
 
 
 def import_(arguments: Sequence[str]) -> int:
-    """Write the part of a run config with which `fit` starts from a Hugging Face Llama."""
+    """Write the part of a run config with which `fit` starts from a Hugging Face Llama or Qwen3."""
     parser = make_parser("import", import_)
-    parser.add_argument("folder", type=str, help="Hugging Face folder of a Llama: config.json and safetensors")
+    parser.add_argument("folder", type=str, help="Hugging Face folder of a Llama or Qwen3: config.json and safetensors")
     parser.add_argument("out", type=str, help="YAML file to write, for fit --config")
     namespace = parser.parse_args(list(arguments))
 
