@@ -132,6 +132,10 @@ def test_an_export_has_the_trained_models_logits(
         theirs = AutoModelForCausalLM.from_pretrained(out)
         found = agreement(model, lambda ids_BT: theirs(ids_BT).logits, sample(config))
 
+        card = (out / "README.md").read_text()
+
+    assert f"this is a plain {'Qwen3' if qk_norm else 'Llama'}," in card
+    assert ("completep (base depth 1)" in card) == (depth_rule == "completep")
     assert type(theirs).__name__ == ("Qwen3ForCausalLM" if qk_norm else "LlamaForCausalLM")
     assert found == said
     assert 3 < found.largest_logit < 100
