@@ -34,7 +34,13 @@ from lit_mult.training.trained import load_trained
 
 SHARDED = {"trainer.devices": 2, "trainer.strategy": "fsdp2"}
 CASES: dict[str, dict[str, Any]] = {
-    "vectors, AdamW": {"multipliers": "vector", "optimizer": "adamw", "train.eval_every": 5},
+    "vectors, AdamW": {
+        "multipliers": "vector",
+        "optimizer": "adamw",
+        "train.eval_every": 5,
+        "model.qk_norm": True,
+        "parametrization.depth_rule": "depth_mup",
+    },
     # parameters () beside sharded ones, in the groups of norms and of multipliers
     "scalars, Muon": {
         "multipliers": "scalar",

@@ -159,6 +159,9 @@ def test_what_an_entry_leaves_out_is_one_line(installed: Installed, tmp_path: Pa
         installed.run("parameters", "--optimizer sign"): (
             "'sign': has no width factor, which parametrization.rule = mup needs"
         ),
+        installed.run("parameters", f"{STANDARD} --parametrization.depth_rule completep"): (
+            "'sign': has no such depth rule, which parametrization.depth_rule = completep needs"
+        ),
         installed.run("coord-check", f"{STANDARD} --parametrization.rule mup"): "has no width factor",
         installed.run("coord-check", "--optimizer scaled --widths 16,24,32 --steps 1 --seeds 1"): (
             "'scaled': has no width exponent, which the coordinate check needs"

@@ -49,6 +49,8 @@ DIFFERENT = [
         "optim.multiplier_lr": 0.03,
         "model.z_loss": 0.01,
         "parametrization.forward": {"o_proj": 0.5, "lm_head": 2},
+        "parametrization.depth_rule": "completep",
+        "parametrization.base_n_layers": 4,
     },
 ]
 """What may differ between members."""
@@ -57,7 +59,7 @@ WILD = {"optim.lr": 1e3, "schedule.warmup_fraction": 0.0, "optim.weight_decay": 
 """Diverges within a few steps."""
 
 SHARED: dict[str, dict[str, Any]] = {
-    "AdamW, vectors, two layers": {"multipliers": "vector", "model.n_layers": 2},
+    "AdamW, vectors, two layers": {"multipliers": "vector", "model.n_layers": 2, "optim.eps": 1e-3},
     "Muon, scalars, grouped queries": {
         "optimizer": "muon",
         "multipliers": "scalar",
@@ -70,6 +72,7 @@ SHARED: dict[str, dict[str, Any]] = {
     "spheres by row, Muon": {"optimizer": "muon-sphere", "optim.sphere": "row", "multipliers": "softplus"},
     "Hyperball by row": {"optimizer": "hyperball", "optim.sphere": "row"},
     "Hyperball, Muon": {"optimizer": "muon-hyperball", "model.n_layers": 2},
+    "norms of queries and keys": {"multipliers": "vector", "model.qk_norm": True},
     "scalar norm": {"multipliers": "fixed", "model.final_norm": "scalar", "model.block_norms": "frozen"},
 }
 

@@ -1,4 +1,4 @@
-"""Runs that start from a Hugging Face Llama instead of a random initialization."""
+"""Runs that start from a Hugging Face Llama or Qwen3 instead of a random initialization."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def config_part(folder: Path) -> dict[str, Any]:
     folder's, if it has one.
 
     Raises:
-        ConfigError: the folder holds no model that our Llama can represent, or a tokenizer without a separator.
+        ConfigError: the folder holds no model that ours can represent, or a tokenizer without a separator.
     """
     architecture = read_architecture(folder)
     d_model = architecture.fields["d_model"]

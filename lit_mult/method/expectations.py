@@ -1,6 +1,6 @@
-"""Width exponents that muP predicts. They come from theory, not from `rules`, which they check.
+"""Exponents in width and depth that theory predicts. They come from theory, not from `rules`, which they check.
 
-Sources: arXiv:2203.03466 table 3 and app. D.1; arXiv:2601.04890 table 1.
+**Width.** Sources: arXiv:2203.03466 table 3 and app. D.1; arXiv:2601.04890 table 1.
 
 | kind           | what                                   | exponent                                                  |
 |----------------|----------------------------------------|-----------------------------------------------------------|
@@ -10,9 +10,31 @@ Sources: arXiv:2203.03466 table 3 and app. D.1; arXiv:2601.04890 table 1.
 | decay          | width rule lr, coupled decay           | that of the lr, the optimizer's `width_exponent` (AdamW    |
 |                |                                        | -1, Muon -1/2) of hidden matrices and outputs; embedding 0 |
 | decay          | lr_wd, multiplier, independent decay   | 0: the balance is reached equally fast at every width     |
+
+**Depth.** Source: arXiv:2505.01618. Blocks x <- x + L^-alpha f(x), with alpha 1 for completep and 1/2 for depth_mup and
+hyperp. The L branches are independent at the start, so that together they have sqrt(L) L^-alpha of one, and so have
+changes of their inputs alone. What training adds is aligned: L times the change of one, which must hence be 1 / L.
+
+| kind   | what                          | exponent                                                                   |
+|--------|-------------------------------|----------------------------------------------------------------------------|
+| start  | attention and MLP outputs     | -alpha                                                                     |
+| start  | last block                    | 1/2 - alpha (branches) to 0 (embedding)                                    |
+| start  | final norm, logits            | 0                                                                          |
+| change | attention and MLP outputs     | -1, by their own matrices, to -alpha, by the change of their input         |
+| change | last block                    | 1/2 - alpha (changed inputs) to 0 (changed matrices, embedding)            |
+| change | final norm, logits            | 0                                                                          |
+| update | matrix that ends a branch     | -1                                                                         |
+| update | others of a block             | alpha - 1, as the branch has L^-alpha already                              |
+| update | embedding, head               | 0                                                                          |
+| decay  | of a block, coupled           | alpha - 1, that of the lr                                                  |
+| decay  | others; independent decay     | 0                                                                          |
+
+Without a depth rule no alpha fits, and 1/2 to 1 is expected where it matters: what a rule would have to do.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 from lit_mult.config import RunConfig
 from lit_mult.registry.optimizers import OPTIMIZERS, trained_by, unsupported
@@ -48,3 +70,26 @@ def exponent_of(kind: str, coordinate: str, role: str, optimizer: str | None) ->
     if exponent is None:
         raise unsupported(optimizer, "width exponent", "the coordinate check")
     return exponent, exponent
+
+
+_ALPHAS: Final = {"none": (0.5, 1.0), "depth_mup": (0.5, 0.5), "completep": (1.0, 1.0), "hyperp": (0.5, 0.5)}
+
+
+def depth_exponent(config: RunConfig, kind: str, coordinate: str, role: str) -> tuple[float, float]:
+    """Lowest and highest exponent of a coordinate (`diagnostics.coordinates.over_layers`) in the depth."""
+    low, high = _ALPHAS[config.parametrization.depth_rule]
+    if coordinate == "last block":
+        return 0.5 - high, 0.0
+    if not coordinate.startswith("layers.*"):
+        return 0.0, 0.0
+    match kind:
+        case "start":
+            return -high, -low
+        case "change":
+            return -1.0, -low
+        case "update" if role in (Role.O_PROJ, Role.DOWN_PROJ):
+            return -1.0, -1.0
+        case "decay" if config.optim.weight_decay_mode == "independent":
+            return 0.0, 0.0
+        case _:
+            return low - 1, high - 1

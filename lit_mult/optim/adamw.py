@@ -110,5 +110,5 @@ class StackedAdamW(StackedUpdate):
         averages_MP, squares_MP = self.state["exp_avg"], self.state["exp_avg_sq"]
         averages_MP.lerp_(gradients_MP, 1 - beta1)
         squares_MP.mul_(beta2).addcmul_(gradients_MP, gradients_MP, value=1 - beta2)
-        size_MP = squares_MP.sqrt().div_(math.sqrt(1 - beta2**count)).add_(self.config.eps)
+        size_MP = squares_MP.sqrt().div_(math.sqrt(1 - beta2**count)).add_(self.eps)
         return averages_MP.div(size_MP).div_(1 - beta1**count)

@@ -27,6 +27,8 @@ class ParameterPlan:
     lr: float
     weight_decay: float
     init: str
+    eps: float | None = None
+    """Adam's epsilon, where it is not the one that all groups share."""
 
 
 def plan_parameters(model: nn.Module, plan: RunPlan) -> list[ParameterPlan]:
@@ -47,11 +49,11 @@ def plan_parameters(model: nn.Module, plan: RunPlan) -> list[ParameterPlan]:
 
 
 def _of_module(name: str, module: nn.Module, plan: RunPlan) -> Iterator[ParameterPlan]:
+    in_block = name.startswith("layers.")
     if isinstance(module, RMSNorm):
-        norm = plan.norm
-        yield ParameterPlan(
-            f"{name}.weight", module.weight, Role.NORM, "", norm.optimizer, norm.lr, norm.weight_decay, "1"
-        )
+        norm = plan.block_norm if in_block else plan.norm
+        rates = (norm.optimizer, norm.lr, norm.weight_decay)
+        yield ParameterPlan(f"{name}.weight", module.weight, Role.NORM, "", *rates, "1", norm.eps)
     elif isinstance(module, MultipliedMatrix):
         matrix = plan.matrices[name]
         kinds = "+".join(matrix.start) or "-"
@@ -65,24 +67,30 @@ def _of_module(name: str, module: nn.Module, plan: RunPlan) -> Iterator[Paramete
             lr=matrix.lr,
             weight_decay=matrix.weight_decay,
             init=f"N(0, {matrix.init_std:.4g}²)",
+            eps=matrix.eps,
         )
-        own = plan.multiplier
+        own = plan.block_multiplier if in_block else plan.multiplier
         for axis, start in matrix.start.items():
             parameter = getattr(module, axis.value)
             rates = (own.optimizer, own.lr, own.weight_decay)
-            yield ParameterPlan(f"{name}.{axis.value}", parameter, Role.MULTIPLIER, "", *rates, f"{start:.4g}")
+            yield ParameterPlan(f"{name}.{axis.value}", parameter, Role.MULTIPLIER, "", *rates, f"{start:.4g}", own.eps)
 
 
 def parameter_groups(rows: list[ParameterPlan]) -> list[dict[str, Any]]:
-    """Parameters that share role kind, optimizer, lr and weight decay, as groups for `HybridOptimizer`."""
-    groups: dict[tuple[str, str, float, float], dict[str, Any]] = {}
+    """Parameters that share role kind, optimizer, lr, weight decay and eps, as groups for `HybridOptimizer`.
+
+    A group has `eps` where it is not that of all groups.
+    """
+    groups: dict[tuple[str, str, float, float, float | None], dict[str, Any]] = {}
     for row in rows:
         kind = row.role.value if row.role in (Role.NORM, Role.MULTIPLIER) else "matrix"
-        key = (kind, row.optimizer, row.lr, row.weight_decay)
+        key = (kind, row.optimizer, row.lr, row.weight_decay, row.eps)
         group = groups.setdefault(
             key,
             {"params": [], "roles": [], "optimizer": row.optimizer, "lr": row.lr, "weight_decay": row.weight_decay},
         )
+        if row.eps is not None:
+            group["eps"] = row.eps
         group["params"].append(row.parameter)
         if row.role.value not in group["roles"]:
             group["roles"].append(row.role.value)

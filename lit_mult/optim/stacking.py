@@ -36,6 +36,8 @@ class StackedUpdate(ABC):
         """
         self.state = {name: torch.zeros_like(like_MP) for name in self.states}
         self.matrices, self.config = matrices, config
+        self.eps: float | Tensor = config.eps
+        """Adam's epsilon; (M, P) where parameters differ."""
 
     @abstractmethod
     def update(self, gradients_MP: Tensor, step: int) -> Tensor:

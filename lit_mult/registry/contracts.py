@@ -123,6 +123,11 @@ class OptimizerSpec:
     coordinate check compares the two."""
     width_rules: frozenset[str] = frozenset({"lr", "lr_wd", "multiplier"})
     """Supported values of `parametrization.width_rule`."""
+    depth_rules: frozenset[str] = frozenset()
+    """Supported values of `parametrization.depth_rule` other than none; `method.rules.depth_scaling` assumes steps of a
+    size that does not depend on that of the gradients."""
+    has_eps: bool = False
+    """Whether the `eps` of its parameter groups is Adam's epsilon, `OptimizerSettings.eps` by default."""
     decays: bool = True
     """Whether weight decay applies to its matrices."""
     noise: str | None = None

@@ -66,6 +66,8 @@ def muown_width_factor(matrix: Matrix, base: Matrix) -> float:
     return muon_width_factor(matrix, base)
 
 
+_DEPTH_RULES: Final = frozenset({"depth_mup", "completep"})
+
 OPTIMIZERS: Final = with_plugins(
     (
         OptimizerSpec(
@@ -76,6 +78,8 @@ OPTIMIZERS: Final = with_plugins(
             build="lit_mult.optim.adamw:build",
             width_factor=adamw_width_factor,
             width_exponent=-1.0,
+            depth_rules=_DEPTH_RULES,
+            has_eps=True,
             noise="lit_mult.optim.adamw:NOISE",
             stacked="lit_mult.optim.adamw:StackedAdamW",
             sharded=True,
@@ -89,6 +93,7 @@ OPTIMIZERS: Final = with_plugins(
             build="lit_mult.optim.muon:build",
             width_factor=muon_width_factor,
             width_exponent=-0.5,
+            depth_rules=_DEPTH_RULES,
             noise="lit_mult.optim.muon:NOISE",
             stacked="lit_mult.optim.muon:StackedMuon",
             sharded=True,
@@ -102,6 +107,8 @@ OPTIMIZERS: Final = with_plugins(
             width_factor=hyperball_width_factor,
             width_exponent=-0.5,
             width_rules=frozenset({"lr"}),  # relative steps: a factor on the matrix or on its decay changes nothing
+            depth_rules=_DEPTH_RULES | {"hyperp"},
+            has_eps=True,
             decays=False,
             noise="lit_mult.optim.sphere:HYPERBALL_NOISE",
             stacked="lit_mult.optim.sphere:StackedHyperball",
@@ -116,6 +123,7 @@ OPTIMIZERS: Final = with_plugins(
             width_factor=muon_hyperball_width_factor,
             width_exponent=0.0,
             width_rules=frozenset({"lr"}),
+            depth_rules=_DEPTH_RULES | {"hyperp"},
             decays=False,
             noise="lit_mult.optim.sphere:HYPERBALL_NOISE",
             stacked="lit_mult.optim.sphere:StackedMuonHyperball",
@@ -129,6 +137,8 @@ OPTIMIZERS: Final = with_plugins(
             width_factor=adamw_width_factor,
             width_exponent=-1.0,
             width_rules=frozenset({"lr", "multiplier"}),  # lr_wd would be lr: there is no decay to scale
+            depth_rules=_DEPTH_RULES,
+            has_eps=True,
             decays=False,
             stacked="lit_mult.optim.sphere:StackedSphere",
         ),
@@ -142,6 +152,7 @@ OPTIMIZERS: Final = with_plugins(
             width_factor=muon_width_factor,
             width_exponent=-0.5,
             width_rules=frozenset({"lr", "multiplier"}),
+            depth_rules=_DEPTH_RULES,
             decays=False,
             stacked="lit_mult.optim.sphere:StackedMuonSphere",
         ),

@@ -169,11 +169,19 @@ class StackedOptimizer(Optimizer):
         )
         matrices = [(_within(self._span(own), columns), own[0][0].parameter.shape) for own in same_shape]
         groups = [self._group(list(own)) for _, own in groupby(rows, _sort_key)]
-        return _Part(columns, groups, kind(self._weights_MP[:, columns], matrices, self._optim))
+        update = kind(self._weights_MP[:, columns], matrices, self._optim)
+        if any(row.eps is not None for members in rows for row in members):
+            update.eps = torch.cat([self._eps(members) for members in rows], dim=1)
+        return _Part(columns, groups, update)
 
     def _group(self, rows: list[tuple[ParameterPlan, ...]]) -> _Group:
         lr, weight_decay = ([getattr(row, field) for row in rows[0]] for field in ("lr", "weight_decay"))
         return _Group(self._span(rows), self._tensor(lr)[:, None], self._tensor(weight_decay)[:, None])
+
+    def _eps(self, members: tuple[ParameterPlan, ...]) -> Tensor:
+        """Adam's epsilon of one parameter (M, its numbers)."""
+        eps_M = self._tensor([self._optim.eps if row.eps is None else row.eps for row in members])
+        return eps_M[:, None].expand(-1, members[0].parameter.numel())
 
     def _span(self, rows: list[tuple[ParameterPlan, ...]]) -> slice:
         """Columns of adjacent parameters."""
