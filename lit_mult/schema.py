@@ -83,6 +83,8 @@ class CellInfo(_Section):
     """Not of the planned grid: at a learning rate that was added beyond an edge, or around the optimum."""
     refines: bool = False
     """A further seed at the rates around the optimum, to narrow the interval of a declared question."""
+    judged: bool = False
+    """Of a fresh seed, at the values that other seeds chose: best losses are judged on such seeds alone."""
 
 
 class _Record(_Section):
@@ -334,6 +336,8 @@ class StudyPlan(_PlanPart):
     """Seeds of a trial of a sampled search."""
     fresh_seeds: list[int] = Field([], validation_alias=AliasPath("spec", "rerank", "seeds"))
     """Seeds on which the best trials of a search run again."""
+    judge_seeds: list[int] = Field([], validation_alias=AliasPath("spec", "judge_seeds"))
+    """Seeds on which alone best losses are judged; none where they are judged on all."""
 
     @field_validator("arms")
     @classmethod

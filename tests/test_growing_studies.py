@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
+from refusals import refusal
 from study_data import states
 from tiny_runs import MakeStudy
 
+from lit_mult.analysis import sensitivity
+from lit_mult.analysis.cost import bill
+from lit_mult.analysis.frame import best_rates, load_records
+from lit_mult.analysis.questions import answers
+from lit_mult.analysis.report import write_report
 from lit_mult.layout import find_records
 from lit_mult.schema import RunRecord
 from lit_mult.study.spec import StudySpec
@@ -70,3 +78,70 @@ def test_a_search_on_several_seeds_is_ranked_again_and_resumed_for_free(
     (tmp_path / "optuna.journal").unlink()
     assert sweep(spec, tmp_path, workers=0).ran == 1
     assert states(tmp_path / "optuna.journal") == {"COMPLETE": 3}
+
+
+def test_the_best_values_of_a_grid_are_judged_on_fresh_seeds(small_study_dict: MakeStudy, tmp_path: Path) -> None:
+    study = small_study_dict(
+        arms={"muP": {"multipliers": "fixed"}, "vectors": {"multipliers": "vector"}},
+        nuisance={"optim.lr": [2**-9, 2**-6]},
+        search={"vectors": {"optim.lr": [2**-8, 2**-5], "optim.multiplier_lr": [0.01, 0.03]}},
+        seeds=[100, 101],
+        judge_seeds=[3, 4, 5],
+        questions=[{"of": "vectors", "against": "muP"}],
+        budget={"steps": 2, "batch_size": 4},
+    )
+    spec = StudySpec.from_dict(study)
+
+    result = sweep(spec, tmp_path, workers=0)
+
+    # 2 rates, and 2 rates x 2 rates, on 2 seeds, and the best of either on 3 others.
+    assert (result.ran, result.cells, result.failures) == (2 * 2 + 4 * 2 + 6, 18, {})
+    runs = load_records(tmp_path)
+    judged = runs[runs["judged"]]
+    assert sorted(judged["seed"]) == [3, 3, 4, 4, 5, 5]
+    for arm, group in runs[~runs["judged"]].groupby("arm"):
+        values = ["lr", "nuisance"]
+        best = group.groupby(values)["final_loss"].mean().idxmin()
+        assert list(map(tuple, judged.loc[judged["arm"] == arm, values].drop_duplicates().to_numpy())) == [best]
+
+    points = sensitivity.points(runs)
+    assert set(points.loc[points["best_loss"].notna(), "seed"]) == {3, 4, 5}
+    assert set(points.loc[points["mean_loss"].notna(), "seed"]) == {100, 101}
+    (answer,) = answers(runs, spec.questions).to_dict("records")
+    by_arm = judged.groupby("arm")["final_loss"].mean()
+    assert answer["seeds"] == 3
+    assert answer["difference"] == pytest.approx(by_arm["vectors"] - by_arm["muP"], abs=1e-12)
+    assert set(best_rates(runs)["seed"]) == {3, 4, 5}
+    costs = bill(runs, points, None).set_index("label")
+    assert costs["seeds"].to_dict() == {"muP": 3, "vectors": 3}
+    tokens = {arm: group["tokens"].iloc[0] for arm, group in runs.groupby("arm")}
+    for arm, searched in (("muP", 4), ("vectors", 8)):
+        assert costs.loc[arm, "search_tokens"] == (searched + 1) * tokens[arm]
+        assert costs.loc[arm, "run_tokens"] == tokens[arm]
+    write_report(tmp_path)
+    assert "6 runs are of seeds that judge" in (tmp_path / "report.md").read_text()
+    find_records(tmp_path)[-1].unlink()
+    assert sweep(spec, tmp_path, workers=0).ran == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"judge_seeds": [0]}, "judge_seeds = [0]: must be fresh; [0] are among the study's seeds"),
+        ({"judge_seeds": [7, 7]}, "must not repeat"),
+        (
+            {"judge_seeds": [7], "precision": 0.1, "budget": {"steps": 2, "batch_size": 4, "seeds": 9}}
+            | {"questions": [{"of": "vectors", "against": "muP"}]},
+            "judge_seeds = [7]: cannot go with precision",
+        ),
+        ({"search": {"vector": {}}}, "search.vector = '...': must be one of the arms muP, vectors"),
+        ({"search": {"muP": {"multipliers": ["none"]}}}, "is set by arms.muP too; name it once"),
+        ({"search": {"muP": {"optim.rate": [1.0]}}}, "search.muP.optim.rate"),
+        ({"search": {"muP": {"optim.lr": {"low": 0.1, "high": 1}}}}, "needs a list, or sampler: random or tpe"),
+    ],
+)
+def test_what_cannot_be_judged_or_searched_is_refused(
+    small_study_dict: MakeStudy, changes: dict[str, Any], message: str
+) -> None:
+    with refusal(message):
+        StudySpec.from_dict(small_study_dict(**changes))

@@ -117,8 +117,8 @@ def table_of(losses: Floats, arm: str) -> pd.DataFrame:
     lrs, numbers = np.meshgrid(2.0 ** np.arange(rates), np.arange(seeds))
     shared: dict[str, Any] = {
         "arm": arm, "setting": "", "label": arm, "optimizer": "adamw", "variant": "", "reference": False, "d_model": 64,
-        "status": "completed", "sampler": "grid", "nuisance": "", "added": False, "refines": False, "factors": "{}",
-        "initial_loss": 9.0,
+        "status": "completed", "sampler": "grid", "nuisance": "", "added": False, "refines": False, "judged": False,
+        "factors": "{}", "initial_loss": 9.0,
     }  # fmt: skip
     return pd.DataFrame({"lr": lrs.ravel(), "seed": numbers.ravel(), "final_loss": losses.ravel()}).assign(**shared)
 

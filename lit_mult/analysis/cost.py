@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from lit_mult.analysis.frame import optimizer_name, rows
+from lit_mult.analysis.frame import judging, optimizer_name, rows
 from lit_mult.analysis.seeds import mean_interval
 from lit_mult.analysis.sensitivity import paired, summary
 from lit_mult.analysis.tables import interval, number, scientific, signed
@@ -28,17 +28,20 @@ def bill(runs: pd.DataFrame, points: pd.DataFrame, study: StudyPlan | None) -> p
 
     Best loss in nats per token, mean over seeds with its interval. In each of the `UNITS` (flops, tokens, seconds),
     means over seeds: `run_`, the one best run; `search_`, all runs of a seed, those that diverged, were pruned or were
-    added too; `tuning_`, the study that tuned the preset for this optimizer, whole for every line and width that uses
-    it; `total_`, search and tuning. Tuning is 0 with the neutral preset and with the tier that uses nothing of any, and
-    NaN with a preset whose tuning is not on record.
+    added too (where seeds judge, a run of theirs and all those of the seeds that chose); `tuning_`, the study that
+    tuned the preset for this optimizer, whole for every line and width that uses it; `total_`, search and tuning.
+    Tuning is 0 with the neutral preset and with the tier that uses nothing of any, and NaN with a preset whose tuning
+    is not on record.
     """
     spent = runs.assign(flops=6.0 * runs["parameters_total"] * runs["tokens"], seconds=runs["wall_seconds"])
     spent["preset"] = _presets(runs, study)
     units, bills = list(UNITS), []
     for (label, width), group in spent.groupby(["label", "d_model"], sort=False):
-        finished = group[group["final_loss"].notna()]
+        counted = judging(group)
+        chose = group.drop(counted.index)
+        finished = counted[counted["final_loss"].notna()]
         run = finished.loc[finished.groupby("seed")["final_loss"].idxmin(), units].mean()
-        search = group.groupby("seed")[units].sum().mean()
+        search = counted.groupby("seed")[units].sum().mean() + chose[units].sum()
         used = group[["preset", "optimizer"]].drop_duplicates()
         tuning = pd.DataFrame([_tuning(row.preset, row.optimizer, study) for row in rows(used)], columns=units)
         parts = {"run": run, "search": search, "tuning": tuning.sum(skipna=False)}

@@ -31,10 +31,11 @@ def load_records(folder: Path | str) -> pd.DataFrame:
     `variant`, the same without the optimizer; `label`, arm and setting, which names a *line* of the analysis;
     `nuisance`, the nuisance factors other than the learning rate; `reference`, True for an arm run at one learning
     rate while others were swept; `added`, True for a run at a learning rate outside the planned grid; `refines`, for
-    one of a seed that was added for precision; `factors`, the scientific factors as JSON. Losses are in nats per
-    token; `final_loss` is NaN for a diverged or pruned run; `planned_tokens` is the budget of a run, which these do not
-    use up. A run outside a study has its kind of multipliers as arm and its optimizer as setting. Rows are ordered by
-    arm (references, then from no multipliers to vectors), setting, width, seed and learning rate.
+    one of a seed that was added for precision; `judged`, for one of a seed that judges and chose nothing;
+    `factors`, the scientific factors as JSON. Losses are in nats per token; `final_loss` is NaN for a diverged or
+    pruned run; `planned_tokens` is the budget of a run, which these do not use up. A run outside a study has its kind
+    of multipliers as arm and its optimizer as setting. Rows are ordered by arm (references, then from no multipliers to
+    vectors), setting, width, seed and learning rate.
 
     Raises:
         UserError: there are no records, one is damaged, or two are of the same cell.
@@ -85,7 +86,8 @@ def best_rates(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs of each arm, setting and width at the rate (lr and other nuisance values) of lowest mean final loss.
 
     The mean is over seeds. A rate counts only with the full number of seeds of its point, none of which diverged or was
-    pruned: no rate is chosen for a lucky seed. Points without such a rate have no rows.
+    pruned: no rate is chosen for a lucky seed. Points without such a rate have no rows. Where seeds judge, the rate is
+    theirs, and other seeds have no rows.
     """
     point, rate = ["arm", "setting", "d_model"], ["lr", "nuisance"]
     groups = runs.assign(loss=runs["final_loss"].fillna(math.inf)).groupby([*point, *rate], as_index=False)
@@ -93,7 +95,13 @@ def best_rates(runs: pd.DataFrame) -> pd.DataFrame:
     most = rates.groupby(point)["seeds"].transform("max")
     rates = rates[(rates["seeds"] == most) & (rates["loss"] < math.inf)]
     best = rates.loc[rates.groupby(point)["loss"].idxmin(), [*point, *rate]]
-    return runs.reset_index().merge(best, on=[*point, *rate]).set_index("index").rename_axis(None).sort_index()
+    found = runs.reset_index().merge(best, on=[*point, *rate]).set_index("index").rename_axis(None).sort_index()
+    return found[found["judged"] | ~found.groupby(point)["judged"].transform("any")]
+
+
+def judging(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of seeds that judge; all rows where no seed does."""
+    return table[table["judged"]] if table["judged"].any() else table
 
 
 def rows(frame: pd.DataFrame) -> Iterator[Any]:
@@ -164,6 +172,7 @@ def _flat(record: Mapping[str, Any], name: str) -> dict[str, Any]:
         "status": status,
         "added": bool(cell.get("added", False)),
         "refines": bool(cell.get("refines", False)),
+        "judged": bool(cell.get("judged", False)),
         "final_loss": float(record["final_loss"]) if ended else math.nan,
         "members": int(record.get("members", 1)),
         "final_bits_per_byte": float(record["final_bits_per_byte"]) if ended else math.nan,

@@ -90,7 +90,7 @@ def _experiment(name: str, evidence: Evidence) -> Findings:
 
 
 def _warnings(study: StudyPlan | None, runs: pd.DataFrame) -> Iterator[str]:
-    if study and (planned := int((~(runs["added"] | runs["refines"])).sum())) < (wanted := _wanted(study, runs)):
+    if study and (planned := int(_is_planned(runs).sum())) < (wanted := _wanted(study, runs)):
         yield f"{planned} of {wanted} planned runs have a record"
     if runs["study"].nunique() > 1:
         yield f"records of several studies: {', '.join(sorted(runs['study'].unique()))}"
@@ -108,6 +108,10 @@ def unequal(runs: pd.DataFrame) -> Iterator[str]:
         yield f"runs of {commits.nunique()} git commits: {_listed(commits)}"
     if commits.str.endswith("+dirty").any() or (commits == "none").any():
         yield "some runs were made outside git or from a tree with changes, so their code is not on record"
+
+
+def _is_planned(runs: pd.DataFrame) -> pd.Series:
+    return ~(runs["added"] | runs["refines"] | runs["judged"])
 
 
 def _wanted(study: StudyPlan, runs: pd.DataFrame) -> int:
@@ -142,7 +146,9 @@ def _provenance(study: StudyPlan | None, folder: Path, runs: pd.DataFrame) -> It
     yield f"Study: {study.name if study else place.name}"
     added, pruned = int(runs["added"].sum()), int((runs["status"] == "pruned").sum())
     refines = int(runs["refines"].sum())
-    yield f"Records: {len(runs) - added - refines}{f' of {study.cells} planned' if study else ''}"
+    yield f"Records: {_is_planned(runs).sum()}{f' of {study.cells} planned' if study else ''}"
+    if judged := int(runs["judged"].sum()):
+        yield f"{judged} runs are of seeds that judge the best values, which other seeds have chosen"
     if refines:
         yield f"{refines} runs are of seeds that were added for the precision of the declared questions"
     if added:

@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from lit_mult.analysis.frame import optimizer_name
+from lit_mult.analysis.frame import judging, optimizer_name
 from lit_mult.analysis.seeds import Floats, mean_interval, slope
 
 _LINE = ["arm", "setting", "label", "optimizer", "variant", "reference"]
 _CURVES = [*_LINE, "d_model"]
 _GROUP = [*_CURVES, "seed"]
-_CURVE = ["lr", "loss", "initial_loss", "added", "refines", "sampled", "runs", "diverged", "pruned"]
+_CURVE = ["lr", "loss", "initial_loss", "added", "refines", "judged", "sampled", "runs", "diverged", "pruned"]
 _STEP_TOLERANCE = 0.02  # steps of log lr may differ by this share: lrs are often written with two or three digits
 _DIFFERENCES = ["between", "of", "against", "within", "d_model", "measure", "seeds", "pairs", "difference", "low"]
 _DIFFERENCES += ["high", "doubtful"]
@@ -90,8 +90,8 @@ def interpolated_optimum(lrs: ArrayLike, losses: ArrayLike, *, fit: bool = True)
 
 def loss_curves(runs: pd.DataFrame) -> pd.DataFrame:
     """One row for each group and lr: loss (NaN where the run diverged or was pruned), initial_loss, `added` (a lr
-    outside the planned grid), `refines` (a seed for more precision), `sampled` (not of a grid), and numbers of runs:
-    runs, diverged, pruned.
+    outside the planned grid), `refines` (a seed for more precision), `judged` (a seed that judges), `sampled` (not of a
+    grid), and numbers of runs: runs, diverged, pruned.
 
     Nuisance factors other than the lr are tuned: at each lr the loss is that at their values of lowest mean over the
     seeds, the same for all seeds; in a sampled search, whose seeds have values of their own, the lowest of the seed.
@@ -107,6 +107,7 @@ def loss_curves(runs: pd.DataFrame) -> pd.DataFrame:
         initial_loss=("initial_loss", "first"),
         added=("added", "all"),
         refines=("refines", "all"),
+        judged=("judged", "all"),
         sampled=("sampled", "any"),
         runs=("final_loss", "size"),
         diverged=("diverged", "sum"),
@@ -143,7 +144,8 @@ def points(runs: pd.DataFrame) -> pd.DataFrame:
     the lowest of the seed), `at_edge` says that it is the lowest or highest of their rates. `optimum_lr` and
     `optimum_loss` are those of the seed's own curve, `optimum_at_edge` likewise. Sensitivity, `mean_loss`, `lrs`,
     `lr_low` and `lr_high` are those of the planned learning rates alone, so that ranges are equal where some groups had
-    rates added. A seed added for precision has a best loss alone.
+    rates added. A seed added for precision, or to judge, has a best loss
+    alone; where seeds judge, others have none.
     A group that lacks planned runs (against all learning rates and nuisance settings of its arm; in a sampled search,
     against the group of its arm and seed that has most) is not `complete`; it has no sensitivity, nor has one with a
     pruned run, whose final loss nobody knows, nor a sampled search, whose learning rates are no fixed range. `note`
@@ -151,7 +153,7 @@ def points(runs: pd.DataFrame) -> pd.DataFrame:
     `pruned` and `added` are numbers of runs.
     """
     planned = runs[~runs["added"]]
-    planned = planned[~planned["refines"]]
+    planned = planned[~planned["refines"] & ~planned["judged"]]
     expected = planned.drop_duplicates(["arm", "lr", "nuisance"]).groupby("arm").size().to_dict()
     if runs["reference"].any():  # one lr for each setting, which may differ between settings
         expected |= dict.fromkeys(runs.loc[runs["reference"], "arm"].unique(), 1)
@@ -166,6 +168,8 @@ def points(runs: pd.DataFrame) -> pd.DataFrame:
     for name in ("best_loss", "best_lr", "at_edge"):
         of_seed = found.pop(f"{name}_of_seed")
         found[name] = found[name].where(~found["sampled"], of_seed)
+    judges = found.groupby(_CURVES)["judged"].transform("any")
+    found["best_loss"] = found["best_loss"].where(found["judged"] | ~judges)
     return found.astype({"at_edge": bool})
 
 
@@ -208,7 +212,7 @@ def summary(points: pd.DataFrame) -> pd.DataFrame:
         sensitivity = group["sensitivity"].dropna()
         rows.append(
             dict(zip(_CURVES, key, strict=True))
-            | {"seeds": group["seed"].nunique()}
+            | {"seeds": judging(group)["seed"].nunique()}
             | _mean("best_loss", group["best_loss"].dropna())
             | {"sensitivity_seeds": len(sensitivity)}
             | _mean("sensitivity", sensitivity)
@@ -310,10 +314,11 @@ def _point(curve: pd.DataFrame, expected: int) -> dict[str, Any]:
     sampled = bool(columns["sampled"].any())
     # In a sampled search, neighbours in lr differ in the other nuisance factors too: no curve to fit a parabola to.
     optimum = interpolated_optimum(columns["lr"], columns["loss"], fit=not sampled)
-    refines = bool(columns["refines"].all())
+    refines = bool((columns["refines"] | columns["judged"]).all())
     over_rates, note = _over_rates(planned, expected, sampled=sampled, refines=refines)
     return {
         "sampled": sampled,
+        "judged": bool(columns["judged"].all()),
         "runs": int(columns["runs"].sum()),
         "complete": refines or int(planned["runs"].sum()) >= expected,
         "diverged": int(columns["diverged"].sum()),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from lit_mult.schema import RunRecord
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.grids import grid_values, next_rate, rates_between
-from lit_mult.study.precision import further_cells
+from lit_mult.study.precision import further_cells, mean_losses
 from lit_mult.study.slots import SampledCells, Trial
 from lit_mult.study.spec import Point, StudySpec
 
@@ -43,7 +43,7 @@ class StudyCells:
 
 
 class GridCells:
-    """The cells of a grid: planned ones, those of rates added at its optimum, and of seeds added for precision."""
+    """The cells of a grid: planned ones, those of rates added at its optimum, and of further seeds."""
 
     to_sample = startable = 0
 
@@ -56,14 +56,25 @@ class GridCells:
 
     @property
     def n_cells(self) -> int:
-        return len(self.cells)
+        """All cells, those of seeds that are yet to judge, too."""
+        judges = self.point.spec.judge_seeds
+        return len(self.cells) + (len(judges) if len(self.cells) == len(self.planned) else 0)
 
     @property
     def trials(self) -> dict[str, Trial]:
         return {name: Trial.of_cell(cell) for name, cell in self.cells.items()}
 
     def refresh(self, records: Mapping[str, RunRecord]) -> None:
-        """While all planned seeds are done, add the learning rates that `_rates_to_add` asks for."""
+        """When all planned seeds are done, add the rates that `_rates_to_add` asks for; then, the seeds that judge."""
+        self._add_rates(records)
+        judges = self.point.spec.judge_seeds
+        if judges and self.planned.keys() <= records.keys():
+            mean, best = min(mean_losses(self.planned.values(), records), key=lambda rate: rate[0])
+            for seed in judges if math.isfinite(mean) else ():
+                cell = self.point.cell(best, seed, judged=True)
+                self.cells[cell.id] = cell
+
+    def _add_rates(self, records: Mapping[str, RunRecord]) -> None:
         point, grid = self.point, self.point.nuisance.get("optim.lr")
         if grid is None or not (point.spec.follow_optimum or point.spec.refine_optimum):
             return

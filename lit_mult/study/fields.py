@@ -75,6 +75,8 @@ class StudyFields(Part):
     """Scientific factor (dotted config field) -> its values."""
     nuisance: dict[str, Grid] = Field(default_factory=dict)
     """Nuisance factor (dotted config field) -> a grid (list or log2) or a distribution."""
+    search: dict[str, dict[str, Grid]] = Field(default_factory=dict)
+    """Arm -> nuisance factors of its own, beside the study's or in place of those of the same name."""
     questions: list[Question] = Field(default_factory=list)
     """What the study asks: comparisons whose p values are corrected together. All others are exploratory."""
     seeds: list[int] = Field(min_length=1)
@@ -102,6 +104,9 @@ class StudyFields(Part):
     precision: float | None = Field(None, gt=0)
     """Half width of the 95 % intervals of all questions, nats per token: seeds are added to a finished grid until they
     are as narrow, or a line has budget.seeds."""
+    judge_seeds: list[int] = Field(default_factory=list)
+    """Fresh seeds on which each point runs the best values of its grid, of lowest mean loss over `seeds`, which then
+    only choose: best losses, and the questions on them, are judged on these alone."""
     presets: dict[str, Preset] = Field(default_factory=dict)
     """Name -> tuned preset, for arms that set parametrization.preset to that name."""
     keep_checkpoints: bool = False
@@ -113,6 +118,7 @@ class StudyFields(Part):
             raise ConfigError("seeds", self.seeds, "must not repeat")
         known = _fields(RunConfig)
         named: dict[str, dict[str, Any]] = {"factors": dict(self.factors), "nuisance": dict(self.nuisance)}
+        named |= {f"search.{arm}": dict(grids) for arm, grids in self.search.items()}
         for group, names in (named | {f"arms.{arm}": overrides for arm, overrides in self.arms.items()}).items():
             for name in names:
                 if name not in known and not name.startswith(tuple(f"{field}." for field in OPEN_FIELDS)):
@@ -126,12 +132,13 @@ class StudyFields(Part):
                 raise ConfigError(f"arms.{arm}", "...", "an arm's name holds letters, digits, '_', '.' and '-' only")
         for name, values in self.factors.items():
             _check_values(f"factors.{name}", values)
-        for name, grid in self.nuisance.items():
-            if name in self.factors:
-                raise ConfigError(f"nuisance.{name}", "...", "is a scientific factor too; name it once")
-            _check_values(f"nuisance.{name}", grid_values(grid))
-            if isinstance(grid, Distribution) and self.sampler == "grid":
-                raise ConfigError(f"nuisance.{name}", "a distribution", "needs a list, or sampler: random or tpe")
+        self._check_grids("nuisance", self.nuisance)
+        for arm, grids in self.search.items():
+            if arm not in self.arms:
+                raise ConfigError(f"search.{arm}", "...", f"must be one of the arms {', '.join(self.arms)}")
+            if both := sorted(grids.keys() & self.arms[arm].keys()):
+                raise ConfigError(f"search.{arm}.{both[0]}", "...", f"is set by arms.{arm} too; name it once")
+            self._check_grids(f"search.{arm}", grids)
         if (self.budget.steps is None) == (self.budget.tokens is None):
             raise ConfigError("budget.steps", self.budget.steps, "set it or budget.tokens, one of the two")
         if self.budget.tokens and "train.steps" in self.factors:
@@ -141,7 +148,16 @@ class StudyFields(Part):
             self._check_question(f"questions.{index}", question)
         self._check_seeds_of_trials()
         self._check_precision()
+        self._check_judges()
         return self
+
+    def _check_grids(self, group: str, grids: dict[str, Grid]) -> None:
+        for name, grid in grids.items():
+            if name in self.factors:
+                raise ConfigError(f"{group}.{name}", "...", "is a scientific factor too; name it once")
+            _check_values(f"{group}.{name}", grid_values(grid))
+            if isinstance(grid, Distribution) and self.sampler == "grid":
+                raise ConfigError(f"{group}.{name}", "a distribution", "needs a list, or sampler: random or tpe")
 
     def _check_question(self, field: str, question: Question) -> None:
         values = {**self.factors, "arm": list(self.arms)}
@@ -175,7 +191,8 @@ class StudyFields(Part):
                     raise ConfigError(f"start.{index}.{name}", value, f"is not in the list {grid_values(grid)}")
         if self.pruner and not self.base_config.train.eval_every:
             raise ConfigError("pruner", self.pruner.name, "needs base.train.eval_every, the steps at which it looks")
-        has_rates = is_grid and len(grid_values(self.nuisance.get("optim.lr", []))) > 1
+        rates = ((self.nuisance | self.search.get(arm, {})).get("optim.lr", []) for arm in self.arms)
+        has_rates = is_grid and any(len(grid_values(grid)) > 1 for grid in rates)
         for name in ("follow_optimum", "refine_optimum"):
             if getattr(self, name) and not has_rates:
                 raise ConfigError(name, getattr(self, name), "needs sampler: grid over two or more optim.lr")
@@ -208,11 +225,27 @@ class StudyFields(Part):
         if most is None or most <= planned:
             raise ConfigError("budget.seeds", most, f"must be above {planned}, the number of seeds, with precision")
 
+    def _check_judges(self) -> None:
+        judges = self.judge_seeds
+        if not judges:
+            return
+        if self.sampler != "grid":
+            raise ConfigError(
+                "judge_seeds", judges, "needs sampler: grid; rerank runs the best trials of other samplers"
+            )
+        if self.precision is not None:
+            raise ConfigError("judge_seeds", judges, "cannot go with precision, whose seeds are judged on, too")
+        if len(set(judges)) < len(judges):
+            raise ConfigError("judge_seeds", judges, "must not repeat")
+        if used := sorted(set(judges) & set(self.seeds)):
+            raise ConfigError("judge_seeds", judges, f"must be fresh; {used} are among the study's seeds")
+
     @property
     def all_seeds(self) -> list[int]:
-        """The planned seeds, and those that may be added for precision."""
+        """The planned seeds, those that may be added for precision, and those that judge."""
         most = self.budget.seeds or len(self.seeds)
-        return [*self.seeds, *range(max(self.seeds) + 1, max(self.seeds) + 1 + most - len(self.seeds))]
+        further = range(max(self.seeds) + 1, max(self.seeds) + 1 + most - len(self.seeds))
+        return [*self.seeds, *further, *self.judge_seeds]
 
     @property
     def trial_seeds(self) -> list[int]:
@@ -223,7 +256,8 @@ class StudyFields(Part):
     def grows(self) -> bool:
         """Whether records may add cells to the plan, or take some from it."""
         pruned = self.pruner is not None and self.trial_seeds
-        return bool(self.follow_optimum or self.refine_optimum or self.precision or self.rerank or pruned)
+        added = self.follow_optimum or self.refine_optimum or self.precision or self.judge_seeds
+        return bool(added or self.rerank or pruned)
 
     @property
     def base_config(self) -> RunConfig:

@@ -131,12 +131,7 @@ def rates_around_optimum(cells: Iterable[Cell], records: Mapping[str, RunRecord]
     Neighbours have the best values of the other nuisance factors; at an edge there is one, and without a rate that
     never diverged there is nothing.
     """
-    losses: dict[str, list[float]] = {}
-    for cell in cells:
-        loss = records[cell.id].final_loss
-        losses.setdefault(json.dumps(cell.nuisance, sort_keys=True), []).append(math.inf if loss is None else loss)
-    rates = [(sum(found) / len(found), json.loads(text)) for text, found in losses.items()]
-    rates.sort(key=lambda rate: rate[1].get(_LR, 0.0))
+    rates = mean_losses(cells, records)
     mean, best = min(rates, key=lambda rate: rate[0])
     if not math.isfinite(mean):
         return []
@@ -144,6 +139,16 @@ def rates_around_optimum(cells: Iterable[Cell], records: Mapping[str, RunRecord]
     along = [nuisance for _, nuisance in rates if {**nuisance, _LR: None} == others]
     place = along.index(best)
     return along[max(0, place - 1) : place + 2]
+
+
+def mean_losses(cells: Iterable[Cell], records: Mapping[str, RunRecord]) -> list[tuple[float, dict[str, Any]]]:
+    """Mean loss over seeds (infinite where one diverged) of each value of the nuisance factors, by lr."""
+    losses: dict[str, list[float]] = {}
+    for cell in cells:
+        loss = records[cell.id].final_loss
+        losses.setdefault(json.dumps(cell.nuisance, sort_keys=True), []).append(math.inf if loss is None else loss)
+    means = [(sum(found) / len(found), json.loads(text)) for text, found in losses.items()]
+    return sorted(means, key=lambda rate: rate[1].get(_LR, 0.0))
 
 
 def _next_round(

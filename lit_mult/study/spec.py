@@ -73,7 +73,8 @@ class Point:
     def nuisance(self) -> dict[str, Grid]:
         """The nuisance factors that the arm does not set, and the searched multipliers."""
         overrides = self.spec.arms[self.arm]
-        grids = {name: grid for name, grid in self.spec.nuisance.items() if name not in overrides}
+        own = self.spec.nuisance | self.spec.search.get(self.arm, {})
+        grids = {name: grid for name, grid in own.items() if name not in overrides}
         return grids | {
             name: Distribution(low=low, high=high, log=True)
             for name, (low, high) in self._searched_multipliers().items()
@@ -168,9 +169,9 @@ class Point:
         """The cell with the first value of every nuisance factor and the first seed."""
         return self.cell(next(self.grid()), self.spec.seeds[0])
 
-    def cell(self, nuisance: Mapping[str, Any], seed: int, *, added: bool = False, refines: bool = False) -> Cell:
-        """The cell at these values of the nuisance factors; `added` and `refines` as in `schema.CellInfo`."""
-        return Cell(self, dict(nuisance), self.config(nuisance, seed), added, refines)
+    def cell(self, nuisance: Mapping[str, Any], seed: int, **marks: bool) -> Cell:
+        """The cell at these values of the nuisance factors; marks are added, refines, judged of `schema.CellInfo`."""
+        return Cell(self, dict(nuisance), self.config(nuisance, seed), **marks)
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,7 @@ class Cell:
     config: RunConfig
     added: bool = False
     refines: bool = False
+    judged: bool = False
 
     @cached_property
     def id(self) -> str:
@@ -191,7 +193,8 @@ class Cell:
 
     @property
     def label(self) -> str:
-        named = {name: value for name, value in self.nuisance.items() if name in self.point.spec.nuisance}
+        own = self.point.spec.nuisance.keys() | self.point.spec.search.get(self.point.arm, {}).keys()
+        named = {name: value for name, value in self.nuisance.items() if name in own}
         values = [f"{name.rpartition('.')[2]} {_number(value)}" for name, value in named.items()]
         return " ".join([self.point.name.replace("-", " "), *values, f"seed {self.config.seed}"])
 
@@ -207,6 +210,7 @@ class Cell:
             nuisance=self.nuisance,
             added=self.added,
             refines=self.refines,
+            judged=self.judged,
         )
 
 
