@@ -84,15 +84,28 @@ def test_every_experiment_ships_as_a_study_with_a_larger_profile(name: str) -> N
 
     assert (spec.name, spec.experiment) == (name, name)
     assert (larger.name, larger.experiment) == (f"{name}-gpu", name)
-    assert len(spec.seeds) >= 3
+    assert len(spec.judge_seeds or spec.seeds) >= 3
     assert larger.budget.steps
     assert spec.budget.steps
     assert larger.budget.steps > spec.budget.steps
     assert set(larger.arms) == set(spec.arms)
+    if name == "arena":
+        return  # contestants differ in more: see below
     # Arms differ in the one thing that the experiment is about, never in data, schedule or the rates of norms.
     touched = {field.partition(".")[0] for overrides in spec.arms.values() for field in overrides}
     assert touched <= {"multipliers", "model", "optim", "placement"}
     assert len({tuple(sorted(overrides)) for overrides in spec.arms.values()}) <= 2
+
+
+def test_the_arena_tunes_every_contestant_alike() -> None:
+    for spec in (load_study("arena"), load_study("arena", profile="gpu")):
+        assert len(spec.arms) >= 10
+        assert {len(list(point.grid())) for point in spec.points()} == {8}
+        assert len(spec.judge_seeds) >= 3
+        touched = {field for overrides in spec.arms.values() for field in overrides}
+        touched |= {field for grids in spec.search.values() for field in grids}
+        assert not any(field.startswith(("data.", "model.", "schedule.", "train.")) for field in touched)
+        assert "optim.vector_lr" not in touched  # of norms, the same for all
 
 
 def test_a_profile_is_merged_into_the_file(study_dict: MakeStudy, tmp_path: Path) -> None:

@@ -43,6 +43,15 @@ def speedups(runs: pd.DataFrame, questions: Sequence[Question]) -> pd.DataFrame:
         Columns of, against, within, measured_on ("budgets" or "curves"), seeds, speedup (geometric mean over seeds, at
         each side's best rate) and its 95 % interval (low, high). No rows where runs have too few measurements.
     """
+    found = []
+    for key, part in by_seed(runs, questions).groupby(_COLUMNS[:4], sort=False):
+        mean, low, high = np.exp(mean_interval(part["log"]))
+        found.append((*key, len(part), mean, low, high))
+    return pd.DataFrame(found, columns=_COLUMNS)
+
+
+def by_seed(runs: pd.DataFrame, questions: Sequence[Question]) -> pd.DataFrame:
+    """The same before the mean: a row a seed, with columns of, against, within, measured_on, seed and log."""
     best = best_rates(runs)
     factors = sorted({"arm"}.union(*map(json.loads, runs["factors"].unique())))
     varies = BUDGET in factors and best[BUDGET].nunique() > 1
@@ -56,15 +65,11 @@ def speedups(runs: pd.DataFrame, questions: Sequence[Question]) -> pd.DataFrame:
         of, against = (matching(curves, side) for side in (question.of, question.against))
         pairs = of.merge(against, on=[*free, "seed"], suffixes=("", "_against"))
         open_factors = [name for name in free if pairs[name].nunique() > 1]
-        for within, part in pairs.assign(within=texts(pairs, open_factors)).groupby("within", sort=False):
-            both = zip(part["curve"], part["curve_against"], strict=True)
-            mean, low, high = np.exp(mean_interval([np.log(factor(*curves)) for curves in both]))
-            found.append(
-                {"of": side_name(question.of), "against": side_name(question.against), "within": within}
-                | {"measured_on": "budgets" if varies else "curves", "seeds": len(part)}
-                | {"speedup": mean, "low": low, "high": high}
-            )
-    return pd.DataFrame(found, columns=_COLUMNS)
+        both = zip(pairs["curve"], pairs["curve_against"], strict=True)
+        sides = {"of": side_name(question.of), "against": side_name(question.against)}
+        measured = {"within": texts(pairs, open_factors), "measured_on": "budgets" if varies else "curves"}
+        found.append(pairs[["seed"]].assign(**sides, **measured, log=[np.log(factor(*curves)) for curves in both]))
+    return pd.concat(found) if found else pd.DataFrame(columns=[*_COLUMNS[:4], "seed", "log"])
 
 
 def factor(of: Sequence[tuple[float, float]], against: Sequence[tuple[float, float]]) -> float:

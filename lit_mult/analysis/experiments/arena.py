@@ -1,0 +1,256 @@
+"""The arena: contestants that fix the same flaw, the norm of a matrix set by lr and weight decay, each at its best.
+
+Every contestant is an arm with a search space of its own and as many trials as the others, and is judged on seeds that
+chose nothing. The baseline is the arm AdamW. A claim is judged where its arms are there; further arms are ranked alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from lit_mult.analysis import cost, sensitivity, speedup, style
+from lit_mult.analysis.compare import step_costs
+from lit_mult.analysis.comparison import warnings_of
+from lit_mult.analysis.evidence import Evidence
+from lit_mult.analysis.findings import Findings
+from lit_mult.analysis.frame import judging, rows
+from lit_mult.analysis.questions import answers, answers_table, differences_by_seed
+from lit_mult.analysis.seeds import mean_interval
+from lit_mult.analysis.tables import interval, number, scientific, signed, spanned
+from lit_mult.analysis.verdict import BELOW_0, Verdict, judge
+from lit_mult.errors import UserError
+from lit_mult.method.regime import BALANCED
+from lit_mult.schema import NEGLIGIBLE, Question
+
+BASELINE = "AdamW"
+_HOW_TO_READ = """\
+- *Trials* are the values of the search space that were tried, on the seeds that only choose; *cost* counts all of them
+  and one run at the best. A best rate at the edge of those that were tried has a warning.
+- *Speed-up* is N / n where a contestant needs n of the baseline's N steps to reach its final loss, on validation
+  curves, which understate it: a curve falls with the learning rate at the end.
+- *Resolved* is the half width of the interval of the difference: smaller ones cannot be told from 0 here.
+"""
+_CAPTIONS = {
+    "contestants": "Every contestant at its best against AdamW at its best, at equal seed: difference of the final "
+    "loss, speed-up, and seconds of a step. Means over the seeds that judge, with 95 % intervals by Student's t.",
+    "loss_vs_cost": "Loss on the seeds that judge against the seconds of the whole search and one run at its "
+    "best, on the machine of the study; bars are 95 % intervals by Student's t.",
+}
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """What a publication says of two contestants."""
+
+    text: str
+    of: str
+    against: str
+    measure: Literal["loss", "speedup", "drift"] = "loss"
+    within: tuple[float, float] = BELOW_0
+    decays: bool = True
+    """Whether it is about runs long enough for decay and noise to balance."""
+
+
+_CLAIMS = (
+    _Claim("Learnable vectors beat a tuned AdamW (arXiv:2601.04890)", "AdamW-vectors", "AdamW"),
+    _Claim("They add to Muon (arXiv:2601.04890 table 2)", "Muon-vectors", "Muon"),
+    _Claim("AdamW with vectors equals Muon without", "AdamW-vectors", "Muon", within=(-NEGLIGIBLE, NEGLIGIBLE)),
+    _Claim(
+        "Hyperball needs a fifth fewer tokens than AdamW (arXiv:2606.16899)",
+        "Hyperball",
+        "AdamW",
+        "speedup",
+        (1.25, math.inf),
+    ),
+    _Claim(
+        "Hyperball needs a fifth fewer tokens than Muon, on Muon (arXiv:2606.16899)",
+        "Muon-Hyperball",
+        "Muon",
+        "speedup",
+        (1.25, math.inf),
+    ),
+    _Claim(
+        "Hyperball's best rate moves by at most 1.4 over widths (arXiv:2606.16899)",
+        "Hyperball",
+        "Hyperball",
+        "drift",
+        (-math.log2(1.4), math.log2(1.4)),
+        decays=False,
+    ),
+    _Claim("MD beats a tuned AdamW (arXiv:2606.25971)", "MD", "AdamW"),
+    _Claim("MD on Muon beats a tuned Muon (arXiv:2606.25971)", "Muon-MD", "Muon"),
+    _Claim("Muown beats Muon (arXiv:2605.10797)", "Muown", "Muon"),
+    _Claim("NorMuon beats Muon (arXiv:2510.05491)", "NorMuon", "Muon", decays=False),
+    _Claim("Corrected decay beats coupled decay (arXiv:2506.02285)", "AdamC", "AdamW"),
+    _Claim("Cautious decay beats coupled decay (arXiv:2510.12402)", "AdamW-cautious", "AdamW"),
+    _Claim("Weight normalization beats decay alone (arXiv:1602.07868)", "AdamW-weight-norm", "AdamW"),
+)
+
+
+def findings(evidence: Evidence) -> Findings:
+    """Which contestant ends lowest, how much sooner it is there, what it costs, and which published claims hold."""
+    runs = evidence.runs
+    if BASELINE not in set(runs["arm"]):
+        raise UserError(
+            f"{evidence.folder}: the experiment that the study names needs the arm {BASELINE}, its baseline"
+        )
+    points = sensitivity.points(runs)
+    names = [name for name in runs["arm"].unique() if name != BASELINE]
+    asked = [Question(of=name, against=BASELINE, over=[]) for name in names]
+    answered, sooner = answers(runs, asked), speedup.speedups(runs, asked)
+    steps, bill = step_costs(runs, BASELINE), cost.bill(runs, points, None)
+    table = _contestants(runs, answered, sooner, steps, bill)
+    found = Findings(
+        tables={"contestants": table, "answers": answered, "speedups": sooner, "steps": steps, "bill": bill},
+        display_tables={"contestants": _contestants_table(table), "against_the_baseline": answers_table(answered)},
+        figures={"contestants": _forest(table), "loss_vs_cost": _against_cost(table)},
+        captions=_CAPTIONS,
+        statements={"Ranking": list(_ranking(table))},
+        warnings=list(warnings_of(runs, points)),
+        how_to_read=_HOW_TO_READ,
+        unit="Losses in nats per token",
+    )
+    return evidence.with_verdicts(found, _verdicts(runs, points))
+
+
+def _contestants(
+    runs: pd.DataFrame, answered: pd.DataFrame, sooner: pd.DataFrame, steps: pd.DataFrame, bill: pd.DataFrame
+) -> pd.DataFrame:
+    """A row a contestant and width, best loss first: what is in the figure and the table."""
+    widths = sorted(runs["d_model"].unique())
+    within = {width: f"width {width}" if len(widths) > 1 else "" for width in widths}
+    found = []
+    for (arm, width), group in runs.groupby(["arm", "d_model"], sort=False):
+        losses = judging(group)["final_loss"]
+        mean, low, high = mean_interval(losses)
+        row = {"arm": arm, "d_model": width, "seeds": len(losses), "loss": mean, "loss_low": low, "loss_high": high}
+        searched = group[~group["judged"]]
+        row |= {"trials": len(searched[["lr", "nuisance"]].drop_duplicates())}
+        row |= {"diverged": int((group["status"] == "diverged").sum())}
+        place = (bill["label"] == group["label"].iloc[0]) & (bill["d_model"] == width)
+        spent = bill.loc[place].iloc[0]
+        row |= {"flops": float(spent["search_flops"]), "seconds": float(spent["search_seconds"])}
+        for name, table, value, key in (
+            ("difference", answered.rename(columns={"of": "arm"}), "difference", within[width]),
+            ("speedup", sooner.rename(columns={"of": "arm"}), "speedup", within[width]),
+            ("step", steps.assign(within=steps["d_model"].map(within)), "ratio", within[width]),
+        ):
+            own = table[(table["arm"] == arm) & (table["within"] == key)]
+            values = own[[value, "low", "high"]].iloc[0] if len(own) else [math.nan] * 3
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), map(float, values), strict=True))
+        found.append(row)
+    return pd.DataFrame(found).sort_values(["d_model", "loss"], ignore_index=True)
+
+
+def _contestants_table(table: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "contestant": row.arm,
+                "width": str(row.d_model),
+                "seeds": str(row.seeds),
+                "loss": number(row.loss),
+                "95 % interval": interval(row.loss_low, row.loss_high, row.seeds),
+                f"- {BASELINE}": signed(row.difference),
+                "resolved": number((row.difference_high - row.difference_low) / 2),
+                "speed-up": spanned(row.speedup, row.speedup_low, row.speedup_high),
+                "step": spanned(row.step, row.step_low, row.step_high),
+                "trials": str(row.trials),
+                "cost, FLOPs": scientific(row.flops),
+                "diverged": str(row.diverged),
+            }
+            for row in rows(table)
+        ]
+    )
+
+
+def _ranking(table: pd.DataFrame) -> Iterator[str]:
+    for width, group in table.groupby("d_model"):
+        ranked = ", ".join(f"{row.arm} {number(row.loss)}" for row in rows(group))
+        yield f"d = {width}, lowest loss first: {ranked}."
+
+
+def _verdicts(runs: pd.DataFrame, points: pd.DataFrame) -> Iterator[Verdict]:
+    arms = set(runs["arm"])
+    times = judging(runs[runs["arm"] == BASELINE])["decay_times_hidden_low"]
+    is_balanced = bool((times >= BALANCED).all())
+    for claim in _CLAIMS:
+        if not {claim.of, claim.against} <= arms:
+            continue
+        tested = is_balanced or not claim.decays
+        if claim.measure == "drift":
+            yield from _drift(claim, points)
+        elif claim.measure == "speedup":
+            question = Question(of=claim.of, against=claim.against, over=[])
+            by_seed = speedup.by_seed(runs, [question]).groupby("seed")["log"].mean()
+            said = f"Speed-up of {claim.of} over {claim.against}"
+            yield judge(claim.text, said, np.exp(by_seed), claim.within, tested=tested and len(by_seed) > 0)
+        else:
+            question = Question(of=claim.of, against=claim.against)
+            differences = differences_by_seed(runs, question)["difference"]
+            said = f"Final loss of {claim.of} - {claim.against}, nats per token, mean over widths"
+            yield judge(claim.text, said, differences, claim.within, tested=tested)
+
+
+def _drift(claim: _Claim, points: pd.DataFrame) -> Iterator[Verdict]:
+    """Octaves from the best rate at the least width to that at the largest, of each seed that has both."""
+    own = points[(points["arm"] == claim.of) & points["optimum_lr"].notna()]
+    by_width = own.pivot(index="seed", columns="d_model", values="optimum_lr").dropna()
+    if len(by_width.columns) > 1:
+        octaves = np.log2(by_width.iloc[:, -1] / by_width.iloc[:, 0])
+        ends = f"d = {by_width.columns[0]} to {by_width.columns[-1]}"
+        yield judge(claim.text, f"Octaves by which the optimum moves, {ends}", octaves, claim.within)
+
+
+@style.styled
+def _forest(table: pd.DataFrame) -> style.Figure:
+    order = table.groupby("arm")["loss"].mean().sort_values(ascending=False).index
+    panels = (
+        ("difference", f"loss - {BASELINE}'s\n(nats per token)", 0),
+        ("speedup", "speed-up", 1),
+        ("step", "step", 1),
+    )
+    figure, axes = style.panel_grid(1, len(panels), 0.8 + 0.24 * len(order), sharey=True, width=7)
+    widths = sorted(table["d_model"].unique())
+    looks = {
+        f"d = {width}": look for width, look in zip(widths, style.line_styles(map(str, widths)).values(), strict=True)
+    }
+    for ax, (name, label, neutral) in zip(axes.flat, panels, strict=True):
+        ax.axvline(neutral, color="0.4", lw=0.8)
+        for place, (width, look) in enumerate(zip(widths, looks.values(), strict=True)):
+            line = table[(table["d_model"] == width) & table[name].notna()]
+            y = [list(order).index(arm) - 0.12 * (place - (len(widths) - 1) / 2) for arm in line["arm"]]
+            ends = np.abs(line[[f"{name}_low", f"{name}_high"]].to_numpy(float).T - line[name].to_numpy(float))
+            dots = {"color": look["color"], "marker": look["marker"], "ls": "none"}
+            ax.errorbar(line[name], y, xerr=np.nan_to_num(ends), elinewidth=0.9, capsize=1.5, **dots)
+        ax.set(xlabel=label if name != "step" else f"seconds of a step\n/ {BASELINE}'s")
+        ax.set_yticks(range(len(order)), order)
+    style.mark_legend(figure, [(label, look | {"ls": "none"}) for label, look in looks.items()])
+    return figure
+
+
+@style.styled
+def _against_cost(table: pd.DataFrame) -> style.Figure:
+    widths = sorted(table["d_model"].unique())
+    figure, axes = style.panel_grid(1, len(widths), 3.4, xlabel="seconds, search included", ylabel=style.LOSS, width=7)
+    for ax, width in zip(axes.flat, widths, strict=True):
+        here = table[(table["d_model"] == width) & table["loss"].notna()]
+        style.against_compute(ax, here["seconds"].min(), here["seconds"].max())
+        ends = np.abs(here[["loss_low", "loss_high"]].to_numpy(float).T - here["loss"].to_numpy(float))
+        ax.errorbar(
+            here["seconds"], here["loss"], yerr=np.nan_to_num(ends), fmt="o", color="0.35", elinewidth=0.7, ms=3
+        )
+        height, gap = -math.inf, 0.05 * (here["loss"].max() - here["loss"].min())
+        for row in rows(here):
+            height = max(row.loss, height + gap)  # from the lowest up, so that labels do not overlap
+            line = {"arrowstyle": "-", "lw": 0.4, "color": "0.6", "relpos": (0, 0.5)}
+            place = {"xytext": (1.02, height), "textcoords": ("axes fraction", "data"), "va": "center"}
+            ax.annotate(row.arm, (row.seconds, row.loss), fontsize=6, arrowprops=line, **place)
+        ax.set_title(f"$d$ = {width}")
+    return figure
