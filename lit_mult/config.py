@@ -18,7 +18,7 @@ from lit_mult.registry.kinds import KINDS
 from lit_mult.registry.optimizers import OPTIMIZERS
 from lit_mult.registry.roles import Role, Shape
 
-WidthRule = Literal["lr", "lr_wd", "multiplier"]
+WidthRule = Literal["lr", "lr_wd", "lr_sqrt_wd", "multiplier"]
 Tier = Literal["NONE", "LR", "LRWD", "FULL"]
 NormKind = Literal["vector", "scalar", "frozen"]
 if TYPE_CHECKING:
@@ -170,7 +170,8 @@ class ParametrizationConfig(_Section):
     rule: Literal["standard", "mup"] = "mup"
     """standard: nothing scales with width. mup: scaled against a model of width base_d_model."""
     width_rule: WidthRule = "lr"
-    """Which of the three muP rules of table 1: through the lr, lr and weight decay, or the forward multiplier."""
+    """Which of the three muP rules of table 1: through the lr, lr and weight decay, or the forward multiplier; or
+    lr_sqrt_wd, where weight decay rises as the square root only (arXiv:2510.15262)."""
     base_d_model: int = Field(32, gt=0)
     """Width at which mup and standard coincide; a multiple of head_dim."""
     attention_scale: Literal["1/sqrt(head_dim)", "1/head_dim"] = "1/sqrt(head_dim)"
@@ -196,9 +197,12 @@ class OptimConfig(_Section):
     """Base learning rate of the matrices, at width base_d_model."""
     weight_decay: float = Field(0.1, ge=0)
     """Weight decay of the matrices."""
-    weight_decay_mode: Literal["coupled", "independent"] = "coupled"
+    weight_decay_mode: Literal["coupled", "independent", "corrected", "cautious", "timescale"] = "coupled"
     """coupled: a step decays a matrix by lr * weight_decay. independent: by weight_decay times the
-    schedule, whatever the lr, so that fitting values are those of lr * weight_decay. Multipliers: always coupled."""
+    schedule, whatever the lr, so that fitting values are those of lr * weight_decay. corrected: coupled, times the
+    schedule once more, for all matrices but the head (AdamC, arXiv:2506.02285). cautious: coupled, of the entries that
+    the update shrinks (arXiv:2510.12402). timescale: weight_decay is lr * decay * steps, the decay times of the run, at
+    any lr, width and number of steps (arXiv:2405.13698). Multipliers: always coupled."""
     betas: tuple[float, float] = OptimizerSettings.betas
     """AdamW's decay rates of the two moments."""
     eps: float = Field(OptimizerSettings.eps, gt=0)

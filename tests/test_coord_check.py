@@ -40,7 +40,7 @@ def failed(verdicts: dict[tuple[str, str], str]) -> set[tuple[str, str]]:
     return {key for key, verdict in verdicts.items() if verdict == "FAIL"}
 
 
-@pytest.mark.parametrize("width_rule", ["lr", "lr_wd", "multiplier"])
+@pytest.mark.parametrize("width_rule", ["lr", "lr_wd", "lr_sqrt_wd", "multiplier"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_every_width_rule_passes(check: Check, optimizer: str, width_rule: str) -> None:
     code, verdicts = check("--optimizer", optimizer, "--parametrization.width_rule", width_rule)
@@ -142,5 +142,11 @@ def test_expectations_know_the_config() -> None:
     config: Any = RunConfig.from_dict({"optimizer": "muon"})
     assert expected_exponent(config, "decay", "layers.0.mlp.up_proj", "up_proj") == (-0.5, -0.5)
     assert expected_exponent(config, "decay", "lm_head", "lm_head") == (-1.0, -1.0)
+    root = config.with_overrides({"parametrization.width_rule": "lr_sqrt_wd"})
+    assert expected_exponent(root, "decay", "layers.0.mlp.up_proj", "up_proj") == (-0.25, -0.25)
+    cautious = root.with_overrides({"optim.weight_decay_mode": "cautious"})
+    assert expected_exponent(cautious, "decay", "lm_head", "lm_head") == (-0.5, -0.5)
+    timescale = root.with_overrides({"optim.weight_decay_mode": "timescale"})
+    assert expected_exponent(timescale, "decay", "lm_head", "lm_head") == (0.0, 0.0)
     independent = config.with_overrides({"optim.weight_decay_mode": "independent"})
     assert expected_exponent(independent, "decay", "lm_head", "lm_head") == (0.0, 0.0)

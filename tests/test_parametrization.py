@@ -25,7 +25,7 @@ from lit_mult.registry.roles import MATRIX_ROLES, Role
 
 VOCAB = 64
 MODEL = {"n_layers": 1, "head_dim": 32, "mlp_ratio": 2.0}
-RULES = ["lr", "lr_wd", "multiplier"]
+RULES = ["lr", "lr_wd", "lr_sqrt_wd", "multiplier"]
 
 
 def plan(d_model: int = 128, parametrization: Mapping[str, Any] | None = None, **settings: Any) -> RunPlan:
@@ -73,7 +73,7 @@ def test_standard_scales_nothing_but_the_init(optimizer: str) -> None:
 @OPTIMIZERS
 @pytest.mark.parametrize("width_rule", RULES)
 def test_each_rule_changes_its_own_scalings(optimizer: str, width_rule: str) -> None:
-    """The rate shrinks; or the decay rises as the rate shrinks; or the forward factor shrinks alone.
+    """The rate shrinks; or the decay rises as the rate or its root shrinks; or the forward factor shrinks alone.
 
     There W is drawn larger by the factor that the forward takes away: the head at sqrt(32)/128 * 4 = 1/sqrt(32), its
     std at base width.
@@ -81,6 +81,7 @@ def test_each_rule_changes_its_own_scalings(optimizer: str, width_rule: str) -> 
     for role, got in scalings(optimizer, rule="mup", width_rule=width_rule).items():
         std, factor = MUP_STD[role], FACTORS[optimizer][role]
         expected = {"lr": (std, factor, 1, 1), "lr_wd": (std, factor, 1 / factor, 1)}
+        expected["lr_sqrt_wd"] = (std, factor, (1 / factor) ** 0.5, 1)
         expected["multiplier"] = (std / factor, 1, 1, factor)
         assert got == Scaling(*(pytest.approx(value) for value in expected[width_rule]))
     if width_rule == "multiplier":
@@ -90,14 +91,14 @@ def test_each_rule_changes_its_own_scalings(optimizer: str, width_rule: str) -> 
 @OPTIMIZERS
 @pytest.mark.parametrize("d_model", [32, 64, 128, 512])
 def test_identities_of_table_1(optimizer: str, d_model: int) -> None:
-    lr, lr_wd, multiplier = (scalings(optimizer, d_model, rule="mup", width_rule=rule) for rule in RULES)
+    rules = [scalings(optimizer, d_model, rule="mup", width_rule=rule) for rule in RULES]
     for role in MATRIX_ROLES:
-        update = [rule[role].lr * rule[role].forward for rule in (lr, lr_wd, multiplier)]
-        assert update == pytest.approx([update[0]] * 3)  # the effective matrix moves alike
-        start = [rule[role].init_std * rule[role].forward for rule in (lr, lr_wd, multiplier)]
-        assert start == pytest.approx([start[0]] * 3)  # and starts alike
-        shrink = [rule[role].lr * rule[role].weight_decay for rule in (lr, lr_wd, multiplier)]
-        assert shrink == pytest.approx([update[0], 1.0, 1.0])  # a step's decay is constant in width but for "lr"
+        update = [rule[role].lr * rule[role].forward for rule in rules]
+        assert update == pytest.approx([update[0]] * 4)  # the effective matrix moves alike
+        start = [rule[role].init_std * rule[role].forward for rule in rules]
+        assert start == pytest.approx([start[0]] * 4)  # and starts alike
+        shrink = [rule[role].lr * rule[role].weight_decay for rule in rules]
+        assert shrink == pytest.approx([update[0], 1.0, update[0] ** 0.5, 1.0])  # of the decay of a step
 
 
 @pytest.mark.parametrize("width_rule", RULES)

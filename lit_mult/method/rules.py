@@ -7,7 +7,12 @@ With m = d / d_base, table 1 of arXiv:2601.04890 for a hidden matrix under AdamW
     lr_wd        1/m    m              1
     multiplier   1      1              1/m
 
-and all three follow from the `width_factor` by which a unit update of the effective matrix must shrink.
+and all three follow from the `width_factor` by which a unit update of the effective matrix must shrink. So does
+
+    lr_sqrt_wd   1/m    m^1/2          1
+
+of arXiv:2510.15262 for AdamW, where sqrt(lr / weight_decay), the norm of the balance, falls as m^-3/4: there the top
+singular values are observed to be as at base width. For other factors f it is f and f^-1/2.
 """
 
 from __future__ import annotations
@@ -112,7 +117,9 @@ def scaling(role: Role, shape: Shape, base_shape: Shape, optimizer: str, config:
             return Scaling(init_std=std, lr=factor, weight_decay=1.0, forward=1.0)
         case "lr_wd":
             return Scaling(init_std=std, lr=factor, weight_decay=1 / factor, forward=1.0)
+        case "lr_sqrt_wd":
+            return Scaling(init_std=std, lr=factor, weight_decay=1 / math.sqrt(factor), forward=1.0)
         case "multiplier":
             return Scaling(init_std=std / factor, lr=1.0, weight_decay=1.0, forward=factor)
         case unknown:
-            raise ConfigError("width_rule", unknown, "must be lr, lr_wd or multiplier")
+            raise ConfigError("width_rule", unknown, "must be lr, lr_wd, lr_sqrt_wd or multiplier")

@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from lit_mult.method.decay import DecayRule
 from lit_mult.method.plan import RunPlan
 from lit_mult.nn.llama import RMSNorm
 from lit_mult.nn.multipliers import MultipliedMatrix
+from lit_mult.optim.decay import rule_settings
 from lit_mult.registry.roles import Role
 
 
@@ -27,6 +29,7 @@ class ParameterPlan:
     lr: float
     weight_decay: float
     init: str
+    decay_rule: DecayRule = "plain"
 
 
 def plan_parameters(model: nn.Module, plan: RunPlan) -> list[ParameterPlan]:
@@ -65,6 +68,7 @@ def _of_module(name: str, module: nn.Module, plan: RunPlan) -> Iterator[Paramete
             lr=matrix.lr,
             weight_decay=matrix.weight_decay,
             init=f"N(0, {matrix.init_std:.4g}²)",
+            decay_rule=matrix.decay_rule,
         )
         own = plan.multiplier
         for axis, start in matrix.start.items():
@@ -75,14 +79,13 @@ def _of_module(name: str, module: nn.Module, plan: RunPlan) -> Iterator[Paramete
 
 def parameter_groups(rows: list[ParameterPlan]) -> list[dict[str, Any]]:
     """Parameters that share role kind, optimizer, lr and weight decay, as groups for `HybridOptimizer`."""
-    groups: dict[tuple[str, str, float, float], dict[str, Any]] = {}
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         kind = row.role.value if row.role in (Role.NORM, Role.MULTIPLIER) else "matrix"
-        key = (kind, row.optimizer, row.lr, row.weight_decay)
-        group = groups.setdefault(
-            key,
-            {"params": [], "roles": [], "optimizer": row.optimizer, "lr": row.lr, "weight_decay": row.weight_decay},
-        )
+        key = (kind, row.optimizer, row.lr, row.weight_decay, row.decay_rule)
+        rates = {"optimizer": row.optimizer, "lr": row.lr, "weight_decay": row.weight_decay}
+        rates |= rule_settings(row.decay_rule, row.lr)
+        group = groups.setdefault(key, {"params": [], "roles": [], **rates})
         group["params"].append(row.parameter)
         if row.role.value not in group["roles"]:
             group["roles"].append(row.role.value)

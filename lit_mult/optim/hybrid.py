@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_mult.nn.precision import NARROW
+from lit_mult.optim.decay import decaying
 from lit_mult.registry import load
 from lit_mult.registry.contracts import OptimizerSettings
 from lit_mult.registry.optimizers import OPTIMIZERS
@@ -22,7 +23,7 @@ class HybridOptimizer(Optimizer):
     """Runs the registered optimizers over one list of parameter groups and one state."""
 
     def __init__(self, groups: list[dict[str, Any]], config: OptimConfig | OptimizerSettings | None = None) -> None:
-        """Each group names its `optimizer` and has its own `lr` and `weight_decay`.
+        """Each group names its `optimizer`, has its own `lr` and `weight_decay`, and may have a rule of `optim.decay`.
 
         Args:
             groups: as `parameter_groups` or `build_param_groups` makes them.
@@ -76,7 +77,8 @@ class HybridOptimizer(Optimizer):
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
         first, *others = self._parts
-        loss: Tensor | None = first.step(closure)  # type: ignore[arg-type]  # calls the closure before any update
-        for part in others:
-            part.step()
+        with decaying(self.param_groups):
+            loss: Tensor | None = first.step(closure)  # type: ignore[arg-type]  # calls the closure before any update
+            for part in others:
+                part.step()
         return loss

@@ -115,7 +115,7 @@ class OptimizerSpec:
     width_exponent: float | None = None
     """Exponent of `width_factor` in the width, for a hidden matrix of fixed aspect ratio; stated independently, as the
     coordinate check compares the two."""
-    width_rules: frozenset[str] = frozenset({"lr", "lr_wd", "multiplier"})
+    width_rules: frozenset[str] = frozenset({"lr", "lr_wd", "lr_sqrt_wd", "multiplier"})
     """Supported values of `parametrization.width_rule`."""
     decays: bool = True
     """Whether weight decay applies to its matrices."""
