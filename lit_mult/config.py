@@ -211,6 +211,11 @@ class OptimConfig(_Section):
     """Nesterov momentum of Muon."""
     muon_ns_steps: int = Field(OptimizerSettings.muon_ns_steps, gt=0)
     """Newton-Schulz iterations of Muon."""
+    muon_coefficients: Literal["quintic", "polar_express"] = Field(
+        OptimizerSettings.muon_coefficients, json_schema_extra=HASHED_UNLESS_DEFAULT
+    )
+    """Coefficients of these iterations: the same in each, or those of Polar Express (arXiv:2505.16932), which differ in
+    the first five and bring singular values closer to 1."""
     vector_lr: float = Field(1e-2, gt=0)
     """Learning rate of norm weights, in every arm alike, and of the multipliers unless multiplier_lr is set."""
     vector_lr_mode: Literal["absolute", "relative"] = "absolute"

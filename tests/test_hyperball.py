@@ -81,6 +81,17 @@ def test_against_the_formula_in_float64(name: str) -> None:
         torch.testing.assert_close(ours.double(), W, rtol=2e-5, atol=2e-6)
 
 
+def test_muon_hyperball_takes_muons_coefficients() -> None:
+    weight, gradients = normal(8, 5, seed=0), [normal(8, 5, seed=1)]
+    (quintic,) = steps("muon-hyperball", weight, gradients)
+    (polar,) = steps("muon-hyperball", weight, gradients, muon_coefficients="polar_express", muon_ns_steps=30)
+    U, _, Vh = torch.linalg.svd(0.0975 * gradients[0], full_matrices=False)  # 30 steps reach the polar factor
+    moved = weight - 0.02 * weight.norm() * (U @ Vh) / 5**0.5
+    exact = moved * (weight.norm() / moved.norm())
+    torch.testing.assert_close(polar, exact, rtol=0, atol=2e-3)
+    assert (polar - exact).norm() < 0.5 * (quintic - exact).norm()
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_norm_stays_and_the_size_of_gradients_does_not_matter(name: str) -> None:
     weight, gradients = normal(8, 5, seed=0), [normal(8, 5, seed=1 + step) for step in range(30)]

@@ -65,6 +65,7 @@ SHARED: dict[str, dict[str, Any]] = {
         "parametrization.base_d_model": 16,
     },
     "Muon, vectors, preset starts": {"optimizer": "muon", "multipliers": "vector", "placement.init": "preset"},
+    "Muon, Polar Express": {"optimizer": "muon", "optim.muon_coefficients": "polar_express"},
     "fixed multipliers, tied": {"multipliers": "fixed", "model.tie_embeddings": True},
     "scalar norm": {"multipliers": "fixed", "model.final_norm": "scalar", "model.block_norms": "frozen"},
 }

@@ -52,6 +52,7 @@ _SHARED: dict[str, Any] = {
     "optim.eps": 1e-6,
     "optim.muon_momentum": 0.9,
     "optim.muon_ns_steps": 4,
+    "optim.muon_coefficients": "polar_express",
     "data.corpus": "other.txt",
     "data.hf_config": "en",
     "data.hf_split": "test",

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_mult.errors import ConfigError
-from lit_mult.optim.muon import NS_COEFFICIENTS, by_shape, orthogonal_momenta
+from lit_mult.optim.muon import COEFFICIENTS, by_shape, orthogonal_momenta
 from lit_mult.optim.noise import NoiseReference
 from lit_mult.optim.sharding import as_dtensor
 
@@ -107,8 +107,9 @@ def build_adam(groups: list[dict[str, Any]], config: OptimConfig) -> Hyperball:
 
 def build_muon(groups: list[dict[str, Any]], config: OptimConfig) -> Hyperball:
     """`muon-hyperball`; each group has an lr."""
-    settings = {"momentum": config.muon_momentum, "ns_steps": config.muon_ns_steps, "eps": 1e-7}
-    return Hyperball(groups, orthogonal_momenta, nesterov=True, ns_coefficients=NS_COEFFICIENTS, **settings)
+    settings: dict[str, Any] = {"momentum": config.muon_momentum, "ns_steps": config.muon_ns_steps, "eps": 1e-7}
+    settings["ns_coefficients"] = COEFFICIENTS[config.muon_coefficients]
+    return Hyperball(groups, orthogonal_momenta, nesterov=True, **settings)
 
 
 NOISE = NoiseReference(by_shape=True, autocorrelation=None, kept=lambda lr, weight_decay: 1 / math.sqrt(1 + lr**2))

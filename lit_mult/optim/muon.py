@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
@@ -25,24 +25,41 @@ if TYPE_CHECKING:
 
 RMS_OF_ADAM = 0.2
 """Approximate RMS of Adam's updates, which Muon's match (arXiv:2502.16982 eq. 4)."""
-NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic iteration, as `torch.optim.Muon` has them."""
+Coefficients = tuple[float, float, float] | tuple[tuple[float, float, float], ...]
+"""(a, b, c) of every iteration, or of one after the other, the last repeated: x <- a x + b (x x') x + c (x x')^2 x."""
+_MARGIN = 1.02
+"""Over the Frobenius norm by which Polar Express divides first, as rounding may lift a singular value above 1."""
+COEFFICIENTS: Final[Mapping[str, Coefficients]] = {
+    "quintic": (3.4445, -4.7750, 2.0315),  # as torch.optim.Muon has them
+    "polar_express": (  # arXiv:2505.16932; the first takes the margin in
+        (8.1566 / _MARGIN, -22.4833 / _MARGIN**3, 15.8788 / _MARGIN**5),
+        (4.0429, -2.8089, 0.50002),
+        (3.8917, -2.7725, 0.50606),
+        (3.2858, -2.3681, 0.46449),
+        (2.3465, -1.7098, 0.42324),
+    ),
+}
+"""Values of `optim.muon_coefficients`."""
 _EPS = 1e-7  # of torch.optim.Muon
 
 
-def orthogonalize(updates_NxAxB: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+def orthogonalize(updates_NxAxB: Tensor, coefficients: Coefficients, steps: int, eps: float) -> Tensor:
     """Replace the singular values of N matrices by values near 1, in the matrices' dtype.
 
     The quintic Newton-Schulz iteration of Muon (https://kellerjordan.github.io/posts/muon; arXiv:2502.16982 eq. 2).
     """
-    a, b, c = coefficients
     tall = updates_NxAxB.shape[-2] > updates_NxAxB.shape[-1]
     x = updates_NxAxB.mT if tall else updates_NxAxB
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
-    for _ in range(steps):
+    for a, b, c in _of_steps(coefficients, steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+def _of_steps(coefficients: Coefficients, steps: int) -> list[tuple[float, float, float]]:
+    own: Any = coefficients if isinstance(coefficients[0], tuple | list) else (coefficients,)
+    return [own[min(step, len(own) - 1)] for step in range(steps)]
 
 
 def orthogonalize_parts(updates_NxAxB: Tensor, group: Mapping[str, Any]) -> Tensor:
@@ -182,7 +199,7 @@ def build(groups: list[dict[str, Any]], config: OptimConfig) -> Muon:
     return Muon(
         groups,
         momentum=config.muon_momentum,
-        ns_coefficients=NS_COEFFICIENTS,
+        ns_coefficients=COEFFICIENTS[config.muon_coefficients],
         ns_steps=config.muon_ns_steps,
         adjust_lr_fn="match_rms_adamw",
     )
@@ -202,7 +219,8 @@ def autocorrelation(config: OptimConfig, shape: Shape) -> Autocorrelation:
     """
     mu = config.muon_momentum
     momentum = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    update = orthogonalize(momentum[None], NS_COEFFICIENTS, config.muon_ns_steps, _EPS)[0]
+    coefficients = COEFFICIENTS[config.muon_coefficients]
+    update = orthogonalize(momentum[None], coefficients, config.muon_ns_steps, _EPS)[0]
     linear = float((update * momentum).sum() / momentum.norm()) ** 2
     power = float(update.square().sum())
     unit = RMS_OF_ADAM**2 * max(shape) / (shape[0] * shape[1])
@@ -222,7 +240,7 @@ class StackedMuon(StackedUpdate):
 
     def update(self, gradients_MP: Tensor, step: int) -> Tensor:
         """Orthogonalized momentum, matched to Adam's RMS, for a learning rate of 1."""
-        momentum = self.config.muon_momentum
+        momentum, coefficients = self.config.muon_momentum, COEFFICIENTS[self.config.muon_coefficients]
         averages_MP = self.state["momentum_buffer"]
         averages_MP.lerp_(gradients_MP, 1 - momentum)
         dtype = torch.float32 if gradients_MP.device.type == "cpu" else torch.bfloat16
@@ -231,7 +249,7 @@ class StackedMuon(StackedUpdate):
         for columns, shape in self.matrices:
             part = nesterov_MP[:, columns]
             matrices_NxAxB = part.to(dtype).reshape(-1, *shape)
-            matrices_NxAxB = orthogonalize(matrices_NxAxB, NS_COEFFICIENTS, self.config.muon_ns_steps, _EPS)
+            matrices_NxAxB = orthogonalize(matrices_NxAxB, coefficients, self.config.muon_ns_steps, _EPS)
             update_MP[:, columns] = matrices_NxAxB.to(part.dtype).reshape(part.shape)
             update_MP[:, columns] *= RMS_OF_ADAM * math.sqrt(max(shape))
         return update_MP

@@ -82,6 +82,8 @@ class OptimizerSettings:
     """Nesterov momentum of Muon."""
     muon_ns_steps: int = 5
     """Newton-Schulz iterations of Muon."""
+    muon_coefficients: Literal["quintic", "polar_express"] = "quintic"
+    """Coefficients of these iterations; see `optim.muon.COEFFICIENTS`."""
 
 
 class Matrix(NamedTuple):
