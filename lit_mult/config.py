@@ -216,6 +216,12 @@ class OptimConfig(_Section):
     )
     """Coefficients of these iterations: the same in each, or those of Polar Express (arXiv:2505.16932), which differ in
     the first five and bring singular values closer to 1."""
+    scion_radius: float = Field(OptimizerSettings.scion_radius, gt=0, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    """Radius of the spectral balls of hidden matrices under Scion. A step is lr * radius, so lr is 1e-3 or less."""
+    scion_sign_radius: float = Field(OptimizerSettings.scion_sign_radius, gt=0, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    """Radius of the LM head's ball of the largest entry under Scion, which is this over d_in."""
+    scion_momentum: float = Field(OptimizerSettings.scion_momentum, ge=0, lt=1, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    """Decay rate of Scion's momentum."""
     vector_lr: float = Field(1e-2, gt=0)
     """Learning rate of norm weights, in every arm alike, and of the multipliers unless multiplier_lr is set."""
     vector_lr_mode: Literal["absolute", "relative"] = "absolute"

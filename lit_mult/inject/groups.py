@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lit_mult.errors import ConfigError
 from lit_mult.inject.layers import multipliers_of, specs_of
 from lit_mult.inject.model import with_specs
-from lit_mult.method.decay import Decay, decay_of
+from lit_mult.method.decay import decay_of
 from lit_mult.optim.clipping import clip_gradients
 from lit_mult.optim.decay import rule_settings
 from lit_mult.optim.sharding import placement_of, reshard
@@ -91,6 +91,7 @@ def build_param_groups(
             extra = {"parts": spec.parts, "transposed": spec.transposed} if fused else {}
             # The parts of a fused matrix are hidden ones.
             decay = decay_of(
+                its,
                 weight_decay_mode,
                 weight_decay,
                 spec.roles[0],
@@ -99,8 +100,6 @@ def build_param_groups(
                 steps=steps,
                 is_head=id(weight) in heads,
             )
-            if not OPTIMIZERS[its].decays:
-                decay = Decay(0.0)
             extra |= rule_settings(decay.rule, lr * spec.lr)
             add(weight, "+".join(roles), (its, lr * spec.lr, decay.weight_decay), extra)
     multipliers = {id(one) for one in multipliers_in(model)}

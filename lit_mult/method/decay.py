@@ -20,6 +20,7 @@ from __future__ import annotations
 from typing import Final, Literal, NamedTuple
 
 from lit_mult.errors import ConfigError
+from lit_mult.registry.optimizers import OPTIMIZERS
 from lit_mult.registry.roles import HIDDEN_ROLES, SSM_ROLES, Role
 
 DecayRule = Literal["plain", "corrected", "cautious"]
@@ -43,6 +44,7 @@ class Decay(NamedTuple):
 
 
 def decay_of(
+    optimizer: str,
     mode: str,
     weight_decay: float,
     role: Role | None,
@@ -53,9 +55,10 @@ def decay_of(
     is_head: bool = False,
     section: str = "",
 ) -> Decay:
-    """The decay of one matrix.
+    """The decay of one matrix; that of its optimizer, if it has one of its own or none.
 
     Args:
+        optimizer: that trains it.
         mode: as in the table above.
         weight_decay: the run's, times that of the role.
         role: of the matrix; None if unknown, which counts as hidden.
@@ -68,6 +71,9 @@ def decay_of(
     Raises:
         ConfigError: there is no such mode; or timescale has no steps, or would decay by all of the matrix.
     """
+    spec = OPTIMIZERS[optimizer]
+    if not spec.decays or spec.own_decay is not None:
+        return Decay(spec.own_decay or 0.0)
     match mode:
         case "coupled":
             return Decay(weight_decay * width_factor)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lit_mult.config import RunConfig
-from lit_mult.method.decay import Decay, DecayRule, decay_of
+from lit_mult.method.decay import DecayRule, decay_of
 from lit_mult.method.placement import place
 from lit_mult.method.presets import run_multipliers
 from lit_mult.method.rules import init_std, scaling
 from lit_mult.method.schedule import peak_steps
 from lit_mult.registry.contracts import Axes, Axis
 from lit_mult.registry.kinds import KINDS
-from lit_mult.registry.optimizers import OPTIMIZERS, trained_by
+from lit_mult.registry.optimizers import trained_by
 from lit_mult.registry.roles import Role, Shape
 
 
@@ -98,6 +98,7 @@ def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
             forward = 1.0
         lr = config.optim.lr * rule.lr * given.lr.get(role, 1.0)
         decay = decay_of(
+            optimizer,
             config.optim.weight_decay_mode,
             config.optim.weight_decay * given.weight_decay.get(role, 1.0),
             role,
@@ -107,8 +108,6 @@ def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
             is_head=config.model.tie_embeddings and role is Role.EMBEDDING,
             section="optim.",
         )
-        if not OPTIMIZERS[optimizer].decays:
-            decay = Decay(0.0)
         matrices[name] = MatrixPlan(
             name=name,
             kind=kind.name,

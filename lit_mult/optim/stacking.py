@@ -37,6 +37,10 @@ class StackedUpdate(ABC):
         self.state = {name: torch.zeros_like(like_MP) for name in self.states}
         self.matrices, self.config = matrices, config
 
+    def state_of(self, columns: slice, shape: torch.Size) -> dict[str, Tensor]:
+        """The state of one parameter (M, ...) in these columns, by name: views of the buffers."""
+        return {name: values_MP[:, columns].view(shape) for name, values_MP in self.state.items()}
+
     @abstractmethod
     def update(self, gradients_MP: Tensor, step: int) -> Tensor:
         """Update (M, P) to subtract from the decayed parameters at a learning rate of 1; `step` counts from 0."""

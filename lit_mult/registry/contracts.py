@@ -84,6 +84,12 @@ class OptimizerSettings:
     """Newton-Schulz iterations of Muon."""
     muon_coefficients: Literal["quintic", "polar_express"] = "quintic"
     """Coefficients of these iterations; see `optim.muon.COEFFICIENTS`."""
+    scion_radius: float = 50.0
+    """Radius of the spectral balls of hidden matrices under Scion."""
+    scion_sign_radius: float = 3000.0
+    """Radius of the balls of the largest entry under Scion: that of the LM head."""
+    scion_momentum: float = 0.9
+    """Decay rate of Scion's momentum."""
 
 
 class Matrix(NamedTuple):
@@ -121,6 +127,8 @@ class OptimizerSpec:
     """Supported values of `parametrization.width_rule`."""
     decays: bool = True
     """Whether weight decay applies to its matrices."""
+    own_decay: float | None = None
+    """Weight decay that is part of the method, in place of `optim.weight_decay`, its mode and factors by role."""
     noise: str | None = None
     """"module:attribute" of its `optim.noise.NoiseReference`."""
     stacked: str | None = None

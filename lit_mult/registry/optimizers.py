@@ -51,6 +51,15 @@ def muon_hyperball_width_factor(matrix: Matrix, base: Matrix) -> float:
     return unit * hyperball_width_factor(matrix, base)
 
 
+def scion_width_factor(matrix: Matrix, base: Matrix) -> float:
+    """1: |dW|_2 is lr radius sqrt(d_out / d_in) on the spectral ball, as the change of activations asks for.
+
+    So it is on the ball of the largest entry, where entries of size 1 / d_in that align with the input give
+    |dW|_2 ~ sqrt(d_out d_in) / d_in.
+    """
+    return 1.0
+
+
 OPTIMIZERS: Final = with_plugins(
     (
         OptimizerSpec(
@@ -102,6 +111,42 @@ OPTIMIZERS: Final = with_plugins(
             width_rules=frozenset({"lr"}),
             decays=False,
             noise="lit_mult.optim.hyperball:NOISE",
+        ),
+        OptimizerSpec(
+            "normuon",
+            "NorMuon",
+            "Muon with rows of equal size for the hidden matrices, AdamW for the rest",
+            trains=HIDDEN_ROLES | SSM_ROLES,
+            build="lit_mult.optim.normuon:build",
+            width_factor=muon_width_factor,  # a row's factor is the root of its share, which does not depend on width
+            width_exponent=-0.5,
+            noise="lit_mult.optim.normuon:NOISE",
+            stacked="lit_mult.optim.normuon:StackedNorMuon",
+        ),
+        OptimizerSpec(
+            "scion",
+            "Scion",
+            "steps on spectral balls for the hidden matrices, scion-sign for the LM head, AdamW for the rest",
+            trains=HIDDEN_ROLES | SSM_ROLES,
+            others={Role.LM_HEAD: "scion-sign"},
+            build="lit_mult.optim.scion:build",
+            width_factor=scion_width_factor,
+            width_exponent=0.0,
+            own_decay=1.0,
+            stacked="lit_mult.optim.scion:StackedScion",
+            sharded=True,
+        ),
+        OptimizerSpec(
+            "scion-sign",
+            "Scion (sign)",
+            "Scion's steps by the sign of the momentum for hidden matrices and LM head, AdamW for the rest",
+            trains=HIDDEN_ROLES | SSM_ROLES | {Role.LM_HEAD},
+            build="lit_mult.optim.scion:build_sign",
+            width_factor=scion_width_factor,
+            width_exponent=0.0,
+            own_decay=1.0,
+            stacked="lit_mult.optim.scion:StackedScionSign",
+            sharded=True,
         ),
     ),
     "lit_mult.optimizers",

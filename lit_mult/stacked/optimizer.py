@@ -165,8 +165,7 @@ class StackedOptimizer(Optimizer):
         for name, parameter in self._parameters.items():
             part = self._part_of(name)
             columns = _within(self._columns[name], part.columns)
-            states = part.update.state.items()
-            found.append((name, {state: values[:, columns].view(parameter.shape) for state, values in states}))
+            found.append((name, part.update.state_of(columns, parameter.shape)))
         return found
 
     def _part_of(self, name: str) -> _Part:
