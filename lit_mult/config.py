@@ -15,7 +15,7 @@ from lit_mult.errors import ConfigError
 from lit_mult.registry import modules_in
 from lit_mult.registry.contracts import OptimizerSettings
 from lit_mult.registry.kinds import KINDS
-from lit_mult.registry.optimizers import OPTIMIZERS
+from lit_mult.registry.optimizers import OPTIMIZERS, check_known, is_imported
 from lit_mult.registry.roles import Role, Shape
 
 WidthRule = Literal["lr", "lr_wd", "lr_sqrt_wd", "multiplier"]
@@ -23,18 +23,22 @@ Tier = Literal["NONE", "LR", "LRWD", "FULL"]
 NormKind = Literal["vector", "scalar", "frozen"]
 if TYPE_CHECKING:
     MultiplierKind = str
-    OptimizerName = str
     Diagnostic = str
     Experiment = str
 else:
     MultiplierKind = Literal[tuple(KINDS)]
-    OptimizerName = Literal[tuple(OPTIMIZERS)]
     Diagnostic = Literal[modules_in("diagnostics/groups")]
     Experiment = Literal[modules_in("analysis/experiments")]
 
 
 def _choices(registry: Mapping[str, Any]) -> str:
     return "; ".join(f"{name}: {entry.help}" for name, entry in registry.items())
+
+
+_IMPORTED = (
+    "; import:MODULE.CLASS: an optimizer of an installed library for the hidden matrices, AdamW for the rest, with "
+    "optim.extra as further arguments"
+)
 
 
 # Values of `json_schema_extra` for fields that config hashes do not always include.
@@ -47,6 +51,7 @@ HASHED_UNLESS_DEFAULT: Final[JsonDict] = {"hashed": "unless default"}
 # Mappings with arbitrary keys.
 OPEN_FIELDS = (
     "placement.overrides",
+    "optim.extra",
     "trainer.extra",
     "parametrization.forward",
     "parametrization.lr",
@@ -222,6 +227,8 @@ class OptimConfig(_Section):
     """Radius of the LM head's ball of the largest entry under Scion, which is this over d_in."""
     scion_momentum: float = Field(OptimizerSettings.scion_momentum, ge=0, lt=1, json_schema_extra=HASHED_UNLESS_DEFAULT)
     """Decay rate of Scion's momentum."""
+    extra: dict[str, Any] = Field(default_factory=dict, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    """Further keyword arguments of an optimizer by import path."""
     vector_lr: float = Field(1e-2, gt=0)
     """Learning rate of norm weights, in every arm alike, and of the multipliers unless multiplier_lr is set."""
     vector_lr_mode: Literal["absolute", "relative"] = "absolute"
@@ -350,7 +357,7 @@ class RunConfig(_Section):
     """Everything that decides the outcome of one training run."""
 
     multipliers: MultiplierKind = Field("none", description=_choices(KINDS))
-    optimizer: OptimizerName = Field("adamw", description=_choices(OPTIMIZERS))
+    optimizer: str = Field("adamw", description=_choices(OPTIMIZERS) + _IMPORTED)
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the initialization, the order of the data and dropout."""
     model: ModelConfig = Field(default_factory=ModelConfig)
@@ -370,8 +377,16 @@ class RunConfig(_Section):
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     """flags of the Lightning Trainer"""
 
+    @field_validator("optimizer")
+    @classmethod
+    def _check_optimizer(cls, name: str) -> str:
+        check_known(name)
+        return name
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.optim.extra and not is_imported(self.optimizer):
+            raise ConfigError("optim.extra", self.optim.extra, f"is for import:MODULE.CLASS, not for {self.optimizer}")
         base, unit = self.parametrization.base_d_model, self.model.head_dim * self.model.num_key_value_groups
         if base % unit:
             allowed = f"must be a multiple of model.head_dim * model.num_key_value_groups = {unit}"

@@ -14,7 +14,7 @@ from lit_mult.method.decay import decay_of
 from lit_mult.optim.clipping import clip_gradients
 from lit_mult.optim.decay import rule_settings
 from lit_mult.optim.sharding import placement_of, reshard
-from lit_mult.registry.optimizers import OPTIMIZERS, trained_by
+from lit_mult.registry.optimizers import check_known, trained_by
 from lit_mult.registry.roles import Role
 
 
@@ -53,8 +53,7 @@ def build_param_groups(
         UserError: `add_multipliers` has not been called, no such optimizer, or not that of `width_rules`; parts of a
             fused matrix need different ones; or PEFT's adapters are on it; or steps are missing.
     """
-    if optimizer not in OPTIMIZERS:
-        raise ConfigError("optimizer", optimizer, f"must be one of {', '.join(OPTIMIZERS)}")
+    check_known(optimizer)
     modules = with_specs(model)
     reshard(model)
     vector_lr = lr if vector_lr is None else vector_lr

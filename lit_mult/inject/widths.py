@@ -16,7 +16,7 @@ from lit_mult.inject.layers import MatrixSpec, matrix_name, multiply, set_width,
 from lit_mult.inject.table import layers_together, named, sides
 from lit_mult.method.rules import Scaling, init_std, scaling
 from lit_mult.registry.contracts import RowParts
-from lit_mult.registry.optimizers import OPTIMIZERS
+from lit_mult.registry.optimizers import check_known
 from lit_mult.registry.roles import Role, Shape
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -123,8 +123,7 @@ def describe_widths(model: nn.Module, base_model: nn.Module) -> Iterator[str]:
 
 
 def _check_choices(optimizer: str, rule: str, rescale: str | None) -> None:
-    if optimizer not in OPTIMIZERS:
-        raise ConfigError("optimizer", optimizer, f"must be one of {', '.join(OPTIMIZERS)}")
+    check_known(optimizer)
     if rule not in ("lr", "lr_wd", "lr_sqrt_wd"):
         why = "; lr_wd trains as multiplier does" if rule == "multiplier" else ""
         raise ConfigError("rule", rule, f"must be lr, lr_wd or lr_sqrt_wd{why}")

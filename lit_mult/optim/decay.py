@@ -8,7 +8,7 @@ u is what it has moved, and the decay lr * weight_decay * W follows; it takes a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,7 @@ def rule_settings(rule: DecayRule, lr: float) -> dict[str, Any]:
 
 @contextmanager
 def decaying(groups: Sequence[dict[str, Any]]) -> Iterator[None]:
-    """Let the steps of these groups inside follow their decay rules.
+    """Let the steps of these groups inside follow their decay rules; gradients are there before.
 
     Raises:
         UserError: the lr of a corrected group is above its peak.
@@ -43,14 +43,14 @@ def decaying(groups: Sequence[dict[str, Any]]) -> Iterator[None]:
             if rule == "corrected":
                 group["weight_decay"] = decay * _share_of_peak(group)
             elif rule == "cautious" and decay:
-                copies.append((group, decay, _copied(group["params"])))
+                copies.append((group, decay, _copied(one for one in group["params"] if one.grad is not None)))
                 group["weight_decay"] = 0.0
         yield
     finally:
         for group, decay in zip(groups, own, strict=True):
             group["weight_decay"] = decay
     for group, decay, starts in copies:
-        _decay_cautiously(group, float(group["lr"] * decay), starts)
+        _decay_cautiously(float(group["lr"] * decay), starts)
 
 
 def _share_of_peak(group: dict[str, Any]) -> float:
@@ -62,16 +62,16 @@ def _share_of_peak(group: dict[str, Any]) -> float:
 
 
 @torch.no_grad()
-def _copied(parameters: list[Tensor]) -> dict[Tensor, Tensor]:
+def _copied(parameters: Iterable[Tensor]) -> dict[Tensor, Tensor]:
     """Copies of this rank's shards."""
     pairs = ((alike, local(alike)) for alike in by_placement(parameters))
     return {one: shard.clone() for alike, shards in pairs for one, shard in zip(alike, shards, strict=True)}
 
 
 @torch.no_grad()
-def _decay_cautiously(group: dict[str, Any], share: float, starts: dict[Tensor, Tensor]) -> None:
-    """Decay this rank's shards of what has a gradient, as the optimizer itself would."""
-    for alike in by_placement(one for one in group["params"] if one.grad is not None):
+def _decay_cautiously(share: float, starts: dict[Tensor, Tensor]) -> None:
+    """Decay this rank's shards of what has taken a step from here."""
+    for alike in by_placement(starts):
         for parameter, shard in zip(alike, local(alike), strict=True):
             start = starts[parameter]
             start.masked_fill_((start - shard).mul_(start) < 0, 0.0)  # the update was start - shard, up to its lr

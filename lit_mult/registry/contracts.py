@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from lit_mult.registry.roles import Role, Shape
 
@@ -90,6 +90,8 @@ class OptimizerSettings:
     """Radius of the balls of the largest entry under Scion: that of the LM head."""
     scion_momentum: float = 0.9
     """Decay rate of Scion's momentum."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further keyword arguments of an optimizer by import path."""
 
 
 class Matrix(NamedTuple):

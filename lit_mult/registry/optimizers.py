@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Final
 
 from lit_mult.errors import ConfigError
@@ -60,7 +61,37 @@ def scion_width_factor(matrix: Matrix, base: Matrix) -> float:
     return 1.0
 
 
-OPTIMIZERS: Final = with_plugins(
+class Optimizers(dict[str, OptimizerSpec]):
+    """Name -> optimizer. It also finds those of libraries, import:MODULE.CLASS, which it does not list."""
+
+    def __missing__(self, name: str) -> OptimizerSpec:
+        if not is_imported(name):
+            raise KeyError(name)
+        module, _, kind = name.removeprefix("import:").rpartition(".")
+        return OptimizerSpec(
+            name,
+            f"{kind} ({module})",
+            f"{kind} of {module} for the hidden matrices, AdamW for the rest",
+            trains=HIDDEN_ROLES | SSM_ROLES,  # as Muon, so that an arm differs from its arm in the optimizer alone
+            build="lit_mult.optim.imported:build",
+        )
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (isinstance(name, str) and is_imported(name))
+
+
+def is_imported(optimizer: str) -> bool:
+    """Whether a name is that of a library's optimizer, import:MODULE.CLASS; whether there is one is not known."""
+    return re.fullmatch(r"import:[^\W\d]\w*(\.[^\W\d]\w*)+", optimizer) is not None
+
+
+def check_known(optimizer: str, field: str = "optimizer") -> None:
+    """Raises: ConfigError when there is no optimizer of this name."""
+    if optimizer not in OPTIMIZERS:
+        raise ConfigError(field, optimizer, f"must be one of {', '.join(OPTIMIZERS)}, or import:MODULE.CLASS")
+
+
+_REGISTERED = with_plugins(
     (
         OptimizerSpec(
             "adamw",
@@ -151,6 +182,7 @@ OPTIMIZERS: Final = with_plugins(
     ),
     "lit_mult.optimizers",
 )
+OPTIMIZERS: Final = Optimizers(_REGISTERED)
 """Name -> optimizer. The order is that of the parts of a `HybridOptimizer`, and so of its parameter groups."""
 
 
