@@ -159,6 +159,7 @@ def test_lightning_trains_a_foreign_model_as_on_one_device(runs: Runs, strategy:
         ({"train.diagnostics": ["norms"]}, "train.diagnostics = 'norms': read whole parameters"),
         ({"optimizer": "hyperball"}, "optimizer = 'hyperball': has no sharded form, which trainer.strategy = fsdp2"),
         ({"optimizer": "muon-hyperball"}, "has no sharded form"),
+        ({"optimizer": "normuon"}, "has no sharded form"),
         ({"train.batch_size": 3}, "train.batch_size = 3: must be a multiple of devices"),
     ],
 )
