@@ -69,11 +69,16 @@ def test_twenty_steps_are_those_of_the_library() -> None:
     assert (ours - normal(99)).norm() > 0.1
 
 
-@pytest.mark.parametrize("name", ["heavyball.SOAP", "heavyball.AdEMAMix", "torch.optim.NAdam"])
-def test_a_stopped_run_goes_on_exactly(name: str, tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("heavyball.SOAP", "32-true"), ("heavyball.AdEMAMix", "32-true"), ("heavyball.AdEMAMix", "bf16-true")],
+)
+def test_a_stopped_run_goes_on_exactly(name: str, precision: str, tiny: Tiny, tmp_path: Path) -> None:
     """SOAP counts towards its next eigenbasis outside of the states of parameters, and stops here between two."""
     extra = {"optim.extra": {"precondition_frequency": 4}} if name == "heavyball.SOAP" else {}
-    config = tiny({**STANDARD, "optimizer": f"import:{name}", "multipliers": "vector", **extra})
+    config = tiny(
+        {**STANDARD, "optimizer": f"import:{name}", "multipliers": "vector", "trainer.precision": precision, **extra}
+    )
     whole = run(config, tmp_path / "whole")
     with pytest.raises(Interrupted):
         run(config, tmp_path / "part", should_stop=iter([False] * 5 + [True]).__next__)

@@ -76,9 +76,8 @@ class HybridOptimizer(Optimizer):
         indices = [index for group in state_dict["param_groups"] for index in group["params"]]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for index, parameter in zip(indices, parameters, strict=True):
-            for name, saved in state_dict["state"].get(index, {}).items():
-                if isinstance(saved, Tensor) and saved.dtype == torch.float32 and parameter.dtype in NARROW:
-                    self.state[parameter][name] = saved.to(self.state[parameter][name].device, copy=True)
+            if parameter.dtype in NARROW and index in state_dict["state"]:
+                self.state[parameter] = _in_float32(state_dict["state"][index], self.state[parameter])
         self._link()
         for part, added in zip(self._parts, state_dict.get("parts", ()), strict=False):
             if added:
@@ -94,6 +93,17 @@ class HybridOptimizer(Optimizer):
             for part in self._parts:
                 part.step()
         return loss
+
+
+def _in_float32(saved: Any, held: Any) -> Any:
+    """A loaded state, with the saved values where those were in float32; libraries nest states."""
+    if isinstance(saved, Tensor):
+        return saved.to(held.device, copy=True) if saved.dtype == torch.float32 else held
+    if isinstance(saved, dict):
+        return {name: _in_float32(value, held[name]) for name, value in saved.items()}
+    if isinstance(saved, list | tuple):
+        return type(saved)(_in_float32(*pair) for pair in zip(saved, held, strict=True))
+    return held
 
 
 def _added(part: Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
