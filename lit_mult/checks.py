@@ -122,7 +122,7 @@ def coord_check(
             values += [Measured(width, seed, *one) for one in coordinates(partial(make, width, seed))]
     limits = [_limits(one, seen) for one in values]
     judged = [asdict(one) | {"low": its[0], "high": its[1]} for one, its in zip(values, limits, strict=True) if its]
-    frame = pd.DataFrame(judged)
+    frame = pd.DataFrame(judged).rename(columns={"size": "width"})
     return CoordCheck(exponents(frame), frame)
 
 
@@ -130,7 +130,7 @@ def _limits(value: Measured, seen: Mapping[int, Mapping[str, MatrixFacts]]) -> t
     """Lowest and highest exponent by theory; None for the decay of a matrix that does not widen in proportion."""
     if value.kind != "decay":
         return exponent_of(value.kind, value.coordinate, value.role, None)
-    facts = seen[value.width][value.coordinate]
+    facts = seen[value.size][value.coordinate]
     limits = exponent_of(value.kind, value.coordinate, facts.role, facts.widths)
     if limits == (0.0, 0.0) or facts.widths is None:
         return limits

@@ -19,6 +19,7 @@ from lit_mult.registry.optimizers import OPTIMIZERS, check_known, is_imported
 from lit_mult.registry.roles import Role, Shape
 
 WidthRule = Literal["lr", "lr_wd", "lr_sqrt_wd", "multiplier"]
+DepthRule = Literal["none", "depth_mup", "completep", "hyperp"]
 Tier = Literal["NONE", "LR", "LRWD", "FULL"]
 NormKind = Literal["vector", "scalar", "frozen"]
 if TYPE_CHECKING:
@@ -82,6 +83,9 @@ class ModelConfig(_Section):
     """Epsilon of RMSNorm."""
     block_norms: Literal["learned", "frozen"] = Field("learned", json_schema_extra=HASHED_UNLESS_DEFAULT)
     """RMSNorm weights of the blocks: learned, or fixed at 1."""
+    qk_norm: bool = Field(False, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    """RMSNorm of every query and key over head_dim, before the rotary embedding (as in Qwen3), with one weight for all
+    query heads and one for all key heads, learned or fixed as block_norms. It removes the scale of a head's rows."""
     final_norm: NormKind = Field("vector", json_schema_extra=HASHED_UNLESS_DEFAULT)
     """Weight of the last RMSNorm (paper fig. 1, VPN / SPN / FPN): one a channel, one learned scalar, or fixed at 1."""
     tie_embeddings: bool = False
@@ -91,8 +95,9 @@ class ModelConfig(_Section):
     z_loss: float = Field(0.0, ge=0)
     """Weight of logsumexp(logits)^2 in the training loss; reported losses leave it out (paper: 1e-4)."""
     pretrained: str | None = Field(None, json_schema_extra=HASHED_UNLESS_DEFAULT)
-    """FOLDER@HASH: a Hugging Face Llama whose effective matrices and norms the run starts from, and the hash of its
-    content, which the command line adds; `lit-mult import` writes the other fields to fit. null: a random start."""
+    """FOLDER@HASH: a Hugging Face Llama or Qwen3 whose effective matrices and norms the run starts from, and the hash
+    of its content, which the command line adds; `lit-mult import` writes the other fields to fit. null: a random
+    start."""
 
     @property
     def n_heads(self) -> int:
@@ -179,6 +184,12 @@ class ParametrizationConfig(_Section):
     lr_sqrt_wd, where weight decay rises as the square root only (arXiv:2510.15262)."""
     base_d_model: int = Field(32, gt=0)
     """Width at which mup and standard coincide; a multiple of head_dim."""
+    depth_rule: DepthRule = Field("none", json_schema_extra=HASHED_UNLESS_DEFAULT)
+    """On top of rule and width rule, against a model of base_n_layers: residual branches, and the rates of what is in
+    blocks, scale with depth (arXiv:2505.01618). depth_mup: both by 1/sqrt. completep: branches by 1/depth, rates not.
+    hyperp (hyperball optimizers alone, arXiv:2603.28743): rates by 1/sqrt, branches divided by sqrt(2 n_layers)."""
+    base_n_layers: int = Field(2, gt=0, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    """Depth at which depth_mup and completep change nothing, and the lr of hyperp is the base lr."""
     attention_scale: Literal["1/sqrt(head_dim)", "1/head_dim"] = "1/sqrt(head_dim)"
     """Factor on the attention logits."""
     embedding_std: float = Field(1.0, gt=0)
@@ -199,7 +210,7 @@ class OptimConfig(_Section):
     """AdamW, or Muon for the hidden matrices with AdamW for the rest."""
 
     lr: float = Field(2**-6, gt=0)
-    """Base learning rate of the matrices, at width base_d_model."""
+    """Base learning rate of the matrices, at width base_d_model (and with a depth_rule at depth base_n_layers)."""
     weight_decay: float = Field(0.1, ge=0)
     """Weight decay of the matrices."""
     weight_decay_mode: Literal["coupled", "independent", "corrected", "cautious", "timescale"] = "coupled"
@@ -213,9 +224,13 @@ class OptimConfig(_Section):
     eps: float = Field(OptimizerSettings.eps, gt=0)
     """AdamW's epsilon."""
     muon_momentum: float = Field(OptimizerSettings.muon_momentum, ge=0, lt=1)
-    """Nesterov momentum of Muon."""
+    """Momentum of Muon, Nesterov's, and of Muown."""
     muon_ns_steps: int = Field(OptimizerSettings.muon_ns_steps, gt=0)
     """Newton-Schulz iterations of Muon."""
+    muown_norm_lr: float | None = Field(OptimizerSettings.muown_norm_lr, gt=0, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    """Muown's learning rate of row norms, without a factor by width; null: that of the matrix."""
+    sphere: Literal["matrix", "row"] = Field(OptimizerSettings.sphere, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    """What keeps its norm under sphere, hyperball and their Muon variants: each matrix, or each row by itself."""
     muon_coefficients: Literal["quintic", "polar_express"] = Field(
         OptimizerSettings.muon_coefficients, json_schema_extra=HASHED_UNLESS_DEFAULT
     )

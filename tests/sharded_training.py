@@ -6,6 +6,7 @@ Imported by those processes, hence without pytest.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -206,7 +207,16 @@ def two_ranks(folder: Path) -> dict[str, Any]:
         "scalar": with_multipliers("scalar", shard_blocks),
     }
     found = {"fsdp": weights(model), "fsdp_norms": norms, "ddp": weights(replicated), "ddp_norms": ddp_norms}
-    return found | {"foreign": foreign}
+    return found | {"foreign": foreign, "fsdp1": [_refusal_of_fsdp1(use) for use in (False, True)]}
+
+
+def _refusal_of_fsdp1(use_orig_params: bool) -> str:
+    wrap = partial(FullyShardedDataParallel, use_orig_params=use_orig_params, device_id=torch.device("cpu"))
+    try:
+        with_multipliers("vector", wrap)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def four_ranks(folder: Path) -> dict[str, Any]:

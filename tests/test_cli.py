@@ -93,7 +93,7 @@ def test_print_config_prints_a_config_that_fit_takes(
         (["sweep", "nope"], "nope: no such file, nor a shipped study"),
         (["sweep", "quick", "--workers", "-1"], "--workers -1"),
         (["report", "missing"], "missing: no run records here"),
-        (["train"], "no such command; there are fit, sweep, status, report, evaluate, tasks, preset"),
+        (["train"], "no such command; there are fit, sweep, status, report, compare, evaluate, tasks, preset"),
     ],
 )
 def test_bad_input_gives_one_line_and_writes_nothing(
@@ -170,6 +170,18 @@ def test_parameters_shows_the_decay_of_multipliers_alike_in_both_modes(capsys: p
     # the optimizer takes off lr * decay: 0.01 * 0.002 of the multipliers; 0.1 * 0.1 = 0.01 of an independent matrix
     assert shown["coupled"] == (["adamw", "0.01", "0.002"], ["adamw", "0.1", "0.01"])
     assert shown["independent"] == (["adamw", "0.01", "0.002"], ["adamw", "0.1", "0.1"])
+
+
+def test_parameters_shows_what_a_depth_rule_does(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = "--model.n_layers 8 --model.qk_norm true --optimizer muon --parametrization.depth_rule completep"
+    assert main(["parameters", *arguments.split()]) == 0
+    rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert rows["parameter"][-1] == "eps"
+    # l = 8 / 2 = 4: branches by 1/4, and Adam's epsilon 1e-8 / 4 of what is not Muon's
+    assert rows["layers.7.mlp.down_proj.weight"][3:5] == ["-", "*0.25"]
+    assert rows["layers.7.self_attn.k_norm.weight"][1:5] == ["norm", "32", "adamw", "0.01"]
+    names = ("layers.0.mlp.down_proj.weight", "layers.0.self_attn.q_norm.weight", "norm.weight", "lm_head.weight")
+    assert [rows[name][-1] for name in names] == ["-", "2.5e-09", "-", "-"]
 
 
 def test_the_example_study_of_the_readme_runs_from_yaml_to_report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,8 +15,9 @@ import pytest
 from lit_mult.analysis.exponents import exponents
 from lit_mult.cli import main
 from lit_mult.config import RunConfig
+from lit_mult.diagnostics.coordinates import Coordinate, over_layers
 from lit_mult.method import plan, rules
-from lit_mult.method.expectations import expected_exponent
+from lit_mult.method.expectations import depth_exponent, expected_exponent
 from lit_mult.registry.roles import Role
 
 Check = Callable[..., tuple[int, dict[tuple[str, str], str]]]
@@ -103,6 +105,106 @@ def test_a_group_with_the_wrong_rate_is_caught_where_it_is(
     assert not {("update", "layers.0.self_attn.q_proj"), ("update", "layers.0.mlp.down_proj")} & failed(verdicts)
 
 
+@pytest.fixture
+def check_depth(text_file: Path, capsys: pytest.CaptureFixture[str]) -> Check:
+    """The same over depth."""
+
+    def run(*options: str) -> tuple[int, dict[tuple[str, str], str]]:
+        tiny = "--model.d_model 32 --model.head_dim 8 --parametrization.base_d_model 32 --data.seq_len 16"
+        size = "--train.batch_size 8 --depths 2,4,8 --seeds 2 --steps 3 --optim.lr 0.002"
+        schedule = "--schedule.name constant --schedule.warmup_fraction 0"
+        code = main(["coord-check", *f"{tiny} {size} {schedule} --data.corpus {text_file}".split(), *options])
+        rows = [re.split(r"  +", line.strip()) for line in capsys.readouterr().out.splitlines()[1:]]
+        return code, {(row[0], row[1]): row[-1] for row in rows if row[-1] in ("PASS", "FAIL")}
+
+    return run
+
+
+READERS = {f"layers.*.{name}" for name in ("self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")}
+ENDS = {"layers.*.self_attn.o_proj", "layers.*.mlp.down_proj"}
+BRANCHES = {"layers.*.self_attn", "layers.*.mlp"}
+
+
+@pytest.mark.parametrize("rule", ["depth_mup", "completep"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_depth_rules_pass(check_depth: Check, optimizer: str, rule: str) -> None:
+    code, verdicts = check_depth("--optimizer", optimizer, "--parametrization.depth_rule", rule)
+
+    assert (code, failed(verdicts)) == (0, set())
+    assert {("start", "last block"), ("change", "last block"), ("change", "logits")} < verdicts.keys()
+
+
+@pytest.mark.parametrize("rule", ["depth_mup", "completep"])
+@pytest.mark.parametrize(("optimizer", "lr"), [("normuon", 0.002), ("scion", 3e-4), ("scion-sign", 3e-5)])
+def test_depth_rules_pass_under_kin_of_muon(check_depth: Check, optimizer: str, lr: float, rule: str) -> None:
+    options = ("--optimizer", optimizer, "--optim.lr", str(lr), "--parametrization.depth_rule", rule)
+    code, verdicts = check_depth(*options, "--optim.weight_decay_mode", "timescale", "--optim.weight_decay", "1e-4")
+    assert (code, failed(verdicts)) == (0, set())
+
+
+@pytest.mark.parametrize("options", [["--multipliers", "vector"], ["--optimizer", "hyperball"]])
+def test_depth_rules_pass_with_multipliers_and_on_spheres(check_depth: Check, options: list[str]) -> None:
+    rule = "hyperp" if "hyperball" in options else "completep"
+    code, verdicts = check_depth(*options, "--parametrization.depth_rule", rule)
+    assert (code, failed(verdicts)) == (0, set())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_depth_without_a_rule_fails(check_depth: Check, optimizer: str) -> None:
+    code, verdicts = check_depth("--optimizer", optimizer)
+    assert code == 1
+    assert {("start", name) for name in BRANCHES} | {("update", name) for name in ENDS} <= failed(verdicts)
+
+
+DepthFault = Callable[[float, rules.DepthScaling], rules.DepthScaling]
+
+
+def plant_depth(monkeypatch: pytest.MonkeyPatch, fault: DepthFault) -> None:
+    right = rules.depth_scaling
+    monkeypatch.setattr(plan, "depth_scaling", lambda n_layers, *rest: fault(n_layers / 2, right(n_layers, *rest)))
+
+
+@pytest.mark.parametrize(("optimizer", "rule"), [("adamw", "completep"), ("muon", "depth_mup")])
+@pytest.mark.parametrize("power", [-0.5, 0.5])
+def test_a_rate_with_the_wrong_exponent_in_the_depth_is_caught(
+    check_depth: Check, monkeypatch: pytest.MonkeyPatch, optimizer: str, rule: str, power: float
+) -> None:
+    plant_depth(monkeypatch, lambda depth, scaling: replace(scaling, lr=scaling.lr * depth**power))
+    code, verdicts = check_depth("--optimizer", optimizer, "--parametrization.depth_rule", rule)
+
+    assert code == 1
+    assert {(kind, name) for kind in ("update", "decay") for name in READERS | ENDS} <= failed(verdicts)
+    assert "start" not in {kind for kind, _ in failed(verdicts)}
+
+
+@pytest.mark.parametrize(("rule", "power"), [("depth_mup", -0.5), ("completep", 0.5)])
+def test_a_branch_with_the_wrong_exponent_in_the_depth_is_caught(
+    check_depth: Check, monkeypatch: pytest.MonkeyPatch, rule: str, power: float
+) -> None:
+    plant_depth(monkeypatch, lambda depth, scaling: replace(scaling, branch=scaling.branch * depth**power))
+    code, verdicts = check_depth("--parametrization.depth_rule", rule)
+
+    assert code == 1
+    assert {("start", name) for name in BRANCHES} | {("update", name) for name in ENDS} <= failed(verdicts)
+    assert "decay" not in {kind for kind, _ in failed(verdicts)}
+
+
+def test_layers_of_any_number_have_the_same_coordinates() -> None:
+    # attention RMS 3 and 4 in two layers: sqrt((9 + 16) / 2); of the blocks themselves the last one's
+    found: list[Coordinate] = [
+        ("start", "layers.0.self_attn", "", 3.0),
+        ("start", "layers.0", "", 5.0),
+        ("start", "layers.1.self_attn", "", 4.0),
+        ("start", "layers.1", "", 7.0),
+        ("start", "norm", "", 1.0),
+    ]
+    assert [(name, value) for _, name, _, value in over_layers(found)] == [
+        ("layers.*.self_attn", pytest.approx(math.sqrt(12.5))),
+        ("last block", 7.0),
+        ("norm", 1.0),
+    ]
+
+
 def test_the_exponent_is_fitted_on_the_larger_widths() -> None:
     """value = width^-1 below 64 and constant from there on."""
     rows = [
@@ -118,12 +220,17 @@ def test_the_exponent_is_fitted_on_the_larger_widths() -> None:
     assert exponents(pd.DataFrame(rows))["verdict"].tolist() == ["FAIL"]
 
 
-def test_tables_and_figure_are_written(check: Check, tmp_path: Path) -> None:
-    check("--out", str(tmp_path / "out"), "--steps", "1", "--widths", "16,32,64")
+@pytest.mark.parametrize(("command", "sizes"), [("check", "--widths 16,32,64"), ("check_depth", "--depths 1,2,3")])
+def test_tables_and_figure_are_written(
+    command: str, sizes: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    request.getfixturevalue(command)("--out", str(tmp_path / "out"), "--steps", "1", *sizes.split())
 
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"coordinates.csv", "exponents.csv", "coordinates.png"}
     assert (tmp_path / "out" / "coordinates.png").read_bytes().startswith(b"\x89PNG")
+    size = sizes.split()[0].strip("-").rstrip("s")
+    assert (tmp_path / "out" / "coordinates.csv").read_text().startswith(f"{size},seed,kind,coordinate,role,value,")
 
 
 @pytest.mark.parametrize(
@@ -132,6 +239,9 @@ def test_tables_and_figure_are_written(check: Check, tmp_path: Path) -> None:
         (["--widths", "32,64"], "--widths 32,64: must be three or more"),
         (["--widths", "32,wide,64"], "three or more different whole numbers"),
         (["--widths", "32,64,100"], "model.d_model = 100: must be a multiple"),
+        (["--depths", "2,4"], "--depths 2,4: must be three or more"),
+        (["--depths", "0,2,4"], "model.n_layers = 0: input should be greater than 0"),
+        (["--depths", "2,4,8", "--widths", "32,64,128"], "--depths 2,4,8: must be left out with --widths"),
     ],
 )
 def test_bad_widths_are_one_line(options: list[str], said: str, refused: Callable[..., str]) -> None:
@@ -150,3 +260,16 @@ def test_expectations_know_the_config() -> None:
     assert expected_exponent(timescale, "decay", "lm_head", "lm_head") == (0.0, 0.0)
     independent = config.with_overrides({"optim.weight_decay_mode": "independent"})
     assert expected_exponent(independent, "decay", "lm_head", "lm_head") == (0.0, 0.0)
+
+
+def test_depth_expectations_know_the_config() -> None:
+    up = ("decay", "layers.*.mlp.up_proj", "up_proj")
+    config: Any = RunConfig.from_dict({"parametrization": {"depth_rule": "depth_mup"}})
+    assert depth_exponent(config, *up) == (-0.5, -0.5)
+    assert depth_exponent(config, "decay", "lm_head", "lm_head") == (0.0, 0.0)
+    for mode, expected in {"independent": 0.0, "timescale": 0.0, "corrected": -0.5, "cautious": -0.5}.items():
+        other = config.with_overrides({"optim.weight_decay_mode": mode})
+        assert depth_exponent(other, *up) == (expected, expected)
+    scion = config.with_overrides({"optimizer": "scion", "optim.weight_decay_mode": "timescale"})
+    assert depth_exponent(scion, *up) == (-0.5, -0.5)  # its decay is its own: 1 per lr
+    assert depth_exponent(config.with_overrides({"parametrization.depth_rule": "completep"}), *up) == (0.0, 0.0)

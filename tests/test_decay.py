@@ -36,6 +36,7 @@ from lit_mult.training.run import run
 
 LR, DECAY, STEPS = 0.02, 0.5, 20
 RULES = ("corrected", "cautious")
+DEEP = {"model.n_layers": 8, "parametrization.depth_rule": "depth_mup"}
 SHAPE = (6, 4)
 
 
@@ -157,9 +158,23 @@ def test_all_but_the_head_have_corrected_decay(tiny: Tiny) -> None:
     assert Role.ROUTER not in NORMALIZED
 
 
+def test_groups_have_the_rule_beside_the_epsilon_of_a_depth_rule(tiny: Tiny) -> None:
+    # l = 8 / 2: half the lr and half of Adam's epsilon in blocks; and half the lr at twice the base width
+    config = tiny({**DEEP, "optim.weight_decay_mode": "corrected", "optim.lr": 0.25, "optim.eps": 1e-6})
+    plan = plan_run(config, 17)
+    groups = parameter_groups(plan_parameters(Llama(config.model, plan), plan))
+    assert {(one["name"], one.get("decay_rule"), one.get("peak_lr"), one.get("eps")) for one in groups} == {
+        ("embedding", "corrected", 0.25, None),
+        ("q_proj+k_proj+v_proj+o_proj+gate_proj+up_proj+down_proj", "corrected", 0.0625, 5e-7),
+        ("norm", None, None, 5e-7),
+        ("norm", None, None, None),
+        ("lm_head", None, None, None),
+    }
+
+
 @pytest.mark.parametrize("schedule", ["wsd", "cosine"])
 def test_timescale_is_the_number_of_decay_times(tiny: Tiny, schedule: str) -> None:
-    for changes in ({}, {"model.d_model": 32}, {"optim.lr": 0.3}, {"train.steps": 80}, {"optimizer": "muon"}):
+    for changes in ({}, {"model.d_model": 32}, {"optim.lr": 0.3}, {"train.steps": 80}, {"optimizer": "muon"}, DEEP):
         settings = {"optim.weight_decay_mode": "timescale", "optim.weight_decay": 4.0, "schedule.name": schedule}
         config = tiny({"train.steps": 40, **settings, **changes})
         times = [one.decay_times for one in matrix_regimes(config, plan_run(config, 17)).values()]
@@ -225,6 +240,7 @@ def test_stacks_with_every_mode_train_as_their_members_alone(tiny: Tiny, tmp_pat
                 "train.steps": 24,
             }
             | {"optim.weight_decay_mode": mode, "optim.weight_decay": decay}
+            | {"parametrization.depth_rule": "depth_mup" if mode in ("cautious", "timescale") else "none"}
         )
         for mode, decay in modes.items()
     ]

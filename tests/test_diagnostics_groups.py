@@ -239,6 +239,10 @@ def test_symmetry_coordinates_of_the_full_placement() -> None:
             {"log_query/key", "log_value/out", "log_up/down", "log_norm/head"}
             | {"log_norm/query+key+value", "log_norm/gate+up"},
         ),
+        (
+            {"model.qk_norm": True},
+            {"log_row/column", "log_value/out", "log_up/down", "log_norm/value", "log_norm/gate+up"},
+        ),
     ],
 )
 def test_a_placement_has_the_coordinates_of_its_redundancies(overrides: dict[str, Any], quantities: set[str]) -> None:

@@ -92,6 +92,8 @@ def sample(config: RunConfig) -> torch.Tensor:
     width_rule=st.sampled_from(["lr", "multiplier"]),
     scale=st.sampled_from(["1/sqrt(head_dim)", "1/head_dim"]),
     preset=st.sampled_from(["neutral", "falcon-h1-0.5b"]),
+    depth_rule=st.sampled_from(["none", "completep"]),
+    qk_norm=st.booleans(),
 )
 def test_an_export_has_the_trained_models_logits(
     kind: str,
@@ -103,6 +105,8 @@ def test_an_export_has_the_trained_models_logits(
     width_rule: str,
     scale: str,
     preset: str,
+    depth_rule: str,
+    qk_norm: bool,
 ) -> None:
     axes = "scalar" if kind == "scalar" else "row+column"
     model, config = build(
@@ -113,10 +117,13 @@ def test_an_export_has_the_trained_models_logits(
             "model.tie_embeddings": tied,
             "model.num_key_value_groups": groups,
             "model.rope_theta": theta,
+            "model.qk_norm": qk_norm,
             "parametrization.base_d_model": 32,
             "parametrization.width_rule": width_rule,
             "parametrization.attention_scale": scale,
             "parametrization.preset": preset,
+            "parametrization.depth_rule": depth_rule,
+            "parametrization.base_n_layers": 1,
         }
     )
     with tempfile.TemporaryDirectory() as scratch:
@@ -125,6 +132,11 @@ def test_an_export_has_the_trained_models_logits(
         theirs = AutoModelForCausalLM.from_pretrained(out)
         found = agreement(model, lambda ids_BT: theirs(ids_BT).logits, sample(config))
 
+        card = (out / "README.md").read_text()
+
+    assert f"this is a plain {'Qwen3' if qk_norm else 'Llama'}," in card
+    assert ("completep (base depth 1)" in card) == (depth_rule == "completep")
+    assert type(theirs).__name__ == ("Qwen3ForCausalLM" if qk_norm else "LlamaForCausalLM")
     assert found == said
     assert 3 < found.largest_logit < 100
     assert found.largest_difference <= 1e-4 * max(1, found.largest_logit / 10)

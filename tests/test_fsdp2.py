@@ -34,7 +34,13 @@ from lit_mult.training.trained import load_trained
 
 SHARDED = {"trainer.devices": 2, "trainer.strategy": "fsdp2"}
 CASES: dict[str, dict[str, Any]] = {
-    "vectors, AdamW": {"multipliers": "vector", "optimizer": "adamw", "train.eval_every": 5},
+    "vectors, AdamW": {
+        "multipliers": "vector",
+        "optimizer": "adamw",
+        "train.eval_every": 5,
+        "model.qk_norm": True,
+        "parametrization.depth_rule": "depth_mup",
+    },
     # parameters () beside sharded ones, in the groups of norms and of multipliers
     "scalars, Muon": {
         "multipliers": "scalar",
@@ -159,6 +165,8 @@ def test_lightning_trains_a_foreign_model_as_on_one_device(runs: Runs, strategy:
         ({"train.diagnostics": ["norms"]}, "train.diagnostics = 'norms': read whole parameters"),
         ({"optimizer": "hyperball"}, "optimizer = 'hyperball': has no sharded form, which trainer.strategy = fsdp2"),
         ({"optimizer": "muon-hyperball"}, "has no sharded form"),
+        ({"optimizer": "muon-sphere"}, "has no sharded form"),
+        ({"optimizer": "muown"}, "has no sharded form"),
         ({"optimizer": "normuon"}, "has no sharded form"),
         ({"train.batch_size": 3}, "train.batch_size = 3: must be a multiple of devices"),
     ],

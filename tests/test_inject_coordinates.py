@@ -113,7 +113,8 @@ def test_it_measures_what_lit_mult_coord_check_does(text_file: Path) -> None:
     )
     widths, steps = [16, 32, 64], 2
     ours = {
-        (row.width, row.kind, row.coordinate): row.value for row in measure(config, widths, [0], steps, make_module)
+        (row.size, row.kind, row.coordinate): row.value
+        for row in measure(config, "model.d_model", widths, [0], steps, make_module)
     }
     corpus = prepare(config.data)
     windows = TrainWindows(corpus.train, 16, 4, 0)

@@ -336,7 +336,7 @@ def test_what_would_write_to_the_effective_matrix_is_refused() -> None:
 
 
 def test_an_optimizer_can_be_copied() -> None:
-    for name in ("muon", "hyperball"):
+    for name in ("muon", "hyperball", "muown"):
         model = multiplied()
         optimizer = HybridOptimizer(build_param_groups(model, 1e-2, optimizer=name))
         pair = copy.deepcopy((model, optimizer))

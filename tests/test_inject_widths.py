@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -146,6 +147,25 @@ def test_initial_weights_are_scaled_as_asked_and_once() -> None:
     before = model.model.layers[0].mlp.gate_proj.weight.detach()
     width_rules(model, meta("llama"), rescale="all", verbose=False)
     torch.testing.assert_close(model.model.layers[0].mlp.gate_proj.weight, before / 2)  # its row norms start from W
+
+
+def test_a_warning_says_when_weights_do_not_start_as_assumed() -> None:
+    """transformers' start at initializer_range, those of `nn.Linear` at 1 / sqrt(3 d_in)."""
+
+    def linear(width: int) -> nn.Module:
+        model = nn.ModuleDict({"up": nn.Linear(width, 4 * width), "head": nn.Linear(width, 99)})
+        return add_multipliers(model, roles={"up": "up_proj", "head": "lm_head"}, verbose=False)
+
+    for base in (meta("llama"), foreign("llama")):
+        with pytest.warns(UserWarning, match="the same std at both widths; pass rescale='all'"):
+            width_rules(ours(), base, verbose=False)
+    with pytest.warns(UserWarning, match="already; pass rescale='outputs'"):
+        width_rules(linear(64), linear(16), rescale="all", verbose=False)
+    with warnings.catch_warnings(action="error"):
+        width_rules(ours(), meta("llama"), rescale="all", verbose=False)
+        width_rules(ours(), foreign("llama"), rescale="all", verbose=False)
+        width_rules(ours(), foreign("llama"), rescale=None, verbose=False)
+        width_rules(linear(64), linear(16), verbose=False)
 
 
 def test_at_base_width_nothing_changes_and_narrower_models_get_larger_rates() -> None:

@@ -19,9 +19,10 @@ from lit_mult.nn.merging import merged
 VOCAB = 31
 
 
-@pytest.fixture(params=[1, 2, 4], ids=["mha", "gqa", "mqa"])
+@pytest.fixture(params=[(1, False), (2, False), (4, False), (2, True)], ids=["mha", "gqa", "mqa", "qk_norm"])
 def model(request: pytest.FixtureRequest) -> Llama:
-    shape = {"d_model": 32, "n_layers": 2, "head_dim": 8, "num_key_value_groups": request.param}
+    groups, qk_norm = request.param
+    shape = {"d_model": 32, "n_layers": 2, "head_dim": 8, "num_key_value_groups": groups, "qk_norm": qk_norm}
     config = RunConfig.from_dict({"model": shape, "multipliers": "vector"})
     model = initialized(config, VOCAB)
     with torch.no_grad():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from models import initialized
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from lit_mult.config import RunConfig
 from lit_mult.method.plan import plan_run
@@ -45,11 +45,12 @@ def shake(model: Llama, seed: int = 3) -> None:
             parameter.data = 0.5 + torch.rand(parameter.shape, generator=generator)
 
 
-def hugging_face_twin(model: Llama, config: RunConfig) -> LlamaForCausalLM:
+def hugging_face_twin(model: Llama, config: RunConfig) -> PreTrainedModel:
     """Hugging Face's model with the merged weights of ours."""
     shape = config.model
-    twin = LlamaForCausalLM(
-        LlamaConfig(
+    kinds: Any = (Qwen3ForCausalLM, Qwen3Config) if shape.qk_norm else (LlamaForCausalLM, LlamaConfig)
+    twin: PreTrainedModel = kinds[0](
+        kinds[1](
             vocab_size=VOCAB,
             hidden_size=shape.d_model,
             intermediate_size=shape.d_ff,
@@ -72,7 +73,16 @@ def hugging_face_twin(model: Llama, config: RunConfig) -> LlamaForCausalLM:
     return twin
 
 
-@pytest.mark.parametrize("model", [{}, {"num_key_value_groups": 2}, {"num_key_value_groups": 4}, {"rope_theta": 5e5}])
+@pytest.mark.parametrize(
+    "model",
+    [
+        {},
+        {"num_key_value_groups": 2},
+        {"num_key_value_groups": 4},
+        {"rope_theta": 5e5},
+        {"num_key_value_groups": 2, "qk_norm": True},
+    ],
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_and_gradients_equal_hugging_face(kind: str, model: dict[str, Any]) -> None:
     config = configure(
@@ -101,7 +111,8 @@ def test_logits_and_gradients_equal_hugging_face(kind: str, model: dict[str, Any
             a, W = module.constant, module.weight
             assert_near(module.weight.grad, a * s * r * c * G)
             if module.scalar is not None:
-                assert_near(module.scalar.grad, (a * r * W * c * G).sum())
+                terms = a * r * W * c * G
+                assert_near(module.scalar.grad, terms.sum(), of=terms.detach().abs().sum().item())  # 0 before a norm
             if module.row is not None:
                 assert_near(module.row.grad, (a * s * W * c * G).sum(1))
             if module.column is not None:
@@ -110,10 +121,11 @@ def test_logits_and_gradients_equal_hugging_face(kind: str, model: dict[str, Any
             assert_near(module.weight.grad, G)
 
 
-def assert_near(got: Tensor | None, want: Tensor) -> None:
-    """Equal to 1e-5 of the largest entry, as sums in another order are."""
+def assert_near(got: Tensor | None, want: Tensor, of: float | None = None) -> None:
+    """Equal to 1e-5 of the largest entry (or `of` the size of what was summed), as sums in another order are."""
     assert got is not None
-    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5 * float(want.detach().abs().max()) + 1e-8)
+    of = float(want.detach().abs().max()) if of is None else of
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5 * of + 1e-8)
 
 
 def test_attention_scale_of_mup_is_one_over_head_dim() -> None:

@@ -25,9 +25,10 @@ def ids() -> torch.Tensor:
     width_rule=st.sampled_from(["lr", "multiplier"]),
     scale=st.sampled_from(["1/sqrt(head_dim)", "1/head_dim"]),
     preset=st.sampled_from(["neutral", "falcon-h1-0.5b"]),
+    qk_norm=st.booleans(),
 )
 def test_merging_changes_logits_by_rounding_alone(
-    kind: str, table: str, tied: bool, groups: int, width_rule: str, scale: str, preset: str
+    kind: str, table: str, tied: bool, groups: int, width_rule: str, scale: str, preset: str, qk_norm: bool
 ) -> None:
     model, _ = build(
         {
@@ -35,6 +36,7 @@ def test_merging_changes_logits_by_rounding_alone(
             "placement.table": table,
             "model.tie_embeddings": tied,
             "model.num_key_value_groups": groups,
+            "model.qk_norm": qk_norm,
             "parametrization.width_rule": width_rule,
             "parametrization.attention_scale": scale,
             "parametrization.preset": preset,

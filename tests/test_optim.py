@@ -87,6 +87,19 @@ def test_norms_and_multipliers_have_groups_of_their_own() -> None:
     assert {"norm", "multiplier"} < set(names)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "hyperball", "muon-hyperball"])
+def test_a_depth_rule_changes_adams_epsilon_in_blocks_alone(optimizer: str) -> None:
+    # one layer where two are the base, l = 1/2: eps l^-1 = 2 eps; Muon's own epsilon, 1e-7, is a bound on a norm
+    rules = {"depth_rule": "completep", "base_n_layers": 2}
+    config = configure(multipliers="vector", optimizer=optimizer, parametrization=rules, optim={"eps": 1e-5})
+    _, rows = planned(config)
+    names = {id(row.parameter): row.name for row in rows}
+    for group in HybridOptimizer(parameter_groups(rows), config.optim).param_groups:
+        for name in (names[id(parameter)] for parameter in group["params"]):
+            is_muon = "muon" in group["optimizer"]
+            assert group["eps"] == (1e-7 if is_muon else 2e-5 if name.startswith("layers.") else 1e-5), name
+
+
 def test_a_parameter_of_unknown_role_raises() -> None:
     config = configure()
     plan = plan_run(config, VOCAB)

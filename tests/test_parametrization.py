@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from lit_mult.config import ParametrizationConfig, RunConfig
+from lit_mult.errors import ConfigError
 from lit_mult.method.plan import RunPlan, plan_run
 from lit_mult.method.rules import Scaling, scaling, width_factor
 from lit_mult.registry.roles import MATRIX_ROLES, Role
@@ -171,6 +172,91 @@ def test_rates_of_vectors_do_not_change_with_width() -> None:
     for rule in RULES:
         narrow, wide = (plan(d, {"width_rule": rule}, multipliers="vector") for d in (32, 128))
         assert (narrow.norm, narrow.multiplier) == (wide.norm, wide.multiplier)
+
+
+# With l = n_layers / 2 = 1, 2, 4 (base_n_layers is 2): factors on the matrices that end a branch, on the rates of what
+# is in blocks, on its epsilon. From x + l^-alpha f(x), lr l^(alpha-1), eps l^-alpha (arXiv:2505.01618 table 1) with
+# alpha = 1/2 and 1; hyperp has branches / sqrt(2 n_layers) = sqrt(4), sqrt(8), sqrt(16).
+ROOT = math.sqrt(0.5)
+DEPTH_FACTORS = {
+    "none": [(1, 1, 1), (1, 1, 1), (1, 1, 1)],
+    "depth_mup": [(1, 1, 1), (ROOT, ROOT, ROOT), (1 / 2, 1 / 2, 1 / 2)],
+    "completep": [(1, 1, 1), (1 / 2, 1, 1 / 2), (1 / 4, 1, 1 / 4)],
+    "hyperp": [(1 / 2, 1, 1), (math.sqrt(1 / 8), ROOT, ROOT), (1 / 4, 1 / 2, 1 / 2)],
+}
+IN_BLOCKS = MATRIX_ROLES - {Role.EMBEDDING, Role.LM_HEAD}
+
+
+@pytest.mark.parametrize(("depth", "factors"), [(2, 0), (4, 1), (8, 2)])
+@pytest.mark.parametrize(
+    ("rule", "optimizer"),
+    [
+        (rule, optimizer)
+        for rule in ("none", "depth_mup", "completep")
+        for optimizer in ("adamw", "muon", "hyperball", "normuon", "scion", "scion-sign")
+    ]
+    + [("hyperp", "hyperball"), ("hyperp", "muon-hyperball")],
+)
+def test_depth_rules(rule: str, optimizer: str, depth: int, factors: int) -> None:
+    branch, rate, eps = DEPTH_FACTORS[rule][factors]
+    width_rules = RULES if optimizer in ("adamw", "muon") else ["lr"]
+    for width_rule in width_rules:
+        settings: dict[str, Any] = {"optimizer": optimizer, "multipliers": "vector", "model": {"n_layers": depth}}
+        settings["optim"] = {"eps": 1e-6, "weight_decay": 0.2}
+        width = plan(parametrization={"width_rule": width_rule}, **settings)
+        run = plan(parametrization={"width_rule": width_rule, "depth_rule": rule}, **settings)
+        for name, matrix in run.matrices.items():
+            plain, inside = width.matrices[name], matrix.role in IN_BLOCKS
+            ends = matrix.role in (Role.O_PROJ, Role.DOWN_PROJ)
+            assert matrix.constant == pytest.approx(plain.constant * (branch if ends else 1))
+            assert matrix.lr == pytest.approx(plain.lr * (rate if inside else 1))
+            assert (matrix.weight_decay, matrix.init_std) == (plain.weight_decay, plain.init_std)
+            is_adam = matrix.optimizer in ("adamw", "hyperball")  # Muon's steps do not depend on the gradient's size
+            assert (matrix.eps or 1e-6) == pytest.approx(1e-6 * (eps if inside and is_adam else 1))
+        for inner, outer in ((run.block_norm, width.norm), (run.block_multiplier, width.multiplier)):
+            assert (inner.lr, inner.eps or 1e-6) == pytest.approx((outer.lr * rate, 1e-6 * eps))
+            assert (inner.optimizer, inner.weight_decay) == ("adamw", outer.weight_decay)
+        assert (run.norm, run.multiplier) == (width.norm, width.multiplier)
+
+
+@pytest.mark.parametrize("mode", ["coupled", "independent", "corrected", "cautious", "timescale"])
+def test_a_depth_rule_leaves_decay_without_the_lr(mode: str) -> None:
+    # At l = 4 a step of depth_mup decays by half of lr * weight_decay, as its lr is half; independent: by 0.2;
+    # timescale: by 0.2 over 60 steps, of which wsd has 6 of warmup and 10 of decay.
+    optim = {"lr": 0.25, "weight_decay": 0.2, "weight_decay_mode": mode}
+    rule = {"depth_rule": "depth_mup"}
+    own = plan(32, rule, model={"n_layers": 8}, optim=optim, train={"steps": 60}).matrices["layers.7.mlp.up_proj"]
+    share = {"independent": 0.2, "timescale": 0.2 / 44}.get(mode, 0.025)
+    assert own.lr * own.weight_decay == pytest.approx(share)
+    assert own.decay_rule == (mode if mode in ("corrected", "cautious") else "plain")
+    assert own.eps == pytest.approx(1e-8 / 2)
+
+
+@pytest.mark.parametrize("rule", ["depth_mup", "completep"])
+@pytest.mark.parametrize("d_model", [32, 128])
+def test_at_base_depth_a_depth_rule_is_the_width_rule(rule: str, d_model: int) -> None:
+    for optimizer in ("adamw", "muon", "hyperball"):
+        settings: dict[str, Any] = {"optimizer": optimizer, "multipliers": "vector", "model": {"n_layers": 3}}
+        assert plan(d_model, {"depth_rule": rule, "base_n_layers": 3}, **settings) == plan(d_model, **settings)
+
+
+@pytest.mark.parametrize("optimizer", ["muown", "import:torch.optim.NAdam"])
+def test_optimizers_without_a_depth_rule_are_refused(optimizer: str) -> None:
+    with pytest.raises(ConfigError, match=r"has no such depth rule, which .*depth_rule = completep needs"):
+        plan(parametrization={"rule": "standard", "depth_rule": "completep"}, optimizer=optimizer)
+
+
+@OPTIMIZERS
+def test_hyperp_is_for_hyperball(optimizer: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"optimizer = '{optimizer}': has no such depth rule, which .* = hyperp needs"
+    ):
+        plan(parametrization={"depth_rule": "hyperp"}, optimizer=optimizer)
+
+
+def test_depth_rules_leave_the_hash_of_other_runs() -> None:
+    data = RunConfig().to_dict()
+    assert not {"depth_rule", "base_n_layers"} & RunConfig.from_dict(data).hashed_fields()["parametrization"].keys()
 
 
 @pytest.mark.parametrize("rule", ["standard", "mup"])

@@ -145,7 +145,7 @@ def test_a_run_with_both(installed: Installed, tmp_path: Path) -> None:
     assert record["final_loss"] < record["initial_loss"]
     shown_help = " ".join(help_text.out.split())
     assert "; sign: signs of gradients; scaled: signs of gradients; import:MODULE.CLASS: an optimizer of" in shown_help
-    assert "weight_norm,exponential}" in help_text.out
+    assert "softplus,exponential}" in help_text.out
     assert shown.code == 0, shown.error
     assert "| adamw" not in shown.error
 
@@ -159,6 +159,9 @@ def test_what_an_entry_leaves_out_is_one_line(installed: Installed, tmp_path: Pa
     refused = {
         installed.run("parameters", "--optimizer sign"): (
             "'sign': has no width factor, which parametrization.rule = mup needs"
+        ),
+        installed.run("parameters", f"{STANDARD} --parametrization.depth_rule completep"): (
+            "'sign': has no such depth rule, which parametrization.depth_rule = completep needs"
         ),
         installed.run("coord-check", f"{STANDARD} --parametrization.rule mup"): "has no width factor",
         installed.run("coord-check", "--optimizer scaled --widths 16,24,32 --steps 1 --seeds 1"): (

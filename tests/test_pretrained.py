@@ -6,7 +6,6 @@ Shapes in names: B batch, T time, V vocabulary.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 import yaml
 from refusals import refusal
 from tiny_runs import Tiny
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from lit_mult.cli import main
 from lit_mult.config import RunConfig
@@ -35,7 +34,7 @@ from lit_mult.training.trained import load_trained
 VOCAB = 256
 
 
-def save(folder: Path, shard: str = "1GB", **changes: Any) -> LlamaForCausalLM:
+def save(folder: Path, shard: str = "1GB", qwen3: bool = False, **changes: Any) -> PreTrainedModel:
     """A random model of transformers, with norms that are not 1, saved in a folder."""
     torch.manual_seed(0)
     shape = {
@@ -50,7 +49,8 @@ def save(folder: Path, shard: str = "1GB", **changes: Any) -> LlamaForCausalLM:
         "rope_parameters": {"rope_type": "default", "rope_theta": 5e4},
         "initializer_range": 0.2,
     }
-    model = LlamaForCausalLM(LlamaConfig(**(shape | changes))).eval()
+    kinds: Any = (Qwen3ForCausalLM, Qwen3Config) if qwen3 else (LlamaForCausalLM, LlamaConfig)
+    model: PreTrainedModel = kinds[0](kinds[1](**({"head_dim": 8} | shape | changes))).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -71,7 +71,7 @@ def started(config: RunConfig, vocab_size: int = VOCAB) -> Llama:
     return model.eval()
 
 
-def assert_same_logits(ours: Llama, theirs: LlamaForCausalLM) -> None:
+def assert_same_logits(ours: Llama, theirs: PreTrainedModel) -> None:
     ids_BT = torch.randint(VOCAB, (2, 20), generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         wanted_BTV = theirs(ids_BT).logits
@@ -87,6 +87,7 @@ def assert_same_logits(ours: Llama, theirs: LlamaForCausalLM) -> None:
         {"multipliers": "scalar", "placement.table": "minimal"},
         {"multipliers": "fixed", "parametrization.preset": "falcon-h1-0.5b"},
         {"multipliers": "vector", "parametrization.preset": "falcon-h1-0.5b", "placement.init": "preset"},
+        {"multipliers": "softplus", "parametrization.preset": "falcon-h1-0.5b", "placement.init": "preset"},
         {"parametrization.rule": "mup", "parametrization.width_rule": "multiplier", "parametrization.base_d_model": 16},
     ],
 )
@@ -101,9 +102,25 @@ def test_a_run_starts_at_the_folders_logits(overrides: dict[str, Any], tmp_path:
         if isinstance(module, MultipliedMatrix):
             for axis, value in plan.matrices[name].start.items():
                 assert (getattr(module, axis.value) == value).all()
-            scale = plan.matrices[name].constant * math.prod(plan.matrices[name].start.values())
+            scale = plan.matrices[name].constant * plan.matrices[name].start_factor
             if scale == 1:  # without rounding
                 assert torch.equal(module.weight, theirs.state_dict()[hf_name(f"{name}.weight")])
+
+
+@pytest.mark.parametrize("kind", ["none", "vector"])
+def test_a_run_starts_at_the_logits_of_a_qwen3(kind: str, tmp_path: Path) -> None:
+    theirs = save(tmp_path / "hf", qwen3=True)
+    rules = {"parametrization.depth_rule": "completep", "parametrization.base_n_layers": 1}
+    config = configure(tmp_path / "hf", multipliers=kind, **rules)
+
+    assert config.model.qk_norm
+    assert_same_logits(started(config), theirs)
+    with refusal("model.qk_norm = False: must be True, as in", kind=ConfigError):
+        started(configure(tmp_path / "hf", **{"model.qk_norm": False}))
+    sliding = {"use_sliding_window": True, "sliding_window": 8}
+    save(tmp_path / "sliding", qwen3=True, **sliding)
+    with refusal("has sliding_window = 8; only None can be represented", kind=ConfigError):
+        configure(tmp_path / "sliding")
 
 
 @pytest.mark.parametrize("kind", ["none", "vector"])
@@ -226,7 +243,8 @@ def test_runs_that_start_at_random_keep_the_hash_they_had() -> None:
         ({"hidden_act": "gelu"}, "has hidden_act = 'gelu'; only 'silu'"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "scales its rotary embedding"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "scales its rotary embedding"),
-        ({"model_type": "mistral"}, "holds a LlamaForCausalLM; only a LlamaForCausalLM"),
+        ({"model_type": "mistral"}, "holds a LlamaForCausalLM; only a LlamaForCausalLM or Qwen3ForCausalLM can"),
+        ({"model_type": "qwen3"}, "holds a LlamaForCausalLM; only a LlamaForCausalLM or Qwen3ForCausalLM can"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "holds a LlamaForSequenceClassification"),
         ({"head_dim": 16}, "has 4 heads of size 16, which are not its hidden_size = 32"),
         ({"num_key_value_heads": 3}, "has num_key_value_heads = 3, which does not divide its 4 heads"),

@@ -106,8 +106,8 @@ def test_what_is_no_matrix_is_refused() -> None:
     step_muon([torch.ones(4, 9)], [], parts=RowParts(1, (4, 5)), transposed=True)
 
 
-@pytest.mark.parametrize("optimizer", ["hyperball", "muon-hyperball"])
-def test_hyperball_refuses_them(optimizer: str) -> None:
+@pytest.mark.parametrize("optimizer", ["hyperball", "muon-hyperball", "sphere", "muown"])
+def test_optimizers_that_hold_norms_refuse_them(optimizer: str) -> None:
     for shape, entries in (((2, 4, 4), {}), ((4, 4), {"parts": RowParts(1, (2, 2))})):
         with refusal(f"optimizer = '{optimizer}': cannot train w, which is sharded, stacked or fused"):
             step_muon([torch.ones(shape)], [], optimizer=optimizer, **entries)
@@ -221,6 +221,12 @@ def test_each_matrix_is_orthogonalized_on_one_rank(trained: Trained) -> None:
     assert sum(shapes, Counter()) == Counter({k: n * several.STEPS for k, n in Counter([*block * 2, (8, 8)]).items()})
     # No rank has more than the mean and the largest matrix, fused (14, 10): twice 80 + 30 + 112 + 140 + 240, and 64.
     assert max(sum(a * b * n for (a, b), n in own.items()) for own in shapes) < several.STEPS * (1268 / 4 + 140)
+
+
+def test_the_first_fsdp_is_refused(trained: Trained) -> None:
+    for found in trained.ranks[2]:
+        for said in found["fsdp1"]:
+            assert "weight: a matrix with multipliers must stay its module's parameter; for FSDP, use version 2" in said
 
 
 def test_steps_on_every_placement_are_those_on_one_device_or_refused(trained: Trained) -> None:

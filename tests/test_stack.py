@@ -49,6 +49,8 @@ DIFFERENT = [
         "optim.multiplier_lr": 0.03,
         "model.z_loss": 0.01,
         "parametrization.forward": {"o_proj": 0.5, "lm_head": 2},
+        "parametrization.depth_rule": "completep",
+        "parametrization.base_n_layers": 4,
     },
 ]
 """What may differ between members."""
@@ -57,7 +59,7 @@ WILD = {"optim.lr": 1e3, "schedule.warmup_fraction": 0.0, "optim.weight_decay": 
 """Diverges within a few steps."""
 
 SHARED: dict[str, dict[str, Any]] = {
-    "AdamW, vectors, two layers": {"multipliers": "vector", "model.n_layers": 2},
+    "AdamW, vectors, two layers": {"multipliers": "vector", "model.n_layers": 2, "optim.eps": 1e-3},
     "Muon, scalars, grouped queries": {
         "optimizer": "muon",
         "multipliers": "scalar",
@@ -67,6 +69,15 @@ SHARED: dict[str, dict[str, Any]] = {
     "Muon, vectors, preset starts": {"optimizer": "muon", "multipliers": "vector", "placement.init": "preset"},
     "Muon, Polar Express": {"optimizer": "muon", "optim.muon_coefficients": "polar_express"},
     "fixed multipliers, tied": {"multipliers": "fixed", "model.tie_embeddings": True},
+    "spheres, two layers": {"optimizer": "sphere", "multipliers": "vector", "model.n_layers": 2},
+    "spheres by row, Muon": {"optimizer": "muon-sphere", "optim.sphere": "row", "multipliers": "softplus"},
+    "Hyperball by row": {"optimizer": "hyperball", "optim.sphere": "row"},
+    "Hyperball, Muon, Polar Express": {
+        "optimizer": "muon-hyperball",
+        "model.n_layers": 2,
+        "optim.muon_coefficients": "polar_express",
+    },
+    "norms of queries and keys": {"multipliers": "vector", "model.qk_norm": True},
     "scalar norm": {"multipliers": "fixed", "model.final_norm": "scalar", "model.block_norms": "frozen"},
 }
 
@@ -210,7 +221,15 @@ def test_a_pruned_member_leaves(tiny: Tiny, tmp_path: Path) -> None:
     assert records[2].final_loss is None
 
 
-@pytest.mark.parametrize("shared", [{"multipliers": "vector"}, {"optimizer": "muon", "multipliers": "vector"}])
+@pytest.mark.parametrize(
+    "shared",
+    [
+        {"multipliers": "vector"},
+        {"optimizer": "muon", "multipliers": "vector"},
+        {"optimizer": "muon-hyperball", "model.n_layers": 2},
+        {"optimizer": "sphere", "optim.sphere": "row"},
+    ],
+)
 def test_a_stopped_stack_goes_on_as_another_stack_or_alone(tiny: Tiny, tmp_path: Path, shared: dict[str, Any]) -> None:
     of_all = configs(tiny, shared)
     whole = run_stack(members(of_all, tmp_path / "whole"))
@@ -236,8 +255,9 @@ def test_a_stopped_stack_goes_on_as_another_stack_or_alone(tiny: Tiny, tmp_path:
     assert run_stack(others[:2])[0].members == 2  # finished, both: nothing is trained again
 
 
-def test_a_run_that_was_begun_alone_goes_on_in_a_stack(tiny: Tiny, tmp_path: Path) -> None:
-    of_all = configs(tiny, {"optimizer": "muon", "multipliers": "vector"})
+@pytest.mark.parametrize("optimizer", ["muon", "muon-sphere"])
+def test_a_run_that_was_begun_alone_goes_on_in_a_stack(optimizer: str, tiny: Tiny, tmp_path: Path) -> None:
+    of_all = configs(tiny, {"optimizer": optimizer, "multipliers": "vector"})
     alone = [run(config, tmp_path / "whole" / str(index)) for index, config in enumerate(of_all)]
 
     for index, config in enumerate(of_all[:3]):  # the fourth has not begun: it trains apart from the others

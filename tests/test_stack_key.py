@@ -19,6 +19,7 @@ _OF_A_MEMBER: dict[str, list[Any]] = {
     "placement.table": ["minimal"],
     "placement.overrides": [{"lm_head": "row"}],
     "parametrization.rule": ["standard"],
+    "parametrization.depth_rule": ["completep"],
     "parametrization.lr.k_proj": [2.0],
     "optim.lr": [0.1, 0.2],
     "optim.weight_decay": [0.0],
@@ -45,6 +46,7 @@ _SHARED: dict[str, Any] = {
     "model.norm_eps": 1e-6,
     "model.block_norms": "frozen",
     "model.final_norm": "scalar",
+    "model.qk_norm": True,
     "model.tie_embeddings": True,
     "model.dropout": 0.1,
     "model.pretrained": "folder@0123456789abcdef",
@@ -53,6 +55,11 @@ _SHARED: dict[str, Any] = {
     "optim.muon_momentum": 0.9,
     "optim.muon_ns_steps": 4,
     "optim.muon_coefficients": "polar_express",
+    "optim.scion_radius": 5.0,
+    "optim.scion_sign_radius": 300.0,
+    "optim.scion_momentum": 0.8,
+    "optim.muown_norm_lr": 0.1,
+    "optim.sphere": "row",
     "data.corpus": "other.txt",
     "data.hf_config": "en",
     "data.hf_split": "test",
@@ -89,7 +96,9 @@ def test_members_differ_in_their_own_fields_alone(tiny: Tiny, fields: set[str], 
 
 
 def test_every_other_field_that_decides_keeps_runs_apart(tiny: Tiny) -> None:
-    hashed_fields = set(flatten(tiny({"model.pretrained": "x", "model.final_norm": "frozen"}).hashed_fields()))
+    hashed_fields = set(
+        flatten(tiny({"model.pretrained": "x", "model.final_norm": "frozen", "model.qk_norm": True}).hashed_fields())
+    )
     own = {field for field in hashed_fields if field.startswith(MEMBER_FIELDS)}
     assert hashed_fields - own - {"model.block_norms"} <= _SHARED.keys()  # a new field is to be decided upon
 

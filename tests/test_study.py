@@ -59,8 +59,11 @@ def test_shipped_studies_are_valid_and_fair() -> None:
         ("dose_noise", 2 * 2 * 3 * 3 * 5),
         ("dose_groups", 5 * 2 * 3 * 5),
         ("dose_vocabulary", 2 * 2 * 3 * 3 * 5),
+        ("sphere_or_decay", 2 * 4 * 4 * 5),
         ("plane", 2 * 2 * 42 * 3),
+        ("depth", 4 * 4 * 4 * 3),
         ("pays_downstream", 2 * 2 * 3 * 5),
+        ("pays_other_text", 2 * 2 * 3 * 5),
         ("lr_width", 3 * 3 * 7 * 3 * 2),
         ("mup_tuning", 2 * 100),
         ("adam_vs_muon", None),
@@ -70,7 +73,7 @@ def test_shipped_studies_are_valid_and_fair() -> None:
         assert cells in (None, spec.n_cells)
         # Arms differ in multipliers and parametrization alone: same data, budget, schedule and vector-like rates.
         touched = {field for overrides in spec.arms.values() for field in overrides}
-        of_the_arm = {"rule", "preset", "tier"}
+        of_the_arm = {"rule", "depth_rule", "preset", "tier"}
         parametrization = {f"parametrization.{field}" for field in of_the_arm}
         assert touched <= {"multipliers", "placement.init", "placement.overrides", "optim.lr", *parametrization}
 

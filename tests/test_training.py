@@ -60,9 +60,10 @@ def test_the_last_step_is_validated_even_between_two_evaluations(tiny: Tiny, tmp
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"optimizer": "adamw", "multipliers": "none"},
+        {"optimizer": "adamw", "multipliers": "none", "model.qk_norm": True},
         {"optimizer": "muon", "multipliers": "vector", "model.dropout": 0.2},
         {"optimizer": "adamw", "multipliers": "vector", "train.eval_every": 3},
+        {"optimizer": "adamw", "multipliers": "vector", "parametrization.depth_rule": "completep", "optim.eps": 1e-3},
         {"optimizer": "muon", "multipliers": "scalar", "trainer.accumulate_grad_batches": 2, "train.eval_every": 4},
     ],
 )
@@ -82,6 +83,17 @@ def test_a_stopped_run_goes_on_to_the_very_same_bits(
     assert parts.val_curve == whole.val_curve
     expected = weights(tmp_path / "whole")
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "parts").items())
+
+
+@pytest.mark.parametrize("overrides", [{}, {"optimizer": "muon", "multipliers": "vector", "optim.eps": 1e-3}])
+def test_at_base_depth_a_depth_rule_trains_to_the_very_same_bits(
+    tiny: Tiny, tmp_path: Path, overrides: dict[str, Any]
+) -> None:
+    rules = [{}, *({"parametrization.depth_rule": rule} for rule in ("completep", "depth_mup"))]
+    for index, rule in enumerate(rules):
+        run(tiny({"train.steps": 5, "parametrization.base_n_layers": 1, **overrides, **rule}), tmp_path / str(index))
+    first, *others = (weights(tmp_path / str(index)) for index in range(3))
+    assert all(torch.equal(tensor, first[name]) for other in others for name, tensor in other.items())
 
 
 @pytest.mark.parametrize("eval_every", [None, 2, 3, 4, 5])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from lit_mult.analysis import cost, plots, questions, sensitivity, tables
+from lit_mult.analysis import cost, plots, questions, sensitivity, speedup, tables
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import rows
 from lit_mult.schema import StudyPlan
@@ -63,7 +63,7 @@ def comparison(study: StudyPlan | None, runs: pd.DataFrame) -> Findings:
             "drift": tables.drift_table(drift),
         },
         figures={"loss_vs_lr": plots.loss_vs_lr(runs, points)},
-        warnings=list(_warnings(runs, points)),
+        warnings=list(warnings_of(runs, points)),
         how_to_read=_HOW_TO_READ,
         unit="Losses and differences in nats per token",
         text=tables.to_text(shown),
@@ -78,6 +78,11 @@ def comparison(study: StudyPlan | None, runs: pd.DataFrame) -> Findings:
         found.tables["answers"] = answered = questions.answers(runs, study.questions)
         found.display_tables["answers"] = questions.answers_table(answered)
         found.answers = list(map(questions.statement, rows(answered)))
+        sooner = speedup.speedups(runs, study.questions)
+        if not sooner.empty:
+            found.tables["speedups"] = sooner
+            found.display_tables["speedups"] = tables.speedups_table(sooner)
+            found.how_to_read += speedup.HOW_TO_READ
         along = questions.along_factors(runs, study.questions)
         if not along.empty:
             found.tables["answers_along_factors"] = along
@@ -120,7 +125,8 @@ def explored(differences: pd.DataFrame) -> Iterator[str]:
         yield f"{single} comparisons rest on {tables.NO_INTERVAL} can be given, so they rank nothing (see the table)."
 
 
-def _warnings(runs: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
+def warnings_of(runs: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
+    """What stands against best losses and sensitivities."""
     if diverged := int((runs["status"] == "diverged").sum()):
         yield f"{diverged} of {len(runs)} runs diverged; they count as their initial loss in the sensitivity"
     for name in _names(points[points["at_edge"] & ~points["reference"]]):

@@ -165,6 +165,7 @@ def _flat(record: Mapping[str, Any], name: str) -> dict[str, Any]:
         "added": bool(cell.get("added", False)),
         "refines": bool(cell.get("refines", False)),
         "final_loss": float(record["final_loss"]) if ended else math.nan,
+        "members": int(record.get("members", 1)),
         "final_bits_per_byte": float(record["final_bits_per_byte"]) if ended else math.nan,
         "diagnostics": ", ".join(train.get("diagnostics", ())),
         "planned_tokens": int(train["steps"]) * int(train["batch_size"]) * int(config["data"]["seq_len"]),

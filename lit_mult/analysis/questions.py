@@ -54,7 +54,7 @@ def answers(runs: pd.DataFrame, questions: Sequence[Question]) -> pd.DataFrame:
         for (within, over), part in _by_seed(points, question).groupby(["within", "over"], sort=False):
             mean, low, high = mean_interval(part["difference"])
             found.append(
-                {"of": _name(question.of), "against": _name(question.against), "measure": question.measure}
+                {"of": side_name(question.of), "against": side_name(question.against), "measure": question.measure}
                 | {"within": within, "over": over, "seeds": len(part), "difference": mean, "low": low, "high": high}
                 | {"p": p_value(part["difference"]), "margin": question.margin, "doubtful": int(part["doubtful"].sum())}
             )
@@ -81,7 +81,7 @@ def along_factors(runs: pd.DataFrame, questions: Sequence[Question]) -> pd.DataF
             if pairs[factor].nunique() < _LEAST_VALUES or not pd.api.types.is_numeric_dtype(pairs[factor]):
                 continue
             others = [name for name in open_factors if name != factor]
-            labelled = pairs.assign(others=_texts(pairs, others))
+            labelled = pairs.assign(others=texts(pairs, others))
             for (within, value), part in labelled.groupby(["others", factor]):
                 mean, low, high = mean_interval((seeds := _seeds(part, over))["difference"])
                 both = part[["decay_times", "decay_times_against"]].to_numpy(float)
@@ -163,7 +163,7 @@ def _pairs(points: pd.DataFrame, question: Question) -> tuple[pd.DataFrame, list
     """The pairs of a question, a row a seed and setting; the factors to average over; the others that vary."""
     factors = json.loads(points[_FACTORS].iloc[0])
     free = [name for name in factors if name not in question.of]
-    of, against = (_matching(points, side) for side in (question.of, question.against))
+    of, against = (matching(points, side) for side in (question.of, question.against))
     pairs = sensitivity.paired(of, against, [*free, "seed"], question.measure)
     over = [name for name in question.over if name in free]
     return pairs, over, [name for name in free if name not in over and points[name].nunique() > 1]
@@ -172,7 +172,7 @@ def _pairs(points: pd.DataFrame, question: Question) -> tuple[pd.DataFrame, list
 def _by_seed(points: pd.DataFrame, question: Question) -> pd.DataFrame:
     pairs, over, within = _pairs(points, question)
     found = []
-    for name, part in pairs.assign(within=_texts(pairs, within)).groupby("within", sort=False):
+    for name, part in pairs.assign(within=texts(pairs, within)).groupby("within", sort=False):
         text = "; ".join(_values(key, sorted(part[key].unique())) for key in over)
         found.append(_seeds(part, over).reset_index().assign(question=_asked(question), within=name, over=text))
     return pd.concat(found)[_BY_SEED] if found else pd.DataFrame(columns=_BY_SEED)
@@ -186,16 +186,18 @@ def _seeds(pairs: pd.DataFrame, over: Sequence[str]) -> pd.DataFrame:
 
 
 def _asked(question: Question) -> str:
-    return f"{_name(question.of)} - {_name(question.against)}"
+    return f"{side_name(question.of)} - {side_name(question.against)}"
 
 
-def _matching(points: pd.DataFrame, side: dict[str, Any]) -> pd.DataFrame:
+def matching(points: pd.DataFrame, side: dict[str, Any]) -> pd.DataFrame:
+    """The rows of a table with a column for each factor that have a side's values."""
     for name, value in side.items():
         points = points[points[name] == _hashable(value)]
     return points
 
 
-def _texts(pairs: pd.DataFrame, names: Sequence[str]) -> list[str]:
+def texts(pairs: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    """For each row, its values of some factors in words."""
     return ["; ".join(_values(name, [row[name]]) for name in names) for row in pairs.to_dict("records")]
 
 
@@ -207,7 +209,7 @@ def _values(factor: str, values: Sequence[Any]) -> str:
     return f"{name} {', '.join(map(str, values))}"
 
 
-def _name(side: dict[str, Any]) -> str:
+def side_name(side: dict[str, Any]) -> str:
     """A side in words: "vectors", "vectors under Muon"."""
     arm, others = side.get("arm"), [_values(name, [value]) for name, value in side.items() if name != "arm"]
     return " under ".join(filter(None, (arm, ", ".join(others))))

@@ -94,6 +94,11 @@ def _warnings(study: StudyPlan | None, runs: pd.DataFrame) -> Iterator[str]:
         yield f"{planned} of {wanted} planned runs have a record"
     if runs["study"].nunique() > 1:
         yield f"records of several studies: {', '.join(sorted(runs['study'].unique()))}"
+    yield from unequal(runs)
+
+
+def unequal(runs: pd.DataFrame) -> Iterator[str]:
+    """Warnings of what differs between runs that are compared: data, budget, code."""
     for column, name in (("corpus_hash", "corpora"), ("planned_tokens", "token budgets")):
         for setting, values in runs.groupby("setting")[column]:
             if values.nunique() > 1:

@@ -100,6 +100,31 @@ def bill_table(row: Any) -> dict[str, str]:
     }
 
 
+@_by_row
+def speedups_table(row: Any) -> dict[str, str]:
+    """`speedup.speedups` for readers."""
+    return {
+        "of": row.of,
+        "against": row.against,
+        "within": row.within or _NOTHING,
+        "measured on": row.measured_on,
+        "seeds": str(row.seeds),
+        "speed-up": spanned(row.speedup, row.low, row.high),
+    }
+
+
+@_by_row
+def step_costs_table(row: Any) -> dict[str, str]:
+    """`compare.step_costs` for readers."""
+    return {
+        "line": f"{row.arm} · {row.setting}" if row.setting else row.arm,
+        "width": str(row.d_model),
+        "seeds": str(row.seeds),
+        "seconds of a step": f"{row.seconds:.2g}",
+        "against the first": _NOTHING if math.isnan(row.ratio) else spanned(row.ratio, row.low, row.high),
+    }
+
+
 def scores_table(means: pd.DataFrame) -> pd.DataFrame:
     """`scores.means` of one suite for readers: a row a line, a column a task.
 

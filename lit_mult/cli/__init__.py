@@ -9,7 +9,7 @@ from lit_mult.cli.checks import brownian, coord_check, lint_placement
 from lit_mult.cli.parsing import BAD_INPUT, INTERRUPTED
 from lit_mult.cli.runs import export, fit, import_, parameters
 from lit_mult.cli.scores import evaluate, tasks
-from lit_mult.cli.studies import preset, report, status, sweep
+from lit_mult.cli.studies import compare, preset, report, status, sweep
 from lit_mult.errors import Interrupted, UserError
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -17,6 +17,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "sweep": sweep,
     "status": status,
     "report": report,
+    "compare": compare,
     "evaluate": evaluate,
     "tasks": tasks,
     "preset": preset,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lit_mult.atomic import write_text
 from lit_mult.cli.parsing import FAILED, add_run_config, make_parser, print_columns, read_run_config, vocab_size
@@ -64,18 +64,23 @@ def brownian(arguments: Sequence[str]) -> int:
 
 
 def coord_check(arguments: Sequence[str]) -> int:
-    """Train a few steps at several widths and fit how sizes and updates depend on width; exit code 1 on a FAIL."""
+    """Train a few steps at several widths or depths, fit how sizes and updates depend on it; exit code 1 on a FAIL."""
     from jsonargparse.typing import PositiveInt
 
     parser = make_parser("coord-check", coord_check)
     add_run_config(parser)
-    several = "values of model.d_model, three or more"
-    parser.add_argument("--widths", type=str, default="32,64,128,256,512", help=several)
-    parser.add_argument("--steps", type=PositiveInt, default=10, help="optimizer steps at each width")
+    several = f"values of model.d_model, three or more (default: {_WIDTHS})"
+    parser.add_argument("--widths", type=str, default=None, help=several)
+    depths = "values of model.n_layers, three or more, such as 2,4,8,16: the check over depth"
+    parser.add_argument("--depths", type=str, default=None, help=depths)
+    parser.add_argument("--steps", type=PositiveInt, default=10, help="optimizer steps at each width or depth")
     parser.add_argument("--seeds", type=PositiveInt, default=3, help="number of seeds")
     parser.add_argument("--out", type=str, default=None, help="folder for tables (CSV) and figure (PNG)")
     namespace = parser.parse_args(list(arguments)).as_dict()
-    widths = _widths(namespace.pop("widths"))
+    widths, depths = namespace.pop("widths"), namespace.pop("depths")
+    if widths is not None and depths is not None:
+        raise UserError(f"--depths {depths}: must be left out with --widths; check one after the other")
+    sizes = _sizes("--widths", widths or _WIDTHS) if depths is None else _sizes("--depths", depths)
     steps, seeds, out = (namespace.pop(name) for name in ("steps", "seeds", "out"))
     config = read_run_config(namespace)
 
@@ -86,15 +91,18 @@ def coord_check(arguments: Sequence[str]) -> int:
     from lit_mult.analysis.exponents import coordinate_check, exponents
     from lit_mult.analysis.style import save
     from lit_mult.diagnostics.coordinates import measure
-    from lit_mult.method.expectations import expected_exponent
+    from lit_mult.method.expectations import depth_exponent, expected_exponent
     from lit_mult.training.module import make_module
 
+    size: Literal["width", "depth"] = "width" if depths is None else "depth"
+    field: Literal["model.d_model", "model.n_layers"] = "model.d_model" if depths is None else "model.n_layers"
+    expected_of = expected_exponent if depths is None else depth_exponent
     measured = []
-    for row in measure(config, widths, range(config.seed, config.seed + seeds), steps, make_module):
-        low, high = expected_exponent(config, row.kind, row.coordinate, row.role)
+    for row in measure(config, field, sizes, range(config.seed, config.seed + seeds), steps, make_module):
+        low, high = expected_of(config, row.kind, row.coordinate, row.role)
         measured.append(asdict(row) | {"low": low, "high": high})
-    values = pd.DataFrame(measured)
-    fits = exponents(values)
+    values = pd.DataFrame(measured).rename(columns={"size": size})
+    fits = exponents(values, size)
     table = [("kind", "coordinate", "exponent", "95 % interval", "expected", "verdict")]
     for kind, coordinate, low, high, slope, slope_low, slope_high, verdict in fits.itertuples(index=False):
         expected = f"{low:g}" if low == high else f"{low:g} to {high:g}"
@@ -105,7 +113,7 @@ def coord_check(arguments: Sequence[str]) -> int:
         folder = Path(out)
         _write_csv(folder / "coordinates.csv", values)
         _write_csv(folder / "exponents.csv", fits)
-        (folder / "coordinates.png").write_bytes(save(coordinate_check(values, fits))["png"])
+        (folder / "coordinates.png").write_bytes(save(coordinate_check(values, fits, size))["png"])
         print(folder)
     return FAILED if (fits["verdict"] == "FAIL").any() else 0
 
@@ -120,8 +128,11 @@ def _write_csv(path: Path, rows: Any) -> Path:
     return path
 
 
-def _widths(text: str) -> list[int]:
+_WIDTHS = "32,64,128,256,512"
+
+
+def _sizes(option: str, text: str) -> list[int]:
     parts = text.split(",")
     if not all(part.strip().isdecimal() for part in parts) or len({int(part) for part in parts}) < 3:
-        raise UserError(f"--widths {text}: must be three or more different whole numbers, joined by commas")
+        raise UserError(f"{option} {text}: must be three or more different whole numbers, joined by commas")
     return sorted({int(part) for part in parts})

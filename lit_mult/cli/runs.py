@@ -60,8 +60,9 @@ def parameters(arguments: Sequence[str]) -> int:
     with torch.device("meta"):
         rows = plan_parameters(Llama(config.model, plan), plan)
     regimes = matrix_regimes(config, plan)
+    own_eps = any(row.eps is not None for row in rows)
     names = ("parameter", "role", "shape", "multipliers", "optimizer", "lr", "weight decay", "init")
-    table = [(*names, "equilibrium (steps)", "decay times")]
+    table = [(*names, "equilibrium (steps)", "decay times", *["eps"] * own_eps)]
     for row in rows:
         shape = "x".join(map(str, row.parameter.shape)) or "1"
         rule = "" if row.decay_rule == "plain" else f" {row.decay_rule}"
@@ -69,7 +70,8 @@ def parameters(arguments: Sequence[str]) -> int:
         regime = regimes.get(row.role)
         time, times = (regime.equilibrium_time, regime.decay_times) if regime else (None, None)
         balance = ("-" if time is None else f"{time:,.0f}", "-" if times is None else f"{times:.3g}")
-        table.append((row.name, row.role.value, shape, row.multipliers, row.optimizer, *numbers, *balance))
+        eps = ("-" if row.eps is None else f"{row.eps:.4g}",) if own_eps else ()
+        table.append((row.name, row.role.value, shape, row.multipliers, row.optimizer, *numbers, *balance, *eps))
     print_columns(table)
     if short := shortfall(config, regimes):
         print(short)
@@ -103,9 +105,9 @@ def export(arguments: Sequence[str]) -> int:
 
 
 def import_(arguments: Sequence[str]) -> int:
-    """Write the part of a run config with which `fit` starts from a Hugging Face Llama."""
+    """Write the part of a run config with which `fit` starts from a Hugging Face Llama or Qwen3."""
     parser = make_parser("import", import_)
-    parser.add_argument("folder", type=str, help="Hugging Face folder of a Llama: config.json and safetensors")
+    parser.add_argument("folder", type=str, help="Hugging Face folder of a Llama or Qwen3: config.json and safetensors")
     parser.add_argument("out", type=str, help="YAML file to write, for fit --config")
     namespace = parser.parse_args(list(arguments))
 

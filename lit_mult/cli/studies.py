@@ -88,6 +88,32 @@ def preset(arguments: Sequence[str]) -> int:
     return 0
 
 
+def compare(arguments: Sequence[str]) -> int:
+    """Put arms, runs or studies side by side: differences, speed-up, cost."""
+    parser = make_parser("compare", compare)
+    sides = (
+        "FOLDER[:ARM][@FIELD=VALUE,...], two or more, as in results/pays:vectors@optimizer=muon; the first is the base"
+    )
+    parser.add_argument("sides", type=str, nargs="+", help=sides)
+    parser.add_argument("--markdown", action="store_true", help="print a page in Markdown")
+    parser.add_argument("--json", action="store_true", help="print all tables with every digit")
+    namespace = parser.parse_args(list(arguments))
+
+    from lit_mult.analysis.compare import compare as findings_of
+    from lit_mult.analysis.compare import to_json, to_markdown
+
+    found = findings_of(namespace.sides)
+    if namespace.json or namespace.markdown:
+        print(to_json(found) if namespace.json else to_markdown(found, namespace.sides))
+        return 0
+    print(found.text)
+    for warning in found.warnings:
+        print(f"warning: {warning}")
+    for lines in found.statements.values():
+        print("", *lines, sep="\n")
+    return 0
+
+
 def report(arguments: Sequence[str]) -> int:
     """Write tables, figures and report.md from the records in a folder."""
     parser = make_parser("report", report)

@@ -51,6 +51,8 @@ class Particle:
     lr: float
     """Peak learning rate."""
     weight_decay: float
+    eps: float | None
+    """Adam's epsilon, where it is not the run's."""
     start_std: float
     """Of matrices, which start at random; 0 for the others."""
     start_mean: float
@@ -99,7 +101,7 @@ def _particle(row: ParameterPlan, plan: RunPlan) -> Particle:
         start = (0.0, 1.0)  # norm weights
     by_shape = _noise(row.optimizer).by_shape
     shape = (row.parameter.shape[0], row.parameter.shape[1]) if by_shape else None
-    return Particle(row.optimizer, row.lr, row.weight_decay, *start, shape=shape)
+    return Particle(row.optimizer, row.lr, row.weight_decay, row.eps, *start, shape=shape)
 
 
 def simulate(

@@ -1,6 +1,7 @@
 """The coordinate check (arXiv:2203.03466 app. D.1): sizes and changes of activations over a few training steps.
 
-Measured per width and seed, on the first batch of the data, of a run's model or (`model_coordinates`) of anybody's:
+Measured per width (or depth) and seed, on the first batch of the data, of a run's model or (`model_coordinates`) of
+anybody's:
 
 | kind   | coordinate                  | value                                                                     |
 |--------|-----------------------------|---------------------------------------------------------------------------|
@@ -11,12 +12,14 @@ Measured per width and seed, on the first batch of the data, of a run's model or
 
 Activations are the outputs of attention, MLP, each block and the final norm, and the logits. `update` reveals a single
 matrix with a wrong lr, which activations average out. `decay` reveals a wrong weight decay, which would take
-1 / (lr * decay) steps to show.
+1 / (lr * decay) steps to show. Over depth, models have different layers: `over_layers`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -35,6 +38,8 @@ from lit_mult.errors import ConfigError
 Kind = Literal["start", "change", "update", "decay"]
 Coordinate = tuple[Kind, str, str, float]
 """(kind, coordinate, role, value), as in `Measured`."""
+LAST_BLOCK = "last block"
+"""The residual stream at its end, in `over_layers`."""
 
 
 class Matrix(Protocol):
@@ -68,7 +73,8 @@ class Subject(Protocol):
 class Measured:
     """One coordinate of one model."""
 
-    width: int
+    size: int
+    """Width or depth of the model."""
     seed: int
     kind: Kind
     coordinate: str
@@ -79,33 +85,51 @@ class Measured:
 
 def measure(
     config: RunConfig,
-    widths: Sequence[int],
+    field: Literal["model.d_model", "model.n_layers"],
+    sizes: Sequence[int],
     seeds: Sequence[int],
     steps: int,
     make_module: Callable[[RunConfig, int], TrainingModule],
 ) -> Iterator[Measured]:
-    """Train each width (`model.d_model`) with each seed for a few optimizer steps, and measure its coordinates.
+    """Train each width or depth with each seed for a few optimizer steps, and measure its coordinates.
 
-    Width, seed and length replace those of `config`; `make_module(config, vocab_size)` makes the untrained module.
+    Size, seed and length replace those of `config`; `make_module(config, vocab_size)` makes the untrained module.
 
     Raises:
-        UserError: a width is not possible, or the data is not usable.
+        UserError: a size is not possible, or the data is not usable.
     """
     if config.model.pretrained is not None:
-        allowed = "has one width; a coordinate check needs several"
+        allowed = "has one width and depth; a coordinate check needs several"
         raise ConfigError("model.pretrained", config.model.pretrained, allowed)
     configs = [
-        config.with_overrides({"model.d_model": width, "seed": seed, "train.steps": steps})
-        for width in widths
+        (size, config.with_overrides({field: size, "seed": seed, "train.steps": steps}))
+        for size in sizes
         for seed in seeds
     ]
     corpus = prepare(config.data)
-    for run in configs:
+    for size, run in configs:
         windows = TrainWindows(corpus.train, run.data.seq_len, run.train.batch_size, run.seed)
         torch.manual_seed(run.seed)  # dropout
         make = partial(_make_run, run, corpus.vocab_size, windows, make_module)
-        for coordinate in coordinates(make):
-            yield Measured(run.model.d_model, run.seed, *coordinate)
+        found = coordinates(make)
+        for coordinate in over_layers(found) if field == "model.n_layers" else found:
+            yield Measured(size, run.seed, *coordinate)
+
+
+def over_layers(found: Iterable[Coordinate]) -> Iterator[Coordinate]:
+    """The same coordinates at any depth: RMS over the layers, named `layers.*`; of blocks themselves the last one's.
+
+    Outputs of attention and MLP are contributions to the residual stream, which is the output of a block.
+    """
+    merged: dict[tuple[Kind, str, str], list[float]] = {}
+    for kind, name, role, value in found:
+        own = re.sub(r"^layers\.\d+", "layers.*", name)
+        if own == "layers.*":
+            merged[kind, LAST_BLOCK, role] = [value]
+        else:
+            merged.setdefault((kind, own, role), []).append(value)
+    for (kind, name, role), values in merged.items():
+        yield kind, name, role, math.sqrt(sum(value**2 for value in values) / len(values))
 
 
 def _make_run(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lit_mult.config import RunConfig, split_pin
 from lit_mult.hf.check import Agreement
+from lit_mult.hf.folder import family
 from lit_mult.registry.kinds import KINDS
 from lit_mult.schema import RunRecord
 
@@ -14,15 +15,15 @@ _CARD = """\
 license: apache-2.0
 library_name: transformers
 pipeline_tag: text-generation
-tags: [llama, learnable-multipliers, lit-mult]
+tags: [{tag}, learnable-multipliers, lit-mult]
 ---
 
-# {title}
+# {family} of {size}: {multipliers}, {optimizer}
 
 A language model trained by lit_mult with {multipliers}.
 
 What multipliers it was trained with are folded into the weights, `W_eff[i,j] = constant * scalar * row[i] * W[i,j] *
-column[j]` ([arXiv:2601.04890](https://arxiv.org/abs/2601.04890) eq. 2 and 3): this is a plain Llama, and nothing but
+column[j]` ([arXiv:2601.04890](https://arxiv.org/abs/2601.04890) eq. 2 and 3): this is a plain {family}, and nothing but
 transformers is needed to run it.
 
 ```python
@@ -62,7 +63,7 @@ def model_card(
     `merged` compares the trained model with its merged weights in float32, `written` with the folder's model as
     transformers loads it, in `dtype`.
     """
-    model = config.model
+    model, kind = config.model, family(config.model)
     rows = {
         "size": f"{model.n_layers} layers of width {model.d_model}, MLP {model.d_ff}",
         "heads": f"{model.n_heads} of size {model.head_dim}, {model.n_kv_heads} for keys and values",
@@ -83,7 +84,10 @@ def model_card(
         "git commit": "unknown" if record is None or record.git_commit is None else record.git_commit,
     }
     return _CARD.format(
-        title=f"Llama of {model.n_layers} layers, width {model.d_model}: {_multipliers(config)}, {config.optimizer}",
+        tag=kind.model_type,
+        family=kind.label,
+        size=f"{model.n_layers} layers, width {model.d_model}",
+        optimizer=config.optimizer,
         multipliers=_multipliers(config),
         rows="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
         checks=_checks(dtype, merged, written),
@@ -112,9 +116,9 @@ def _multipliers(config: RunConfig) -> str:
 
 def _parametrization(config: RunConfig) -> str:
     rule = config.parametrization
-    if rule.rule == "standard":
-        return f"standard, attention scale {rule.attention_scale}"
-    return f"mup ({rule.width_rule}, base width {rule.base_d_model}), attention scale {rule.attention_scale}"
+    width = f"mup ({rule.width_rule}, base width {rule.base_d_model})" if rule.rule == "mup" else rule.rule
+    depth = "" if rule.depth_rule == "none" else f", {rule.depth_rule} (base depth {rule.base_n_layers})"
+    return f"{width}{depth}, attention scale {rule.attention_scale}"
 
 
 def _loss(record: RunRecord | None, step: int) -> str:

@@ -19,7 +19,7 @@ from lit_mult.data.tokenizers import ByteTokenizer, Tokenizer
 from lit_mult.errors import UserError, one_line
 from lit_mult.hf.card import model_card
 from lit_mult.hf.check import Agreement, agreement, load_back
-from lit_mult.hf.folder import CONFIG_NAME, FIXED_FIELDS, WEIGHTS_NAME, hf_weights, require_export_extra
+from lit_mult.hf.folder import CONFIG_NAME, WEIGHTS_NAME, family, hf_weights, require_export_extra
 from lit_mult.nn.llama import Llama
 from lit_mult.nn.merging import merged
 from lit_mult.schema import RunRecord
@@ -94,8 +94,8 @@ def hf_config(config: RunConfig, vocab_size: int, separator_id: int, dtype: str)
     """The config.json of the merged model."""
     model = config.model
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [family(model).architecture],
+        "model_type": family(model).model_type,
         "dtype": dtype,
         "vocab_size": vocab_size,
         "hidden_size": model.d_model,
@@ -114,7 +114,7 @@ def hf_config(config: RunConfig, vocab_size: int, separator_id: int, dtype: str)
         "eos_token_id": separator_id,
         "pad_token_id": separator_id,
         "use_cache": True,
-    } | FIXED_FIELDS
+    } | family(model).fixed
 
 
 def _write_model(folder: Path, fields: dict[str, Any], weights: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Reads a Hugging Face folder of a Llama: its architecture, its weights, and a hash of both."""
+"""Reads a Hugging Face folder of a Llama or Qwen3: its architecture, its weights, and a hash of both."""
 
 from __future__ import annotations
 
@@ -10,14 +10,30 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_mult.config import RunConfig
+from lit_mult.config import ModelConfig, RunConfig
 from lit_mult.errors import ConfigError, UserError, one_line
 from lit_mult.nn.llama import Llama
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 _INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
-FIXED_FIELDS = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-"""Fields of Hugging Face's config with a fixed value in our Llama."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One of Hugging Face's architectures that ours can be."""
+
+    model_type: str
+    architecture: str
+    """Class in transformers."""
+    label: str
+    fixed: dict[str, Any]
+    """Fields of its config with a fixed value in ours."""
+
+
+LLAMA = Family("llama", "LlamaForCausalLM", "Llama", {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False})
+QWEN3 = Family(
+    "qwen3", "Qwen3ForCausalLM", "Qwen3", {"hidden_act": "silu", "attention_bias": False, "sliding_window": None}
+)
 _ROPE_FIELDS = {"rope_type", "type", "rope_theta"}
 
 
@@ -30,6 +46,11 @@ class Architecture:
     vocab_size: int
     max_length: int
     """max_position_embeddings."""
+
+
+def family(model: ModelConfig) -> Family:
+    """What a model of ours is, once merged."""
+    return QWEN3 if model.qk_norm else LLAMA
 
 
 def require_export_extra() -> None:
@@ -51,31 +72,34 @@ def read_architecture(folder: Path) -> Architecture:
     """The architecture of the model in a Hugging Face folder.
 
     Raises:
-        ConfigError: there is no model, or one that our Llama cannot represent.
+        ConfigError: there is no model, or one that ours cannot represent.
         UserError: the export extra is not installed.
     """
     require_export_extra()
-    from transformers import LlamaConfig
+    from transformers import CONFIG_MAPPING
 
     if not (folder / CONFIG_NAME).is_file():
         raise unusable(folder, f"no Hugging Face folder, it has no {CONFIG_NAME}")
     data = _read_json(folder, CONFIG_NAME, needs="model_type")
     made_for = data.get("architectures") or [data["model_type"]]
-    if data["model_type"] != "llama" or made_for not in (["llama"], ["LlamaForCausalLM"]):
-        raise unusable(folder, f"holds a {' '.join(made_for)}; only a LlamaForCausalLM can be read")
+    found = next((one for one in (LLAMA, QWEN3) if one.model_type == data["model_type"]), None)
+    if found is None or made_for not in ([found.model_type], [found.architecture]):
+        read = f"{LLAMA.architecture} or {QWEN3.architecture}"
+        raise unusable(folder, f"holds a {' '.join(made_for)}; only a {read} can be read")
     if data.get("quantization_config") is not None:
         raise unusable(folder, "is quantized; only plain weights can be read")
     try:
-        theirs = LlamaConfig.from_dict(data)  # has defaults for fields that older files lack
-        return Architecture(_model_fields(theirs, folder), int(theirs.vocab_size), int(theirs.max_position_embeddings))
+        theirs = CONFIG_MAPPING[found.model_type].from_dict(data)  # has defaults for fields that older files lack
+        fields = _model_fields(theirs, found, folder)
+        return Architecture(fields, int(theirs.vocab_size), int(theirs.max_position_embeddings))
     except ConfigError:
         raise
     except Exception as error:  # transformers raises many types
         raise unusable(folder, f"its {CONFIG_NAME} is not usable ({one_line(error)})") from None
 
 
-def _model_fields(theirs: Any, folder: Path) -> dict[str, Any]:
-    for name, needed in FIXED_FIELDS.items():
+def _model_fields(theirs: Any, found: Family, folder: Path) -> dict[str, Any]:
+    for name, needed in found.fixed.items():
         if getattr(theirs, name) != needed:
             raise unusable(folder, f"has {name} = {getattr(theirs, name)!r}; only {needed!r} can be represented")
     rope = theirs.rope_parameters
@@ -95,6 +119,7 @@ def _model_fields(theirs: Any, folder: Path) -> dict[str, Any]:
         "mlp_ratio": theirs.intermediate_size / theirs.hidden_size,
         "rope_theta": float(rope["rope_theta"]),
         "norm_eps": float(theirs.rms_norm_eps),
+        "qk_norm": found is QWEN3,
         "tie_embeddings": bool(theirs.tie_word_embeddings),
     }
     try:
@@ -110,7 +135,7 @@ def hf_name(name: str) -> str:
 
 
 def hf_weights(plain: Llama) -> dict[str, Tensor]:
-    """The state dict for `LlamaForCausalLM`, float32, of a model without multipliers (`nn.merging.merged`)."""
+    """The state dict for Hugging Face's model, float32, of one without multipliers (`nn.merging.merged`)."""
     return {hf_name(name): weight.float().contiguous() for name, weight in plain.state_dict().items()}
 
 

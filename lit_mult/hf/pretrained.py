@@ -1,4 +1,4 @@
-"""Runs that start from a Hugging Face Llama instead of a random initialization."""
+"""Runs that start from a Hugging Face Llama or Qwen3 instead of a random initialization."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from lit_mult.hf.folder import content_hash, hf_name, read_architecture, read_we
 from lit_mult.method.plan import MatrixPlan, RunPlan
 from lit_mult.nn.llama import Llama, RMSNorm
 from lit_mult.nn.multipliers import MultipliedMatrix
-from lit_mult.registry.kinds import KINDS
 
 _PLAIN_SCALE = "1/sqrt(head_dim)"
 
@@ -42,7 +41,7 @@ def config_part(folder: Path) -> dict[str, Any]:
     folder's, if it has one.
 
     Raises:
-        ConfigError: the folder holds no model that our Llama can represent, or a tokenizer without a separator.
+        ConfigError: the folder holds no model that ours can represent, or a tokenizer without a separator.
     """
     architecture = read_architecture(folder)
     d_model = architecture.fields["d_model"]
@@ -136,8 +135,7 @@ def _check_norm(name: str, norm: RMSNorm, theirs: Tensor, folder: Path) -> None:
 
 def _scale(matrix: MatrixPlan) -> float:
     """W_eff / W at the start."""
-    own = [KINDS[matrix.kind].start(axis, matrix.shape, matrix.init_std) for axis in matrix.start]
-    return matrix.constant * math.prod(matrix.start.values()) / math.prod(own)
+    return matrix.constant * matrix.start_factor
 
 
 def _take(weights: dict[str, Tensor], name: str, ours: Tensor, folder: Path) -> Tensor:

@@ -10,6 +10,7 @@ Shapes in names: N tokens, O = d_out, I = d_in, V vocabulary, D width.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -19,14 +20,20 @@ from torch import Tensor
 from lit_mult.nn.precision import NARROW
 
 
-def scaled(weight_OI: Tensor, row_O: Tensor | None, column_I: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """r_i W_ij c_j in `dtype`; the product is formed in float32 at least, and rounded once."""
+def scaled(
+    weight_OI: Tensor, row_O: Tensor | None, column_I: Tensor | None, dtype: torch.dtype, *, is_own: bool = False
+) -> Tensor:
+    """r_i W_ij c_j in `dtype`; the product is formed in float32 at least, and rounded once.
+
+    `is_own`: nobody else reads the matrix, which may be overwritten.
+    """
     wide = weight_OI.float() if weight_OI.dtype in NARROW else weight_OI
-    if row_O is not None:
-        wide = wide * row_O[..., :, None]
-    if column_I is not None:
-        in_place = row_O is not None and not torch.is_grad_enabled()
-        wide = wide.mul_(column_I[..., None, :]) if in_place else wide * column_I[..., None, :]
+    row = None if row_O is None else row_O[..., :, None]
+    column = None if column_I is None else column_I[..., None, :]
+    for factor in (row, column):
+        if factor is not None:
+            wide = wide.mul_(factor) if is_own and not torch.is_grad_enabled() else wide * factor
+            is_own = True
     return wide.to(dtype)
 
 
@@ -54,18 +61,20 @@ class _Linear(torch.autograd.Function):
         if not (needs_weight or needs_row or needs_column):
             return grad_x, None, grad_bias, None, None
         effective_OI = grad_NO.mT @ x.reshape(-1, x.shape[-1])
-        if weight_OI.dtype in NARROW or effective_OI.dtype in NARROW:
-            effective_OI = effective_OI.float()
-        grad_row, grad_column = _vectors(effective_OI * weight_OI, row_O, column_I, needs_row, needs_column)
-        grad_weight = scaled(effective_OI, row_O, column_I, weight_OI.dtype) if needs_weight else None
+        needs = (needs_weight, needs_row, needs_column)
+        grad_weight, grad_row, grad_column = _of_matrix(effective_OI, weight_OI, row_O, column_I, needs)
         return grad_x, grad_weight, grad_bias, grad_row, grad_column
 
 
 class _Embedding(torch.autograd.Function):
+    """Of all tokens, the rows of W_eff; of fewer than the vocabulary has, the products of their own rows."""
+
     generate_vmap_rule = True
 
     @staticmethod
     def forward(ids: Tensor, weight_VD: Tensor, row_V: Tensor | None, column_D: Tensor | None, padding: int) -> Tensor:
+        if ids.numel() >= len(weight_VD):
+            return F.embedding(ids, scaled(weight_VD, row_V, column_D, weight_VD.dtype))
         return scaled(F.embedding(ids, weight_VD), _of(row_V, ids), column_D, weight_VD.dtype)
 
     @staticmethod
@@ -78,11 +87,15 @@ class _Embedding(torch.autograd.Function):
         ids, weight_VD, row_V, column_D = ctx.saved_tensors
         _, needs_weight, needs_row, needs_column, _ = ctx.needs_input_grad
         ids_N, grad_ND = ids.reshape(-1), grad.reshape(-1, grad.shape[-1])
-        row_N = _of(row_V, ids_N)
+        vocabulary = len(weight_VD)
         grad_ND = grad_ND.float() if grad_ND.dtype in NARROW else grad_ND
+        if len(ids_N) >= vocabulary:
+            effective_VD = _added_up(grad_ND, ids_N, vocabulary, ctx.padding)
+            needs = (needs_weight, needs_row, needs_column)
+            return None, *_of_matrix(effective_VD, weight_VD, row_V, column_D, needs), None
+        row_N = _of(row_V, ids_N)
         if ctx.padding >= 0:
             grad_ND = grad_ND * (ids_N != ctx.padding)[:, None]
-        vocabulary = len(weight_VD)
         grad_weight = grad_row = grad_column = None
         if needs_weight:
             grad_weight = _added_up(scaled(grad_ND, row_N, column_D, grad_ND.dtype), ids_N, vocabulary)
@@ -92,6 +105,24 @@ class _Embedding(torch.autograd.Function):
             grad_row, grad_column = _vectors(product_ND, row_N, column_D, needs_row, needs_column)
             grad_row = None if grad_row is None else _added_up(grad_row[:, None], ids_N, vocabulary)[:, 0]
         return None, grad_weight, grad_row, grad_column, None
+
+
+for _forward in (_Linear.forward, _Embedding.forward):  # torch would look it up at every call
+    _forward.__signature__ = inspect.signature(_forward)  # type: ignore[union-attr]
+
+
+def _of_matrix(
+    effective: Tensor, weight: Tensor, row: Tensor | None, column: Tensor | None, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of weight, row and column, those that are needed, from that of W_eff, which it overwrites."""
+    needs_weight, needs_row, needs_column = needs
+    if weight.dtype in NARROW or effective.dtype in NARROW:
+        effective = effective.float()
+    grad_row = grad_column = None
+    if needs_row or needs_column:
+        grad_row, grad_column = _vectors(effective * weight, row, column, needs_row, needs_column)
+    grad_weight = scaled(effective, row, column, weight.dtype, is_own=True) if needs_weight else None
+    return grad_weight, grad_row, grad_column
 
 
 def _vectors(
@@ -112,9 +143,9 @@ def _of(row_V: Tensor | None, ids: Tensor) -> Tensor | None:
     return None if row_V is None else row_V[ids]
 
 
-def _added_up(rows_ND: Tensor, ids_N: Tensor, vocabulary: int) -> Tensor:
-    """(V, D): rows of equal id, added."""
-    added: Tensor = torch.ops.aten.embedding_dense_backward(rows_ND, ids_N, vocabulary, -1, False)
+def _added_up(rows_ND: Tensor, ids_N: Tensor, vocabulary: int, padding: int = -1) -> Tensor:
+    """(V, D): rows of equal id, added; none for `padding`."""
+    added: Tensor = torch.ops.aten.embedding_dense_backward(rows_ND, ids_N, vocabulary, padding, False)
     return added
 
 

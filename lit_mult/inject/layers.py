@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -28,6 +29,7 @@ from lit_mult.registry.kinds import KINDS
 from lit_mult.registry.roles import Role
 
 _SPECS = "matrix_specs"
+_AXES = tuple(Axis)
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,16 @@ class MatrixSpec:
         """Whether W_eff is W."""
         return not self.all_axes and self.constant == 1.0
 
-    @property
+    @cached_property
     def all_axes(self) -> Axes:
         """Multipliers that any part has."""
         return frozenset().union(*self.axes)
+
+
+def taken_out(name: str) -> UserError:
+    """The error where a parameter is no longer its module's: FSDP1 puts views of its own in its place."""
+    cure = "for FSDP, use version 2: fully_shard, ModelParallelStrategy, fsdp_version: 2"
+    return UserError(f"{name}: a matrix with multipliers must stay its module's parameter; {cure}")
 
 
 def specs_of(module: nn.Module) -> dict[str, MatrixSpec]:
@@ -243,7 +251,7 @@ def _subclass(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]
 
 
 def _make_subclass(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
-    members: dict[str, Any] = {name: property(_reader(name), _holder(name)) for name in names}
+    members: dict[str, Any] = {name: property(_reader(name), _holder(name), _keeper(name)) for name in names}
     members |= {size: property(_reader_of_size(size), _fixed(size)) for size in _SIZES}
     members |= {"_plain": plain, "_names": names, "__module__": plain.__module__}
     if names == ("weight",) and (forward := _forward_of(plain)) is not None:
@@ -260,6 +268,13 @@ def _holder(name: str) -> Callable[[nn.Module, Tensor], None]:
         module.__dict__[name] = value
 
     return hold
+
+
+def _keeper(name: str) -> Callable[[nn.Module], None]:
+    def keep(module: nn.Module) -> None:
+        raise taken_out(name)
+
+    return keep
 
 
 def _reader_of_size(name: str) -> Callable[[nn.Module], Any]:
@@ -345,8 +360,9 @@ def _vectors(module: nn.Module, weight: Tensor, spec: MatrixSpec) -> tuple[Tenso
 
 def _factors(module: nn.Module, parameter: str, spec: MatrixSpec) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """scalar (), row (..., d_out) and column (..., d_in), as the formula takes them."""
-    found = {axis: _stored(module, multiplier_name(parameter, axis)) for axis in Axis if axis in spec.all_axes}
-    scalar, row, column = (found.get(axis) for axis in Axis)
+    scalar, row, column = (
+        _stored(module, multiplier_name(parameter, axis)) if axis in spec.all_axes else None for axis in _AXES
+    )
     if spec.parts is not None and not is_uniform(spec):
         row, scalar = _by_part(spec, spec.parts, scalar, row), None
     elif scalar is not None and scalar.ndim > 1:  # of every expert

@@ -29,6 +29,7 @@ from lit_mult.inject.layers import (
     is_uniform,
     specs_of,
     take_scale,
+    taken_out,
 )
 from lit_mult.inject.table import parameters
 from lit_mult.method.placement import PLACEMENTS, parse_axes
@@ -220,11 +221,13 @@ def _spec(one: Found, kind: str, placed: tuple[Axes, ...], *, split: bool) -> Ma
     spec = MatrixSpec(one.roles, kind, load(KINDS[kind].formula), axes, one.parts, one.transposed)
     if not spec.all_axes:
         return spec
-    if not spec.is_plain and not one.weight.detach().any(-2 if one.transposed else -1).all():
+    zeros_count = not (spec.is_plain or spec.formula.takes_zero_rows)
+    if zeros_count and not one.weight.detach().any(-2 if one.transposed else -1).all():
         raise UserError(
             f"{one.name}: has a row of zeros (a padding token?), which kind {kind} cannot scale; exclude it"
         )
-    if not spec.is_plain and (one.weight.ndim > 2 or not is_uniform(spec)):
+    is_fused = spec.parts is not None and not is_uniform(spec)
+    if not spec.is_plain and (one.weight.ndim > 2 or is_fused):
         raise UserError(f"{one.name}: is fused or a stack of experts, which kind {kind} does not support; exclude it")
     if len({"column" in part for part in axes}) > 1:
         raise UserError(f"{one.name}: its parts read the same input; give all of them a column multiplier, or none")
@@ -235,9 +238,16 @@ def _spec(one: Found, kind: str, placed: tuple[Axes, ...], *, split: bool) -> Ma
 
 
 def with_specs(model: nn.Module) -> list[nn.Module]:
-    """The modules that `add_multipliers` has seen. Raises: UserError when there are none, or PEFT's adapters."""
+    """The modules that `add_multipliers` has seen.
+
+    Raises:
+        UserError: there are none; a weight was taken out of its module, or has PEFT's adapters.
+    """
     refuse_adapters(model)
     modules = [module for module in model.modules() if specs_of(module)]
     if not modules:
         raise UserError("model has no multipliers; call add_multipliers first")
+    for module in modules:
+        for name in specs_of(module).keys() - module._parameters.keys():
+            raise taken_out(name)
     return modules

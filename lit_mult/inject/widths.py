@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import statistics
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -17,7 +19,7 @@ from lit_mult.inject.table import layers_together, named, sides
 from lit_mult.method.rules import Scaling, init_std, scaling
 from lit_mult.registry.contracts import RowParts
 from lit_mult.registry.optimizers import check_known
-from lit_mult.registry.roles import Role, Shape
+from lit_mult.registry.roles import HIDDEN_ROLES, Role, Shape
 
 Model = TypeVar("Model", bound=nn.Module)
 Rescale = Literal["outputs", "all"]
@@ -81,7 +83,7 @@ def width_rules(
             whose matrices start at a std of 1 / sqrt(d_in), as in mup's set_base_shapes; "all": hidden matrices by
             sqrt(base d_in / d_in), head and routers by base d_in / d_in, for models that start at the same std at every
             width, as transformers' initializer_range; None: none, for a model that is trained, or was rescaled before
-            `remove_multipliers`.
+            `remove_multipliers`. A warning says when the weights do not start as the choice assumes.
         verbose: print the table of all factors.
 
     Returns:
@@ -96,6 +98,7 @@ def width_rules(
     places = list(_places(model, base_model))
     scalings = [_scaling(place, optimizer, rule) for place in places]
     factors = [_on_weights(place, rescale) for place in places]
+    _check_start(places, rescale, getattr(getattr(model, "config", None), "initializer_range", None))
     done = set[int]()
     for place, its, factor in zip(places, scalings, factors, strict=True):
         if factor != place.spec.rescaled and id(place.weight) not in done:
@@ -226,3 +229,23 @@ def _on_weights(place: _Place, rescale: Rescale | None) -> float:
             f"{place.name}: multipliers took over its scale (split), for a trained model; pass rescale=None"
         )
     return factor
+
+
+def _check_start(places: Sequence[_Place], rescale: Rescale | None, initializer_range: float | None) -> None:
+    """Warn when hidden matrices do not start as `rescale` assumes; nothing is known on the meta device alone."""
+    exponents = []
+    for place in places:
+        if not set(place.spec.roles) <= HIDDEN_ROLES or place.spec.rescaled != 1.0 or place.weight.is_meta:
+            continue
+        ((_, d_in), (_, base_in)), *_ = place.shapes
+        std = float(place.weight.detach().float().std())
+        base_std = initializer_range if place.base_weight.is_meta else float(place.base_weight.detach().float().std())
+        if base_std and std and d_in != base_in:
+            exponents.append(math.log(std / base_std) / math.log(d_in / base_in))
+    if not exponents or rescale is None:
+        return
+    is_constant = statistics.median(exponents) > -0.25  # half-way between a constant std and 1 / sqrt(d_in)
+    if is_constant and rescale == "outputs":
+        warnings.warn("hidden matrices start at the same std at both widths; pass rescale='all'", stacklevel=3)
+    elif not is_constant and rescale == "all" and not places[0].base_weight.is_meta:
+        warnings.warn("hidden matrices start at a std of 1 / sqrt(d_in) already; pass rescale='outputs'", stacklevel=3)

@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import Final, Literal, NamedTuple
 
 from lit_mult.errors import ConfigError
-from lit_mult.registry.optimizers import OPTIMIZERS
+from lit_mult.registry.optimizers import OPTIMIZERS, unsupported
 from lit_mult.registry.roles import HIDDEN_ROLES, SSM_ROLES, Role
 
 DecayRule = Literal["plain", "corrected", "cautious"]
@@ -69,7 +69,8 @@ def decay_of(
         section: of the settings that errors name, such as "optim.".
 
     Raises:
-        ConfigError: there is no such mode; or timescale has no steps, or would decay by all of the matrix.
+        ConfigError: there is no such mode, or the optimizer does not support it; or timescale has no steps, or would
+            decay by all of the matrix.
     """
     spec = OPTIMIZERS[optimizer]
     if not spec.decays or spec.own_decay is not None:
@@ -91,6 +92,8 @@ def decay_of(
             normalized = (role is None or role in NORMALIZED) and not is_head
             return Decay(weight_decay * width_factor, "corrected" if normalized else "plain")
         case "cautious":
+            if not spec.decays_entries:
+                raise unsupported(optimizer, "decay of entries", f"{section}weight_decay_mode = {mode}")
             return Decay(weight_decay * width_factor, "cautious")
         case unknown:
             allowed = "must be coupled, independent, corrected, cautious or timescale"

@@ -29,7 +29,8 @@ class Kind(StrEnum):
     FACTOR = "one factor"
     """Two parameters can exchange a single factor, the same for all channels."""
     NORMALIZATION = "normalization"
-    """The scale of the residual stream is free: every norm divides it out (up to its epsilon)."""
+    """The scale of the residual stream is free, or that of a head's queries or keys: a norm divides it out (up to its
+    epsilon)."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def redundancies(config: RunConfig, vocab_size: int) -> list[Redundancy]:
     sizes = sizes_of(
         vocab_size, model.d_model, model.n_kv_heads, model.num_key_value_groups, model.head_dim, model.d_ff
     )
-    return redundancies_of(roles, axes, minimal, sizes, config.optim.multiplier_weight_decay)
+    decay = config.optim.multiplier_weight_decay
+    return redundancies_of(roles, axes, minimal, sizes, decay, qk_norm=model.qk_norm)
 
 
 def sizes_of(
@@ -132,6 +134,7 @@ def redundancies_of(
     sizes: Mapping[Factor, int],
     decay: float,
     prefix: str = "",
+    qk_norm: bool = False,
 ) -> list[Redundancy]:
     """The same of any model of Llama's form and names.
 
@@ -142,12 +145,17 @@ def redundancies_of(
         sizes: of the indices.
         decay: weight decay of the multipliers.
         prefix: of the names of embedding and final norm.
+        qk_norm: whether queries and keys have norms. An exchange between the weights of these alone is the model's own,
+            and left out.
     """
     spare = frozenset(f"{name}.{axis}" for name in axes for axis in axes[name] - minimal[name])
     found, writes = [], []
     for part, norm in _pieces(roles, prefix):
-        equations = Piece(part, norm, axes)
-        found += [_redundancy(solution, equations, sizes, decay, spare) for solution in equations.solve(sizes)]
+        attention = next((name.rpartition(".")[0] for name, role in part.items() if role is Role.Q_PROJ), None)
+        qk_norms = [f"{attention}.{name}.weight" for name in ("q_norm", "k_norm") if qk_norm and attention]
+        equations = Piece(part, norm, axes, qk_norms)
+        solutions = [one for one in equations.solve(sizes) if not one.powers.keys() <= set(qk_norms)]
+        found += [_redundancy(solution, equations, sizes, decay, spare) for solution in solutions]
         if equations.writes:
             writes.append((equations, equations.follow_residual()))
     if all(powers is not None for _, powers in writes):
@@ -181,8 +189,9 @@ def _pieces(roles: Mapping[str, Role], prefix: str) -> Iterator[tuple[dict[str, 
 def _redundancy(
     solution: Solution, piece: Piece, sizes: Mapping[Factor, int], decay: float, spare: frozenset[str]
 ) -> Redundancy:
+    kind = Kind.CHANNELS if solution.channels else Kind.FACTOR
     return Redundancy(
-        kind=Kind.CHANNELS if solution.channels else Kind.FACTOR,
+        kind=Kind.NORMALIZATION if len(solution.powers) == 1 else kind,  # nothing else takes up what changes
         powers=solution.powers,
         channels=solution.channels,
         freedom=solution.freedom,

@@ -1,4 +1,6 @@
-"""The width rules as pure functions: (role, shape, base shape, optimizer) -> init std, lr, weight decay, factor.
+"""The width and depth rules as pure functions.
+
+Width: (role, shape, base shape, optimizer) -> init std, lr, weight decay, factor.
 
 With m = d / d_base, table 1 of arXiv:2601.04890 for a hidden matrix under AdamW reads
 
@@ -12,7 +14,8 @@ and all three follow from the `width_factor` by which a unit update of the effec
     lr_sqrt_wd   1/m    m^1/2          1
 
 of arXiv:2510.15262 for AdamW, where sqrt(lr / weight_decay), the norm of the balance, falls as m^-3/4: there the top
-singular values are observed to be as at base width. For other factors f it is f and f^-1/2.
+singular values are observed to be as at base width. For other factors f it is f and f^-1/2. Depth comes on top, by
+further factors (`depth_scaling`).
 """
 
 from __future__ import annotations
@@ -38,6 +41,16 @@ class WidthSettings(Protocol):
 
     @property
     def embedding_std(self) -> float: ...
+
+
+class DepthSettings(Protocol):
+    """What `depth_scaling` reads of `config.ParametrizationConfig`."""
+
+    @property
+    def depth_rule(self) -> str: ...
+
+    @property
+    def base_n_layers(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -123,3 +136,55 @@ def scaling(role: Role, shape: Shape, base_shape: Shape, optimizer: str, config:
             return Scaling(init_std=std / factor, lr=1.0, weight_decay=1.0, forward=factor)
         case unknown:
             raise ConfigError("width_rule", unknown, "must be lr, lr_wd, lr_sqrt_wd or multiplier")
+
+
+@dataclass(frozen=True)
+class DepthScaling:
+    """Factors on what is in a block, on top of the width rule's."""
+
+    branch: float
+    """Constant factor of the effective matrix that ends a residual branch."""
+    lr: float
+    """Factor on the learning rate of matrices, norm weights and multipliers."""
+    eps: float
+    """Factor on Adam's epsilon of all of these."""
+
+
+_ALPHA = {"depth_mup": 0.5, "completep": 1.0, "hyperp": 0.5}
+
+
+def depth_scaling(n_layers: int, optimizer: str, config: DepthSettings) -> DepthScaling:
+    """Factors of the depth rules, with l = n_layers / base_n_layers.
+
+    A block is x <- x + l^-alpha f(x), for attention and MLP (arXiv:2505.01618 table 1):
+
+    | in a block                                  | depth_mup | completep | hyperp                    |
+    |---------------------------------------------|-----------|-----------|---------------------------|
+    | alpha                                       | 1/2       | 1         | 1/2                       |
+    | branch, l^-alpha: o_proj, down_proj         | l^-1/2    | l^-1      | (2 n_layers)^-1/2         |
+    | lr, l^(alpha-1): matrices, norms, multipl.  | l^-1/2    | 1         | l^-1/2                    |
+    | Adam's epsilon, l^-alpha: the same          | l^-1/2    | l^-1      | l^-1/2                    |
+    | coupled weight decay (a step: lr * decay)   | 1         | 1         | 1 (hyperball has none)    |
+
+    Embedding, final norm and LM head stay as the width rule has them.
+
+    - lr: if a step changes f by lr, whatever the size of the gradient, n_layers branches change the residual stream by
+      n_layers l^-alpha lr, which does not depend on depth for lr ~ l^(alpha-1). That holds for AdamW, Muon, steps of
+      relative size lr and Scion's to the border of a ball alike, and for a multiplier as for a norm weight, which is
+      one of the next matrix.
+    - Adam's epsilon: gradients in a branch have its factor. They fall with width too, for which the paper's epsilon has
+      1/m; the width rules leave epsilon alone, and at the base depth all is theirs.
+    - hyperp divides by sqrt(2 n_layers) at the base depth as well (arXiv:2603.28743): the 2 n_layers branches add up to
+      the variance of one. Relative to the base depth it would be depth_mup.
+
+    Raises:
+        ConfigError: the optimizer of hidden matrices does not support the rule.
+    """
+    if config.depth_rule == "none":
+        return DepthScaling(branch=1.0, lr=1.0, eps=1.0)
+    spec = OPTIMIZERS[trained_by(Role.O_PROJ, optimizer)]
+    if config.depth_rule not in spec.depth_rules:
+        raise unsupported(spec.name, "such depth rule", f"parametrization.depth_rule = {config.depth_rule}")
+    alpha, depth = _ALPHA[config.depth_rule], n_layers / config.base_n_layers
+    branch = 1 / math.sqrt(2 * n_layers) if config.depth_rule == "hyperp" else depth**-alpha
+    return DepthScaling(branch=branch, lr=depth ** (alpha - 1), eps=depth**-alpha)

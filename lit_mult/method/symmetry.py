@@ -13,6 +13,8 @@ factors that the next operation passes on. In logarithms both are linear, with o
 | residual sum                      | the same factor, `RESIDUAL`, on the embedding and on every block     |
 | rotary query . key                | q = a(group, pair), k = -a(group, pair): the rotation mixes the two  |
 |                                   | halves of a pair, and the heads of a group share their key           |
+| the same after norms of both      | in: one factor a head (it drops out); weights: q = a(pair),          |
+|                                   | k = -a(pair), as all heads share them                                |
 | attention output                  | the value's factor, for every query head of its group                |
 | silu(gate) * up                   | gate: 0; the product has up's factor                                 |
 | logits                            | 0                                                                    |
@@ -31,7 +33,7 @@ point of the method), signs and permutations.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import combinations
@@ -92,6 +94,7 @@ _ONE = _Wire("", ())
 _RESIDUAL = _Wire("residual", ())
 _NORM = _Wire("norm", _CHANNEL)
 _SCORE: Index = (Factor.GROUP, Factor.PAIR)
+_HEAD: Index = (Factor.HALF, Factor.PAIR)
 
 # Role -> the wire that the matrix reads, and the one that it writes; the embedding reads tokens.
 _WIRES: dict[Role, tuple[_Wire, _Wire]] = {
@@ -105,6 +108,13 @@ _WIRES: dict[Role, tuple[_Wire, _Wire]] = {
     Role.DOWN_PROJ: (_Wire("hidden", _HIDDEN), _RESIDUAL),
     Role.LM_HEAD: (_NORM, _ONE),
 }
+
+# The same for queries and keys that have norms, and the norm weights' own wire.
+_NORMED: dict[Role, tuple[_Wire, _Wire]] = {
+    Role.Q_PROJ: (_NORM, _Wire("query", (Factor.GROUP, Factor.MEMBER))),
+    Role.K_PROJ: (_NORM, _Wire("key", (Factor.GROUP,))),
+}
+_NORMED_SCORE = _Wire("score", (Factor.PAIR,))
 
 
 @dataclass(frozen=True)
@@ -127,10 +137,19 @@ class Solution:
 class Piece:
     """The equations between two uses of the residual stream, for any set S of index factors."""
 
-    def __init__(self, roles: Mapping[str, Role], norm: str | None, axes: Mapping[str, Axes]) -> None:
-        """Take the matrices (name -> role), the norm weight before them, and the axes of every matrix."""
-        self.roles, self.norm, self.axes = roles, norm, axes
+    def __init__(
+        self,
+        roles: Mapping[str, Role],
+        norm: str | None,
+        axes: Mapping[str, Axes],
+        qk_norms: Sequence[str] = (),
+    ) -> None:
+        """Take the matrices (name -> role), the norm weight before them, the axes of every matrix, and the norm weights
+        of queries and keys."""
+        self.roles, self.norm, self.axes, self.qk_norms = roles, norm, axes, qk_norms
+        self.wires = _WIRES | _NORMED if qk_norms else _WIRES
         self.unknowns: list[Unknown] = [Unknown(norm, _CHANNEL)] if norm else []
+        self.unknowns += [Unknown(name, _HEAD) for name in qk_norms]
         for name, role in roles.items():
             rows, columns = _INDICES[role]
             index_by_axis = {Axis.SCALAR: (), Axis.ROW: rows, Axis.COLUMN: columns}
@@ -160,7 +179,7 @@ class Piece:
     @property
     def writes(self) -> bool:
         """Whether it adds to the residual stream."""
-        return any(_WIRES[role][1] == _RESIDUAL for role in self.roles.values())
+        return any(self.wires[role][1] == _RESIDUAL for role in self.roles.values())
 
     def follow_residual(self) -> dict[str, int] | None:
         """Powers with which the parameters scale the piece's output by one factor; None if impossible."""
@@ -175,7 +194,7 @@ class Piece:
 
     def _nearest(self) -> set[str]:
         """The multipliers that scale the output to the residual directly."""
-        writers = [name for name, role in self.roles.items() if _WIRES[role][1] == _RESIDUAL]
+        writers = [name for name, role in self.roles.items() if self.wires[role][1] == _RESIDUAL]
         out = {name: Axis.COLUMN if self.roles[name] is Role.EMBEDDING else Axis.ROW for name in writers}
         return {f"{name}.{axis}" for name in writers for axis in (Axis.SCALAR, out[name])}
 
@@ -191,7 +210,10 @@ class Piece:
 
     def _matrix(self, part: Index, residual: bool = False) -> tuple[list[str], Floats]:
         """Equations of the part S with wires eliminated: names of the unknowns, and one row per equation."""
-        wires = sorted({wire.name for role in self.roles.values() for wire in _WIRES[role]} - {_ONE.name})
+        used = {wire.name: wire for role in self.roles.values() for wire in self.wires[role] if wire != _ONE}
+        if self.qk_norms:
+            used[_NORMED_SCORE.name] = _NORMED_SCORE
+        wires = sorted(used)
         free = [unknown.name for unknown in self.unknowns if set(part) <= set(unknown.index)]
         columns = {name: number for number, name in enumerate([*free, *wires])}
         rows: list[Floats] = []
@@ -207,7 +229,7 @@ class Piece:
             return wire != _ONE and set(part) <= set(wire.index)
 
         for name, role in self.roles.items():
-            read, written = _WIRES[role]
+            read, written = self.wires[role]
             row_index, column_index = _INDICES[role]
             in_rows, in_columns = set(part) <= set(row_index), set(part) <= set(column_index)
             terms = [(f"{name}.{Axis.SCALAR}", 1)]
@@ -226,11 +248,12 @@ class Piece:
                 equation(in_terms)
         if self.norm:
             equation([(self.norm, 1), (_NORM.name, -1)])
+        for name, sign in zip(self.qk_norms, (1, -1), strict=False):
+            equation([(name, 1), (_NORMED_SCORE.name, -sign)])
         kept = [*free, _RESIDUAL.name] if residual and _RESIDUAL.name in columns else free
         matrix = np.array(rows)
         for name in wires:  # wires that cannot vary over S, and the residual if it is fixed
-            index = next(wire.index for role in self.roles.values() for wire in _WIRES[role] if wire.name == name)
-            if not set(part) <= set(index) or (name == _RESIDUAL.name and not residual):
+            if not set(part) <= set(used[name].index) or (name == _RESIDUAL.name and not residual):
                 matrix[:, columns[name]] = 0
         eliminated = matrix[:, [columns[name] for name in wires if name not in kept]]
         # Combinations of equations without wires.

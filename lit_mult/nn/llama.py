@@ -1,8 +1,10 @@
 """A Llama-compatible decoder (RMSNorm, half-split rotary embedding, SwiGLU, grouped-query attention, no biases).
 
+With norms of queries and keys it is Qwen3's.
+
 Shapes in names: B batch, T time, S cached and new tokens, D width, H query heads, G key/value heads, K head size,
 F hidden, V vocabulary.
-Module names are those of Hugging Face's `LlamaForCausalLM` without the `model.` prefix.
+Module names are those of Hugging Face's `LlamaForCausalLM` and `Qwen3ForCausalLM` without the `model.` prefix.
 """
 
 from __future__ import annotations
@@ -50,10 +52,23 @@ class RMSNorm(nn.Module):
         return self.weight.expand(self.size) if self.is_scalar else self.weight
 
 
+class HeadNorm(RMSNorm):
+    """RMSNorm of every head (..., K), whose rotary components are paired; the weight (K,) is stored as halves."""
+
+    norm: staticmethod[[Tensor, Tensor, float], Tensor] = staticmethod(rms_norm)
+
+    def forward(self, x_BTHK: Tensor) -> Tensor:
+        weight_K = pair_rotary_rows(self.weight[..., None], self.size)[..., 0]
+        wide = torch.promote_types(x_BTHK.dtype, torch.float32)  # few numbers a head, and the softmax follows
+        return self.norm(x_BTHK.to(wide), weight_K.to(wide), self.eps).to(x_BTHK.dtype)
+
+
 class Attention(nn.Module):
     """Causal grouped-query attention."""
 
     joint_weight: Tensor | None
+    q_norm: HeadNorm | None
+    k_norm: HeadNorm | None
     linear = staticmethod(linear)
 
     def __init__(self, config: ModelConfig, plan: RunPlan, name: str) -> None:
@@ -64,6 +79,9 @@ class Attention(nn.Module):
         self.k_proj = MultipliedLinear(plan.matrices[f"{name}.k_proj"])
         self.v_proj = MultipliedLinear(plan.matrices[f"{name}.v_proj"])
         self.o_proj = MultipliedLinear(plan.matrices[f"{name}.o_proj"])
+        for norm in ("q_norm", "k_norm"):
+            own = HeadNorm(config.head_dim, config.norm_eps, config.block_norm_kind) if config.qk_norm else None
+            self.register_module(norm, own)
         self.register_buffer("joint_weight", None, persistent=False)
 
     def form_joint_weight(self) -> Tensor:
@@ -79,6 +97,9 @@ class Attention(nn.Module):
         # One joint product: concatenating weights is cheap, reading and differentiating x three times is not.
         qkv_weight = self.form_joint_weight() if self.joint_weight is None else self.joint_weight
         qkv_BTNK = self.linear(x_BTD, qkv_weight).view(B, T, H + 2 * G, self.head_dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BTHK, k_BTGK, v_BTGK = qkv_BTNK.split([H, G, G], dim=2)
+            qkv_BTNK = torch.cat([self.q_norm(q_BTHK), self.k_norm(k_BTGK), v_BTGK], dim=2)
         return rotate_qkv(qkv_BTNK, rotation_TK2, H, G)
 
     def forward(self, x_BTD: Tensor, rotation_TK2: Tensor, cache: LayerCache | None = None) -> Tensor:

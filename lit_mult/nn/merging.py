@@ -16,9 +16,9 @@ from lit_mult.nn.multipliers import MultipliedMatrix
 def merged(model: Llama) -> Llama:
     """A copy for inference with W_eff (arXiv:2601.04890 eq. 2 and 3) in place of W, and no multipliers.
 
-    Products are computed in float64 and cast once. The query matrix absorbs an attention scale other than a plain
-    Llama's 1 / sqrt(head_dim). A tied head is untied: it shares W with the embedding, but not the multipliers. A scalar
-    norm becomes a constant vector.
+    Products are computed in float64 and cast once. The query matrix, or the norm of queries, absorbs an attention scale
+    other than a plain Llama's 1 / sqrt(head_dim). A tied head is untied: it shares W with the embedding, but not the
+    multipliers. A scalar norm becomes a constant vector.
     """
     plain = copy.deepcopy(model).requires_grad_(False).eval()
     for module in plain.modules():
@@ -26,7 +26,10 @@ def merged(model: Llama) -> Llama:
             module.joint_weight = None  # not merged
         if isinstance(module, Attention):
             usual = 1 / math.sqrt(module.head_dim)
-            module.q_proj.constant *= module.scale / usual
+            if module.q_norm is None:
+                module.q_proj.constant *= module.scale / usual
+            else:
+                module.q_norm.weight.mul_(module.scale / usual)
             module.scale = usual
         if isinstance(module, RMSNorm):
             module.weight = nn.Parameter(module.weight_vector().clone(), requires_grad=False)

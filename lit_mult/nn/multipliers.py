@@ -67,6 +67,8 @@ class Formula:
     start: Callable[[Axis, Tensor, float, float], Tensor] = constant_start
     """(multiplier, weight (d_out, d_in), planned value, value for W_eff = W) -> initial value of the multiplier.
     Both values are expectations if that depends on the weights."""
+    takes_zero_rows: bool = False
+    """Whether it is defined on a matrix with rows of zeros; asked of formulas other than `PRODUCT`."""
 
 
 PRODUCT = Formula(effective_weight)

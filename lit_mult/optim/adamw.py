@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.optim import AdamW
 
@@ -40,6 +41,34 @@ class _MixedAdamW(AdamW):
         finally:
             self.param_groups = groups
         return loss
+
+
+def adam_updates(
+    gradients: list[Tensor], states: Sequence[dict[str, Tensor]], group: Mapping[str, Any]
+) -> list[Tensor]:
+    """Adam's m / (sqrt(v) + eps), both with bias correction, of tensors of any shape that have made the same steps.
+
+    Args:
+        gradients: in float32.
+        states: of each, with exp_avg, exp_avg_sq and step from the first call on.
+        group: betas and eps.
+    """
+    for state, gradient in zip(states, gradients, strict=True):
+        if "step" not in state:
+            zeros = {"exp_avg": torch.zeros_like(gradient), "exp_avg_sq": torch.zeros_like(gradient)}
+            state.update(zeros, step=torch.tensor(0.0))
+        state["step"] += 1
+    averages, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+    (beta1, beta2), step = group["betas"], float(states[0]["step"])
+    torch._foreach_lerp_(averages, gradients, 1 - beta1)
+    torch._foreach_mul_(squares, beta2)
+    torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
+    sizes = torch._foreach_sqrt(squares)
+    torch._foreach_div_(sizes, math.sqrt(1 - beta2**step))
+    torch._foreach_add_(sizes, group["eps"])
+    updates = torch._foreach_div(averages, sizes)
+    torch._foreach_div_(updates, 1 - beta1**step)
+    return list(updates)
 
 
 def autocorrelation(config: OptimConfig, shape: Shape | None = None) -> Autocorrelation:
@@ -81,5 +110,5 @@ class StackedAdamW(StackedUpdate):
         averages_MP, squares_MP = self.state["exp_avg"], self.state["exp_avg_sq"]
         averages_MP.lerp_(gradients_MP, 1 - beta1)
         squares_MP.mul_(beta2).addcmul_(gradients_MP, gradients_MP, value=1 - beta2)
-        size_MP = squares_MP.sqrt().div_(math.sqrt(1 - beta2**count)).add_(self.config.eps)
+        size_MP = squares_MP.sqrt().div_(math.sqrt(1 - beta2**count)).add_(self.eps)
         return averages_MP.div(size_MP).div_(1 - beta1**count)

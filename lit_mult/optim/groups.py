@@ -29,6 +29,8 @@ class ParameterPlan:
     lr: float
     weight_decay: float
     init: str
+    eps: float | None = None
+    """Adam's epsilon, where it is not the one that all groups share."""
     decay_rule: DecayRule = "plain"
 
 
@@ -50,11 +52,11 @@ def plan_parameters(model: nn.Module, plan: RunPlan) -> list[ParameterPlan]:
 
 
 def _of_module(name: str, module: nn.Module, plan: RunPlan) -> Iterator[ParameterPlan]:
+    in_block = name.startswith("layers.")
     if isinstance(module, RMSNorm):
-        norm = plan.norm
-        yield ParameterPlan(
-            f"{name}.weight", module.weight, Role.NORM, "", norm.optimizer, norm.lr, norm.weight_decay, "1"
-        )
+        norm = plan.block_norm if in_block else plan.norm
+        rates = (norm.optimizer, norm.lr, norm.weight_decay)
+        yield ParameterPlan(f"{name}.weight", module.weight, Role.NORM, "", *rates, "1", norm.eps)
     elif isinstance(module, MultipliedMatrix):
         matrix = plan.matrices[name]
         kinds = "+".join(matrix.start) or "-"
@@ -68,23 +70,28 @@ def _of_module(name: str, module: nn.Module, plan: RunPlan) -> Iterator[Paramete
             lr=matrix.lr,
             weight_decay=matrix.weight_decay,
             init=f"N(0, {matrix.init_std:.4g}²)",
+            eps=matrix.eps,
             decay_rule=matrix.decay_rule,
         )
-        own = plan.multiplier
+        own = plan.block_multiplier if in_block else plan.multiplier
         for axis, start in matrix.start.items():
             parameter = getattr(module, axis.value)
             rates = (own.optimizer, own.lr, own.weight_decay)
-            yield ParameterPlan(f"{name}.{axis.value}", parameter, Role.MULTIPLIER, "", *rates, f"{start:.4g}")
+            yield ParameterPlan(f"{name}.{axis.value}", parameter, Role.MULTIPLIER, "", *rates, f"{start:.4g}", own.eps)
 
 
 def parameter_groups(rows: list[ParameterPlan]) -> list[dict[str, Any]]:
-    """Parameters that share role kind, optimizer, lr and weight decay, as groups for `HybridOptimizer`."""
+    """Parameters that share role kind, optimizer, lr, weight decay, its rule and eps, as groups for `HybridOptimizer`.
+
+    A group has `eps` where it is not that of all groups.
+    """
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         kind = row.role.value if row.role in (Role.NORM, Role.MULTIPLIER) else "matrix"
-        key = (kind, row.optimizer, row.lr, row.weight_decay, row.decay_rule)
+        key = (kind, row.optimizer, row.lr, row.weight_decay, row.decay_rule, row.eps)
         rates = {"optimizer": row.optimizer, "lr": row.lr, "weight_decay": row.weight_decay}
         rates |= rule_settings(row.decay_rule, row.lr)
+        rates |= {} if row.eps is None else {"eps": row.eps}
         group = groups.setdefault(key, {"params": [], "roles": [], **rates})
         group["params"].append(row.parameter)
         if row.role.value not in group["roles"]:

@@ -9,7 +9,7 @@ import heapq
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lit_mult.errors import UserError
+from lit_mult.errors import ConfigError, UserError
 from lit_mult.registry.roles import Shape
 
 if TYPE_CHECKING:
@@ -108,6 +108,19 @@ def sharding_of(matrix: Tensor) -> Sharding | None:
             raise UserError(f"a parameter {where}: Muon needs matrices sharded (Shard) along one dimension of the mesh")
         found = Sharding(mesh.get_group(mesh_dim), placement.dim % matrix.ndim - matrix.ndim)
     return found
+
+
+def check_whole_matrices(groups: Iterable[Mapping[str, Any]]) -> None:
+    """Check parameter groups for an optimizer that needs the norms of one whole matrix.
+
+    Raises:
+        ConfigError: a parameter is sharded, a stack, or several matrices in one.
+    """
+    for group in groups:
+        for parameter in group["params"]:
+            if as_dtensor(parameter) is not None or parameter.ndim > 2 or group.get("parts") is not None:
+                where = f"cannot train {group.get('name', 'a matrix')}, which is sharded, stacked or fused"
+                raise ConfigError("optimizer", group.get("optimizer"), f"{where}: use adamw or muon")
 
 
 def chunk_sizes(size: int, ranks: int) -> list[int]:

@@ -57,6 +57,8 @@ class Kind:
     start: Callable[[Axis, Shape, float], float] = lambda axis, shape, init_std: 1.0
     """(axis, shape, init std of W) -> initial value of the multiplier for W_eff = W; its expectation if that depends on
     the weights."""
+    scaled: Callable[[float, float], float] = lambda start, factor: start * factor
+    """(initial value of a multiplier, factor) -> the initial value for `factor` times W_eff."""
     is_product: bool = True
     """Whether W_eff is that product. Redundancies of other kinds are unsupported."""
 
@@ -79,9 +81,13 @@ class OptimizerSettings:
     eps: float = 1e-8
     """AdamW's epsilon."""
     muon_momentum: float = 0.95
-    """Nesterov momentum of Muon."""
+    """Momentum of Muon, Nesterov's, and of Muown."""
     muon_ns_steps: int = 5
     """Newton-Schulz iterations of Muon."""
+    muown_norm_lr: float | None = None
+    """Muown's learning rate of row norms; None: that of the matrix."""
+    sphere: Literal["matrix", "row"] = "matrix"
+    """What keeps its norm under the optimizers on spheres."""
     muon_coefficients: Literal["quintic", "polar_express"] = "quintic"
     """Coefficients of these iterations; see `optim.muon.COEFFICIENTS`."""
     scion_radius: float = 50.0
@@ -127,8 +133,16 @@ class OptimizerSpec:
     coordinate check compares the two."""
     width_rules: frozenset[str] = frozenset({"lr", "lr_wd", "lr_sqrt_wd", "multiplier"})
     """Supported values of `parametrization.width_rule`."""
+    depth_rules: frozenset[str] = frozenset()
+    """Supported values of `parametrization.depth_rule` other than none; `method.rules.depth_scaling` assumes steps of a
+    size that does not depend on that of the gradients."""
+    has_eps: bool = False
+    """Whether the `eps` of its parameter groups is Adam's epsilon, `OptimizerSettings.eps` by default."""
     decays: bool = True
     """Whether weight decay applies to its matrices."""
+    decays_entries: bool = True
+    """Whether some entries may decay and others not, after the step, as cautious decay has it (`optim.decay`). False if
+    the state would not follow."""
     own_decay: float | None = None
     """Weight decay that is part of the method, in place of `optim.weight_decay`, its mode and factors by role."""
     noise: str | None = None

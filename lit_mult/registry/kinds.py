@@ -15,6 +15,12 @@ def _none(_: Axes) -> Axes:
     return NONE
 
 
+def _scaled_softplus(start: float, factor: float) -> float:
+    """x with softplus(x) = factor * softplus(start); written so that no exponential overflows."""
+    gain = factor * (max(start, 0.0) + math.log1p(math.exp(-abs(start))))
+    return gain + math.log(-math.expm1(-gain))
+
+
 def _row_norm(axis: Axis, shape: Shape, init_std: float) -> float:
     return init_std * math.sqrt(shape[1]) if axis is Axis.ROW else 1.0
 
@@ -45,6 +51,19 @@ KINDS: Final = with_plugins(
             forward="start",
             formula="lit_mult.nn.weight_norm:WEIGHT_NORM",
             start=_row_norm,
+        ),
+        Kind(
+            "softplus",
+            "softplus gains",
+            "learnable row and column vectors, each the softplus of what is trained (arXiv:2606.25971)",
+            axes=lambda table: table,
+            forward="start",
+            formula="lit_mult.nn.softplus:SOFTPLUS",
+            start=lambda axis, shape, init_std: math.log(math.e - 1),  # whose softplus is 1
+            scaled=_scaled_softplus,
+            # Its redundancies are those of the gains; the diagnostics read what is trained, whose logarithms are not
+            # those of the gains.
+            is_product=False,
         ),
     ),
     "lit_mult.kinds",

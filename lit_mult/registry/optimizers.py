@@ -16,6 +16,11 @@ def adamw_width_factor(matrix: Matrix, base: Matrix) -> float:
     """Entries of size lr that align with the input give |dW|_2 ~ lr sqrt(d_out d_in), hence lr ~ 1 / d_in.
 
     Sources: arXiv:2203.03466 table 3; "LR only" in arXiv:2601.04890 table 1.
+
+    On a sphere the step is the same, whatever the norm of the matrix. What the projection takes away is the part along
+    W and, to second order, the share (lr RMS(u) / init_std)^2 of W. At muP's initial std neither grows with width:
+    lr / init_std goes as 1 / sqrt(m) for hidden matrices under AdamW and is constant for the head and under Muon. That
+    ratio is the relative step, so `hyperball_width_factor` is this factor times that of 1 / init_std.
     """
     return base.d_in / matrix.d_in
 
@@ -50,6 +55,16 @@ def muon_hyperball_width_factor(matrix: Matrix, base: Matrix) -> float:
     """
     unit = math.sqrt(min(matrix.d_out, matrix.d_in) / min(base.d_out, base.d_in))
     return unit * hyperball_width_factor(matrix, base)
+
+
+def muown_width_factor(matrix: Matrix, base: Matrix) -> float:
+    """As Muon's: the step of a direction V is Muon's, and V starts at W.
+
+    A rate of row norms needs no factor: a step of lr on each changes W by lr diag(signs) U, of spectral norm
+    lr |U|_2 ~ lr sqrt(d_out / d_in) for rows of norm 1. So at the matrix's rate their share of the change falls as
+    1 / sqrt(m), which `optim.muown_norm_lr` avoids.
+    """
+    return muon_width_factor(matrix, base)
 
 
 def scion_width_factor(matrix: Matrix, base: Matrix) -> float:
@@ -91,6 +106,8 @@ def check_known(optimizer: str, field: str = "optimizer") -> None:
         raise ConfigError(field, optimizer, f"must be one of {', '.join(OPTIMIZERS)}, or import:MODULE.CLASS")
 
 
+_DEPTH_RULES: Final = frozenset({"depth_mup", "completep"})
+
 _REGISTERED = with_plugins(
     (
         OptimizerSpec(
@@ -101,6 +118,8 @@ _REGISTERED = with_plugins(
             build="lit_mult.optim.adamw:build",
             width_factor=adamw_width_factor,
             width_exponent=-1.0,
+            depth_rules=_DEPTH_RULES,
+            has_eps=True,
             noise="lit_mult.optim.adamw:NOISE",
             stacked="lit_mult.optim.adamw:StackedAdamW",
             sharded=True,
@@ -114,6 +133,7 @@ _REGISTERED = with_plugins(
             build="lit_mult.optim.muon:build",
             width_factor=muon_width_factor,
             width_exponent=-0.5,
+            depth_rules=_DEPTH_RULES,
             noise="lit_mult.optim.muon:NOISE",
             stacked="lit_mult.optim.muon:StackedMuon",
             sharded=True,
@@ -123,12 +143,15 @@ _REGISTERED = with_plugins(
             "Hyperball",
             "AdamW's steps with relative size lr at a constant norm of each matrix, AdamW for the rest",
             trains=HIDDEN_ROLES | SSM_ROLES | {Role.LM_HEAD},
-            build="lit_mult.optim.hyperball:build_adam",
+            build="lit_mult.optim.sphere:build_hyperball",
             width_factor=hyperball_width_factor,
             width_exponent=-0.5,
             width_rules=frozenset({"lr"}),  # relative steps: a factor on the matrix or on its decay changes nothing
+            depth_rules=_DEPTH_RULES | {"hyperp"},
+            has_eps=True,
             decays=False,
-            noise="lit_mult.optim.hyperball:NOISE",
+            noise="lit_mult.optim.sphere:HYPERBALL_NOISE",
+            stacked="lit_mult.optim.sphere:StackedHyperball",
         ),
         OptimizerSpec(
             "muon-hyperball",
@@ -136,12 +159,52 @@ _REGISTERED = with_plugins(
             "Muon's steps likewise for the hidden matrices, hyperball for the LM head, AdamW for the rest",
             trains=HIDDEN_ROLES | SSM_ROLES,
             others={Role.LM_HEAD: "hyperball"},
-            build="lit_mult.optim.hyperball:build_muon",
+            build="lit_mult.optim.sphere:build_muon_hyperball",
             width_factor=muon_hyperball_width_factor,
             width_exponent=0.0,
             width_rules=frozenset({"lr"}),
+            depth_rules=_DEPTH_RULES | {"hyperp"},
             decays=False,
-            noise="lit_mult.optim.hyperball:NOISE",
+            noise="lit_mult.optim.sphere:HYPERBALL_NOISE",
+            stacked="lit_mult.optim.sphere:StackedMuonHyperball",
+        ),
+        OptimizerSpec(
+            "sphere",
+            "Sphere",
+            "AdamW's steps, after each of which a matrix is brought back to its initial norm, AdamW for the rest",
+            trains=HIDDEN_ROLES | SSM_ROLES | {Role.LM_HEAD},
+            build="lit_mult.optim.sphere:build_sphere",
+            width_factor=adamw_width_factor,
+            width_exponent=-1.0,
+            width_rules=frozenset({"lr", "multiplier"}),  # there is no decay that others would scale
+            depth_rules=_DEPTH_RULES,
+            has_eps=True,
+            decays=False,
+            stacked="lit_mult.optim.sphere:StackedSphere",
+        ),
+        OptimizerSpec(
+            "muon-sphere",
+            "Muon-Sphere",
+            "Muon's steps likewise for the hidden matrices, sphere for the LM head, AdamW for the rest",
+            trains=HIDDEN_ROLES | SSM_ROLES,
+            others={Role.LM_HEAD: "sphere"},
+            build="lit_mult.optim.sphere:build_muon_sphere",
+            width_factor=muon_width_factor,
+            width_exponent=-0.5,
+            width_rules=frozenset({"lr", "multiplier"}),
+            depth_rules=_DEPTH_RULES,
+            decays=False,
+            stacked="lit_mult.optim.sphere:StackedMuonSphere",
+        ),
+        OptimizerSpec(
+            "muown",
+            "Muown",
+            "Muon for the directions of the rows of hidden matrices and Adam for their norms, AdamW for the rest",
+            trains=HIDDEN_ROLES | SSM_ROLES,
+            build="lit_mult.optim.muown:build",
+            width_factor=muown_width_factor,
+            width_exponent=-0.5,
+            decays_entries=False,  # but norms of rows
         ),
         OptimizerSpec(
             "normuon",
@@ -151,6 +214,7 @@ _REGISTERED = with_plugins(
             build="lit_mult.optim.normuon:build",
             width_factor=muon_width_factor,  # a row's factor is the root of its share, which does not depend on width
             width_exponent=-0.5,
+            depth_rules=_DEPTH_RULES,
             noise="lit_mult.optim.normuon:NOISE",
             stacked="lit_mult.optim.normuon:StackedNorMuon",
         ),
@@ -163,6 +227,7 @@ _REGISTERED = with_plugins(
             build="lit_mult.optim.scion:build",
             width_factor=scion_width_factor,
             width_exponent=0.0,
+            depth_rules=_DEPTH_RULES,
             own_decay=1.0,
             stacked="lit_mult.optim.scion:StackedScion",
             sharded=True,
@@ -175,6 +240,7 @@ _REGISTERED = with_plugins(
             build="lit_mult.optim.scion:build_sign",
             width_factor=scion_width_factor,
             width_exponent=0.0,
+            depth_rules=_DEPTH_RULES,
             own_decay=1.0,
             stacked="lit_mult.optim.scion:StackedScionSign",
             sharded=True,

@@ -32,7 +32,10 @@ class Role(StrEnum):
 HIDDEN_ROLES = frozenset(
     {Role.Q_PROJ, Role.K_PROJ, Role.V_PROJ, Role.O_PROJ, Role.GATE_PROJ, Role.UP_PROJ, Role.DOWN_PROJ}
 )
-"""Matrices between hidden activations: both dimensions grow with width."""
+"""Matrices between hidden activations: both dimensions grow with width. All matrices of the blocks of a Llama."""
+
+BRANCH_OUTPUTS = frozenset({Role.O_PROJ, Role.DOWN_PROJ})
+"""Matrices that end a residual branch: a factor on them is one on the branch."""
 
 SSM_ROLES = frozenset({Role.SSM_GATE, Role.SSM_INPUT, Role.SSM_STEP, Role.SSM_OUT})
 """Matrices of a Mamba2 block: Z; X, B and C; dt; and the output projection (arXiv:2601.04890 app. C)."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lit_mult.nn.functional import RMSNormFunction
-from lit_mult.nn.llama import MLP, Attention, Llama, RMSNorm
+from lit_mult.nn.llama import MLP, Attention, HeadNorm, Llama, RMSNorm
 from lit_mult.nn.multipliers import MultipliedEmbedding, MultipliedLinear, MultipliedMatrix
 
 
@@ -86,6 +86,10 @@ class _RMSNorm(RMSNorm):
         return rms_norm(x, weight_MD, self.eps)
 
 
+class _HeadNorm(HeadNorm):
+    norm = staticmethod(rms_norm)
+
+
 class _Attention(Attention):
     linear = staticmethod(linear)
 
@@ -98,6 +102,7 @@ _STACKED: dict[type[nn.Module], type[nn.Module]] = {
     MultipliedLinear: _Linear,
     MultipliedEmbedding: _Embedding,
     RMSNorm: _RMSNorm,
+    HeadNorm: _HeadNorm,
     Attention: _Attention,
     MLP: _MLP,
 }

@@ -31,7 +31,7 @@ from lit_mult.registry.roles import Role
 _NORM_EPS = 1e-6  # of torch.nn.utils.clip_grads_with_norm_
 
 Moments = dict[str, dict[str, Tensor]]
-"""Parameter -> its state in `torch.optim`: exp_avg, exp_avg_sq and step of AdamW, momentum_buffer of Muon."""
+"""Parameter -> its state in `torch.optim`: exp_avg, exp_avg_sq and step of AdamW, momentum_buffer of Muon, radius."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,7 @@ class StackedOptimizer(Optimizer):
                     decay = decay.where(~group.cautious_M1 | (own_MP * weights >= 0), 0)
                 weights.mul_(1 - decay)
                 weights.addcmul_(own_MP, lr_M1, value=-1)
+            part.update.settle(self._weights_MP[:, part.columns])
         self._step += 1
         return loss
 
@@ -178,7 +179,10 @@ class StackedOptimizer(Optimizer):
         )
         matrices = [(_within(self._span(own), columns), own[0][0].parameter.shape) for own in same_shape]
         groups = [self._group(list(own)) for _, own in groupby(rows, _sort_key)]
-        return _Part(columns, groups, kind(self._weights_MP[:, columns], matrices, self._optim))
+        update = kind(self._weights_MP[:, columns], matrices, self._optim)
+        if any(row.eps is not None for members in rows for row in members):
+            update.eps = torch.cat([self._eps(members) for members in rows], dim=1)
+        return _Part(columns, groups, update)
 
     def _group(self, rows: list[tuple[ParameterPlan, ...]]) -> _Group:
         lr, weight_decay = ([getattr(row, field) for row in rows[0]] for field in ("lr", "weight_decay"))
@@ -189,6 +193,11 @@ class StackedOptimizer(Optimizer):
         """Which members' decay follows a rule (M, 1); None if no member's does."""
         which = [row.decay_rule == rule for row in members]
         return torch.tensor(which, device=self._weights_MP.device)[:, None] if any(which) else None
+
+    def _eps(self, members: tuple[ParameterPlan, ...]) -> Tensor:
+        """Adam's epsilon of one parameter (M, its numbers)."""
+        eps_M = self._tensor([self._optim.eps if row.eps is None else row.eps for row in members])
+        return eps_M[:, None].expand(-1, members[0].parameter.numel())
 
     def _span(self, rows: list[tuple[ParameterPlan, ...]]) -> slice:
         """Columns of adjacent parameters."""

@@ -42,22 +42,27 @@ def coordinates(model: Llama) -> Iterator[Reading]:
     | log_value/out            | rows of W_V            | columns of W_out                                           |
     | log_up/down              | rows of W_up           | columns of W_down                                          |
     | log_norm/query+key+value | norm before attention  | rows of W_Q, W_K, W_V (all three), geometric mean          |
+    | log_norm/value           | the same               | rows of W_V, where queries and keys have norms             |
     | log_norm/gate+up         | norm before the MLP    | rows of W_gate, W_up (both), geometric mean                |
     | log_norm/head            | final norm             | columns of the LM head                                     |
     | log_row/column           | rows of a matrix       | columns of the same matrix (and scalar/row, scalar/column) |
 
-    A matrix without such a vector is represented by its scalar. Fixed norms and missing multipliers have no coordinate.
+    A matrix without such a vector is represented by its scalar. Fixed norms and missing multipliers have no coordinate,
+    nor have query and key where they have norms: nothing is exchanged between them.
     """
     for layer, block in enumerate(model.layers):
         assert isinstance(block, Block)
         attention, mlp, name = block.self_attn, block.mlp, f"layers.{layer}"
         q, k, v = (_out_side(matrix) for matrix in (attention.q_proj, attention.k_proj, attention.v_proj))
         gate, up = _out_side(mlp.gate_proj), _out_side(mlp.up_proj)
-        yield from _pair("query/key", f"{name}.self_attn", "attention", q, [k])
+        has_norms = attention.q_norm is not None
+        if not has_norms:
+            yield from _pair("query/key", f"{name}.self_attn", "attention", q, [k])
         yield from _pair("value/out", f"{name}.self_attn", "attention", v, [_in_side(attention.o_proj)])
         yield from _pair("up/down", f"{name}.mlp", "mlp", up, [_in_side(mlp.down_proj)])
         before_attention, before_mlp = _weight(block.input_layernorm), _weight(block.post_attention_layernorm)
-        yield from _pair("norm/query+key+value", f"{name}.self_attn", "attention", before_attention, [q, k, v])
+        readers, said = ([v], "norm/value") if has_norms else ([q, k, v], "norm/query+key+value")
+        yield from _pair(said, f"{name}.self_attn", "attention", before_attention, readers)
         yield from _pair("norm/gate+up", f"{name}.mlp", "mlp", before_mlp, [gate, up])
     yield from _pair("norm/head", "lm_head", "lm_head", _weight(model.norm), [_in_side(model.lm_head)])
     for name, matrix in matrices(model):
