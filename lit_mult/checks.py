@@ -70,8 +70,8 @@ def coord_check(
 
     What is measured is defined in `diagnostics.coordinates`, the names of activations in
     `diagnostics.model_coordinates`. Under muP all exponents are 0, but those of the first logits (-1/2 to 0) and, with
-    the width rule lr, of decay. Updates of stacks of experts are not measured, and decay is not of a matrix that does
-    not widen in proportion.
+    the width rules lr and lr_sqrt_wd, of decay. Updates of stacks of experts are not measured, and decay is not of a
+    matrix that does not widen in proportion.
 
     Args:
         make_model: width -> model, perhaps after `add_multipliers` and `width_rules`; called after
@@ -131,10 +131,10 @@ def _limits(value: Measured, seen: Mapping[int, Mapping[str, MatrixFacts]]) -> t
     if value.kind != "decay":
         return exponent_of(value.kind, value.coordinate, value.role, None)
     facts = seen[value.size][value.coordinate]
-    limits = exponent_of(value.kind, value.coordinate, facts.role, facts.decays_by)
-    if limits == (0.0, 0.0) or facts.decays_by is None:
+    limits = exponent_of(value.kind, value.coordinate, facts.role, facts.widths)
+    if limits == (0.0, 0.0) or facts.widths is None:
         return limits
-    first = 1 if trained_by(Role(facts.role), facts.decays_by) == "adamw" else 0  # its factor is one of d_in alone
+    first = 1 if trained_by(Role(facts.role), facts.widths[0]) == "adamw" else 0  # its factor is one of d_in alone
     sides = {tuple(side / width for side in one[value.coordinate].shape[first:]) for width, one in seen.items()}
     return limits if len(sides) == 1 else None
 

@@ -15,27 +15,31 @@ from lit_mult.errors import ConfigError
 from lit_mult.registry import modules_in
 from lit_mult.registry.contracts import OptimizerSettings
 from lit_mult.registry.kinds import KINDS
-from lit_mult.registry.optimizers import OPTIMIZERS
+from lit_mult.registry.optimizers import OPTIMIZERS, check_known, is_imported
 from lit_mult.registry.roles import Role, Shape
 
-WidthRule = Literal["lr", "lr_wd", "multiplier"]
+WidthRule = Literal["lr", "lr_wd", "lr_sqrt_wd", "multiplier"]
 DepthRule = Literal["none", "depth_mup", "completep", "hyperp"]
 Tier = Literal["NONE", "LR", "LRWD", "FULL"]
 NormKind = Literal["vector", "scalar", "frozen"]
 if TYPE_CHECKING:
     MultiplierKind = str
-    OptimizerName = str
     Diagnostic = str
     Experiment = str
 else:
     MultiplierKind = Literal[tuple(KINDS)]
-    OptimizerName = Literal[tuple(OPTIMIZERS)]
     Diagnostic = Literal[modules_in("diagnostics/groups")]
     Experiment = Literal[modules_in("analysis/experiments")]
 
 
 def _choices(registry: Mapping[str, Any]) -> str:
     return "; ".join(f"{name}: {entry.help}" for name, entry in registry.items())
+
+
+_IMPORTED = (
+    "; import:MODULE.CLASS: an optimizer of an installed library for the hidden matrices, AdamW for the rest, with "
+    "optim.extra as further arguments"
+)
 
 
 # Values of `json_schema_extra` for fields that config hashes do not always include.
@@ -48,6 +52,7 @@ HASHED_UNLESS_DEFAULT: Final[JsonDict] = {"hashed": "unless default"}
 # Mappings with arbitrary keys.
 OPEN_FIELDS = (
     "placement.overrides",
+    "optim.extra",
     "trainer.extra",
     "parametrization.forward",
     "parametrization.lr",
@@ -175,7 +180,8 @@ class ParametrizationConfig(_Section):
     rule: Literal["standard", "mup"] = "mup"
     """standard: nothing scales with width. mup: scaled against a model of width base_d_model."""
     width_rule: WidthRule = "lr"
-    """Which of the three muP rules of table 1: through the lr, lr and weight decay, or the forward multiplier."""
+    """Which of the three muP rules of table 1: through the lr, lr and weight decay, or the forward multiplier; or
+    lr_sqrt_wd, where weight decay rises as the square root only (arXiv:2510.15262)."""
     base_d_model: int = Field(32, gt=0)
     """Width at which mup and standard coincide; a multiple of head_dim."""
     depth_rule: DepthRule = Field("none", json_schema_extra=HASHED_UNLESS_DEFAULT)
@@ -207,9 +213,12 @@ class OptimConfig(_Section):
     """Base learning rate of the matrices, at width base_d_model (and with a depth_rule at depth base_n_layers)."""
     weight_decay: float = Field(0.1, ge=0)
     """Weight decay of the matrices."""
-    weight_decay_mode: Literal["coupled", "independent"] = "coupled"
+    weight_decay_mode: Literal["coupled", "independent", "corrected", "cautious", "timescale"] = "coupled"
     """coupled: a step decays a matrix by lr * weight_decay. independent: by weight_decay times the
-    schedule, whatever the lr, so that fitting values are those of lr * weight_decay. Multipliers: always coupled."""
+    schedule, whatever the lr, so that fitting values are those of lr * weight_decay. corrected: coupled, times the
+    schedule once more, for all matrices but the head (AdamC, arXiv:2506.02285). cautious: coupled, of the entries that
+    the update shrinks (arXiv:2510.12402). timescale: weight_decay is lr * decay * steps, the decay times of the run, at
+    any lr, width and number of steps (arXiv:2405.13698). Multipliers: always coupled."""
     betas: tuple[float, float] = OptimizerSettings.betas
     """AdamW's decay rates of the two moments."""
     eps: float = Field(OptimizerSettings.eps, gt=0)
@@ -222,6 +231,19 @@ class OptimConfig(_Section):
     """Muown's learning rate of row norms, without a factor by width; null: that of the matrix."""
     sphere: Literal["matrix", "row"] = Field(OptimizerSettings.sphere, json_schema_extra=HASHED_UNLESS_DEFAULT)
     """What keeps its norm under sphere, hyperball and their Muon variants: each matrix, or each row by itself."""
+    muon_coefficients: Literal["quintic", "polar_express"] = Field(
+        OptimizerSettings.muon_coefficients, json_schema_extra=HASHED_UNLESS_DEFAULT
+    )
+    """Coefficients of these iterations: the same in each, or those of Polar Express (arXiv:2505.16932), which differ in
+    the first five and bring singular values closer to 1."""
+    scion_radius: float = Field(OptimizerSettings.scion_radius, gt=0, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    """Radius of the spectral balls of hidden matrices under Scion. A step is lr * radius, so lr is 1e-3 or less."""
+    scion_sign_radius: float = Field(OptimizerSettings.scion_sign_radius, gt=0, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    """Radius of the LM head's ball of the largest entry under Scion, which is this over d_in."""
+    scion_momentum: float = Field(OptimizerSettings.scion_momentum, ge=0, lt=1, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    """Decay rate of Scion's momentum."""
+    extra: dict[str, Any] = Field(default_factory=dict, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    """Further keyword arguments of an optimizer by import path."""
     vector_lr: float = Field(1e-2, gt=0)
     """Learning rate of norm weights, in every arm alike, and of the multipliers unless multiplier_lr is set."""
     vector_lr_mode: Literal["absolute", "relative"] = "absolute"
@@ -350,7 +372,7 @@ class RunConfig(_Section):
     """Everything that decides the outcome of one training run."""
 
     multipliers: MultiplierKind = Field("none", description=_choices(KINDS))
-    optimizer: OptimizerName = Field("adamw", description=_choices(OPTIMIZERS))
+    optimizer: str = Field("adamw", description=_choices(OPTIMIZERS) + _IMPORTED)
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the initialization, the order of the data and dropout."""
     model: ModelConfig = Field(default_factory=ModelConfig)
@@ -370,8 +392,16 @@ class RunConfig(_Section):
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     """flags of the Lightning Trainer"""
 
+    @field_validator("optimizer")
+    @classmethod
+    def _check_optimizer(cls, name: str) -> str:
+        check_known(name)
+        return name
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.optim.extra and not is_imported(self.optimizer):
+            raise ConfigError("optim.extra", self.optim.extra, f"is for import:MODULE.CLASS, not for {self.optimizer}")
         base, unit = self.parametrization.base_d_model, self.model.head_dim * self.model.num_key_value_groups
         if base % unit:
             allowed = f"must be a multiple of model.head_dim * model.num_key_value_groups = {unit}"

@@ -30,6 +30,15 @@ from lit_mult.optim.hybrid import HybridOptimizer
 from lit_mult.registry.contracts import RowParts
 
 STEPS, HALF, LIMIT = 20, 10, 0.05
+FORMS: dict[str, dict[str, Any]] = {
+    "muon": {},
+    "corrected": {"optimizer": "muon", "decay_rule": "corrected", "peak_lr": 0.4},
+    "cautious": {"optimizer": "muon", "decay_rule": "cautious"},
+    "cautious AdamW": {"optimizer": "adamw", "decay_rule": "cautious"},
+    "scion": {},
+    "scion-sign": {},
+}
+"""Optimizers and decay rules by name -> entries of their group."""
 
 
 class Block(nn.Module):
@@ -243,15 +252,19 @@ def four_ranks(folder: Path) -> dict[str, Any]:
 
 
 def _placements(mesh: Any) -> dict[str, Any]:
-    """A step of Muon on one matrix in every placement, or the refusal; the norm of DTensors beside plain gradients."""
+    """A step on one matrix in every form and placement, or the refusal; the norm of DTensors beside plain gradients."""
     torch.manual_seed(1)
     weight, gradient = torch.randn(5, 3), torch.randn(5, 3)
     whole, rows, columns = [Replicate(), Replicate()], [Shard(0), Replicate()], [Replicate(), Shard(1)]
-    steps = [_step(distribute_tensor(weight.clone(), mesh, own), gradient) for own in (whole, rows, columns)]
+    steps = {
+        form: [_step(distribute_tensor(weight.clone(), mesh, own), gradient, form) for own in (whole, rows, columns)]
+        for form in FORMS
+    }
     refusals = {
         "Shard(dim=1)": _step(distribute_tensor(weight, mesh, [Shard(0), Shard(1)]), gradient),
         "Partial(sum)": _step(DTensor.from_local(weight, mesh, [Partial(), Replicate()]), gradient),
         "hyperball": _step(distribute_tensor(weight, mesh, rows), gradient, "hyperball"),
+        "normuon": _step(distribute_tensor(weight, mesh, rows), gradient, "normuon"),
     }
 
     mixed = [nn.Parameter(weight.clone())]
@@ -263,12 +276,13 @@ def _placements(mesh: Any) -> dict[str, Any]:
     return {"weight": weight, "gradient": gradient, "steps": steps, "refusals": refusals, "mixed_norms": norms}
 
 
-def _step(weight: DTensor, gradient: Tensor, optimizer: str = "muon") -> Tensor | str:
+def _step(weight: DTensor, gradient: Tensor, form: str = "muon") -> Tensor | str:
     parameter = nn.Parameter(weight)
     # summed over ranks, as the gradient of a replicated matrix is where they have parts of the batch
     ranks = weight.device_mesh.size(0)
     parameter.grad = DTensor.from_local(gradient / ranks, weight.device_mesh, [Partial(), Replicate()])
-    group = {"params": [parameter], "name": "w", "optimizer": optimizer, "lr": 0.1, "weight_decay": 0.1}
+    group = {"params": [parameter], "name": "w", "optimizer": form, "lr": 0.1, "weight_decay": 0.1}
+    group |= FORMS.get(form, {})
     try:
         HybridOptimizer([group], OptimConfig()).step()
     except UserError as error:

@@ -42,7 +42,7 @@ def failed(verdicts: dict[tuple[str, str], str]) -> set[tuple[str, str]]:
     return {key for key, verdict in verdicts.items() if verdict == "FAIL"}
 
 
-@pytest.mark.parametrize("width_rule", ["lr", "lr_wd", "multiplier"])
+@pytest.mark.parametrize("width_rule", ["lr", "lr_wd", "lr_sqrt_wd", "multiplier"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_every_width_rule_passes(check: Check, optimizer: str, width_rule: str) -> None:
     code, verdicts = check("--optimizer", optimizer, "--parametrization.width_rule", width_rule)
@@ -132,6 +132,14 @@ def test_depth_rules_pass(check_depth: Check, optimizer: str, rule: str) -> None
 
     assert (code, failed(verdicts)) == (0, set())
     assert {("start", "last block"), ("change", "last block"), ("change", "logits")} < verdicts.keys()
+
+
+@pytest.mark.parametrize("rule", ["depth_mup", "completep"])
+@pytest.mark.parametrize(("optimizer", "lr"), [("normuon", 0.002), ("scion", 3e-4), ("scion-sign", 3e-5)])
+def test_depth_rules_pass_under_kin_of_muon(check_depth: Check, optimizer: str, lr: float, rule: str) -> None:
+    options = ("--optimizer", optimizer, "--optim.lr", str(lr), "--parametrization.depth_rule", rule)
+    code, verdicts = check_depth(*options, "--optim.weight_decay_mode", "timescale", "--optim.weight_decay", "1e-4")
+    assert (code, failed(verdicts)) == (0, set())
 
 
 @pytest.mark.parametrize("options", [["--multipliers", "vector"], ["--optimizer", "hyperball"]])
@@ -244,6 +252,12 @@ def test_expectations_know_the_config() -> None:
     config: Any = RunConfig.from_dict({"optimizer": "muon"})
     assert expected_exponent(config, "decay", "layers.0.mlp.up_proj", "up_proj") == (-0.5, -0.5)
     assert expected_exponent(config, "decay", "lm_head", "lm_head") == (-1.0, -1.0)
+    root = config.with_overrides({"parametrization.width_rule": "lr_sqrt_wd"})
+    assert expected_exponent(root, "decay", "layers.0.mlp.up_proj", "up_proj") == (-0.25, -0.25)
+    cautious = root.with_overrides({"optim.weight_decay_mode": "cautious"})
+    assert expected_exponent(cautious, "decay", "lm_head", "lm_head") == (-0.5, -0.5)
+    timescale = root.with_overrides({"optim.weight_decay_mode": "timescale"})
+    assert expected_exponent(timescale, "decay", "lm_head", "lm_head") == (0.0, 0.0)
     independent = config.with_overrides({"optim.weight_decay_mode": "independent"})
     assert expected_exponent(independent, "decay", "lm_head", "lm_head") == (0.0, 0.0)
 
@@ -253,5 +267,9 @@ def test_depth_expectations_know_the_config() -> None:
     config: Any = RunConfig.from_dict({"parametrization": {"depth_rule": "depth_mup"}})
     assert depth_exponent(config, *up) == (-0.5, -0.5)
     assert depth_exponent(config, "decay", "lm_head", "lm_head") == (0.0, 0.0)
-    assert depth_exponent(config.with_overrides({"optim.weight_decay_mode": "independent"}), *up) == (0.0, 0.0)
+    for mode, expected in {"independent": 0.0, "timescale": 0.0, "corrected": -0.5, "cautious": -0.5}.items():
+        other = config.with_overrides({"optim.weight_decay_mode": mode})
+        assert depth_exponent(other, *up) == (expected, expected)
+    scion = config.with_overrides({"optimizer": "scion", "optim.weight_decay_mode": "timescale"})
+    assert depth_exponent(scion, *up) == (-0.5, -0.5)  # its decay is its own: 1 per lr
     assert depth_exponent(config.with_overrides({"parametrization.depth_rule": "completep"}), *up) == (0.0, 0.0)

@@ -314,7 +314,8 @@ def test_the_ends_of_an_exported_tokenizer_are_our_separator(name: str) -> None:
 def test_the_command_exports_a_run_with_its_card(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tiny({"multipliers": "vector", "data.tokenizer": "bpe:270"})
+    decay = {"optim.weight_decay_mode": "timescale", "optim.weight_decay": 3.0}
+    config = tiny({"multipliers": "vector", "data.tokenizer": "bpe:270", **decay})
     record = run(config, tmp_path / "run")
     out = tmp_path / "new" / "hf"
 
@@ -332,6 +333,7 @@ def test_the_command_exports_a_run_with_its_card(
         "arXiv:2601.04890",
         "eq. 2 and 3",
         "| steps | 12 of 12 |",
+        "lr 0.015625, weight decay 3 (timescale) |",
         "| tokens | 768, in windows of 16 |",
         f"| corpus | sums.txt (hash {record.corpus_hash}), tokenizer bpe:270 |",
         f"| validation loss | {record.final_loss:.4f} nats per token |",

@@ -167,6 +167,7 @@ def test_lightning_trains_a_foreign_model_as_on_one_device(runs: Runs, strategy:
         ({"optimizer": "muon-hyperball"}, "has no sharded form"),
         ({"optimizer": "muon-sphere"}, "has no sharded form"),
         ({"optimizer": "muown"}, "has no sharded form"),
+        ({"optimizer": "normuon"}, "has no sharded form"),
         ({"train.batch_size": 3}, "train.batch_size = 3: must be a multiple of devices"),
     ],
 )

@@ -57,7 +57,7 @@ def failed(check: Any) -> set[tuple[str, str]]:
     return {(row.kind, row.coordinate) for row in check.exponents.itertuples() if row.verdict == "FAIL"}
 
 
-@pytest.mark.parametrize(("optimizer", "rule"), [("adamw", "lr"), ("adamw", "lr_wd"), ("muon", "lr")])
+@pytest.mark.parametrize(("optimizer", "rule"), [("adamw", "lr"), ("adamw", "lr_sqrt_wd"), ("muon", "lr")])
 def test_with_width_rules_it_passes(optimizer: str, rule: str) -> None:
     check = coord_check(
         lambda width: scaled(width, optimizer, rule),
@@ -71,7 +71,7 @@ def test_with_width_rules_it_passes(optimizer: str, rule: str) -> None:
     assert check.passed, failed(check)
     assert set(check.exponents["kind"]) == {"start", "change", "update", "decay"}
     by_name = check.exponents.set_index(["kind", "coordinate"])["exponent"]
-    decay = {("adamw", "lr"): -1.0, ("adamw", "lr_wd"): 0.0, ("muon", "lr"): -0.5}[optimizer, rule]
+    decay = {("adamw", "lr"): -1.0, ("adamw", "lr_sqrt_wd"): -0.5, ("muon", "lr"): -0.5}[optimizer, rule]
     assert by_name["decay", "model.layers.0.mlp.up_proj"] == pytest.approx(decay, abs=1e-3)
     assert by_name["decay", "model.embed_tokens"] == pytest.approx(0.0, abs=1e-3)
 

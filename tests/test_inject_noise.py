@@ -52,6 +52,18 @@ def test_a_model_on_noise_has_the_norms_of_its_twins_and_of_the_closed_form(opti
     assert rows["1.weight"]["noise_rms"] == pytest.approx(balance, rel=0.1)
 
 
+@pytest.mark.parametrize("optimizer", ["scion", "scion-sign"])
+def test_twins_keep_the_sides_on_which_updates_depend(optimizer: str) -> None:
+    model = small("none")
+    trained = lit_mult.HybridOptimizer(lit_mult.build_param_groups(model, 0.01, optimizer=optimizer))
+    whole, cut = (lit_mult.NoiseTwin(model, trained, max_dim=most) for most in (256, 8))
+    for _ in range(3):
+        for noise in (whole, cut):
+            noise.step()
+    for one, other in zip(whole.norms(), cut.norms(), strict=True):
+        assert one["noise_rms"] == pytest.approx(other["noise_rms"], rel=1e-6), one["name"]
+
+
 def test_what_is_no_noise_differs_from_its_twin_and_the_training_from_nothing() -> None:
     model, alone = small("scalar"), small("scalar")
     optimizers = [torch.optim.AdamW(lit_mult.build_param_groups(one, 0.01, 0.1)) for one in (model, alone)]

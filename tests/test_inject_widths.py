@@ -45,7 +45,7 @@ def specs(model: nn.Module) -> dict[str, MatrixSpec]:
     }
 
 
-@pytest.mark.parametrize("rule", ["lr", "lr_wd"])
+@pytest.mark.parametrize("rule", ["lr", "lr_wd", "lr_sqrt_wd"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("width", [32, 64, 128])
 def test_a_llama_trains_as_our_plan_says(width: int, optimizer: str, rule: str) -> None:
@@ -247,8 +247,8 @@ def ours() -> nn.Module:
         (ours, lambda: meta("llama", num_hidden_layers=3), {}, "layers.2.*: model has no such parameter"),
         (unknown, with_extra, {}, "mlp.extra: is a matrix that widens, of no role; pass roles="),
         (bare, with_table, {}, "mlp.table: is a matrix that widens, of no role; pass roles="),
-        (ours, lambda: meta("llama"), {"rule": "multiplier"}, "must be lr or lr_wd; lr_wd trains as multiplier does"),
-        (ours, lambda: meta("llama"), {"rule": "wd"}, "rule = 'wd': must be lr or lr_wd$"),
+        (ours, lambda: meta("llama"), {"rule": "multiplier"}, "lr_sqrt_wd; lr_wd trains as multiplier does"),
+        (ours, lambda: meta("llama"), {"rule": "wd"}, "rule = 'wd': must be lr, lr_wd or lr_sqrt_wd$"),
         (ours, lambda: meta("llama"), {"optimizer": "muno"}, "optimizer = 'muno': must be one of adamw"),
         (ours, lambda: meta("llama"), {"rescale": True}, "rescale = True: must be outputs, all or None"),
         (

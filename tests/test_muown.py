@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from lit_mult.training.run import run
 from lit_mult.training.trained import load_trained
 
 LR, DECAY, STEPS = 0.02, 0.1, 20
+QUINTIC = [(3.4445, -4.7750, 2.0315)] * 5
 
 
 def normal(*size: int, seed: int) -> Tensor:
@@ -56,8 +58,10 @@ def steps(weights: list[Tensor], gradients: list[list[Tensor]], **settings: Any)
     return after
 
 
-def by_hand(W: Tensor, gradients: list[Tensor], lr_g: float) -> list[Tensor]:
-    """The loop of arXiv:2605.10797 in float64."""
+def by_hand(
+    W: Tensor, gradients: list[Tensor], lr_g: float, triples: Sequence[tuple[float, float, float]] = QUINTIC
+) -> list[Tensor]:
+    """The loop of arXiv:2605.10797 in float64, with (a, b, c) of each iteration."""
     after, scale = [], 0.2 * math.sqrt(max(W.shape))
     W = W.double()
     g = W.norm(dim=1, keepdim=True)
@@ -70,9 +74,9 @@ def by_hand(W: Tensor, gradients: list[Tensor], lr_g: float) -> list[Tensor]:
         M = 0.95 * M + 0.05 * (g / length) * (G - U * G_g)
         x = M.T if W.shape[0] > W.shape[1] else M
         x = x / x.norm()
-        for _ in range(5):
+        for a, b, c in triples:
             gram = x @ x.T
-            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+            x = a * x + (b * gram + c * gram @ gram) @ x
         V = V - LR * scale * (x.T if W.shape[0] > W.shape[1] else x)
         m, v = 0.9 * m + 0.1 * G_g, 0.95 * v + 0.05 * G_g**2
         g = (1 - LR * DECAY) * g - lr_g * (m / (1 - 0.9**count)) / ((v / (1 - 0.95**count)).sqrt() + 1e-8)
@@ -87,6 +91,41 @@ def test_twenty_steps_are_those_of_the_formula(norm_lr: float | None) -> None:
         expected = by_hand(weight, [step[k] for step in GRADIENTS], norm_lr or LR)
         for one, other in zip(ours, expected, strict=True):
             torch.testing.assert_close(one[k].double(), other, rtol=1e-5, atol=2e-6)
+
+
+def test_it_takes_muons_coefficients() -> None:
+    """The first two of Polar Express (arXiv:2505.16932), the first after a division by 1.02."""
+    triples = [(8.1566 / 1.02, -22.4833 / 1.02**3, 15.8788 / 1.02**5), (4.0429, -2.8089, 0.50002)]
+    ours = steps(WEIGHTS, GRADIENTS, muon_coefficients="polar_express", muon_ns_steps=2)
+    for k, weight in enumerate(WEIGHTS):
+        expected = by_hand(weight, [step[k] for step in GRADIENTS], LR, triples)
+        torch.testing.assert_close(ours[-1][k].double(), expected[-1], rtol=1e-5, atol=5e-6)
+
+
+def test_corrected_decay_is_one_of_row_norms() -> None:
+    """A step decays norms by lr^2 / peak_lr * weight_decay: at half the peak as half the weight decay does."""
+    ends = []
+    for decay, rule in ((5.0, {"decay_rule": "corrected", "peak_lr": 2 * LR}), (2.5, {})):
+        parameter = nn.Parameter(WEIGHTS[0].clone())
+        group = {"params": [parameter], "name": "w", "optimizer": "muown", "lr": LR, "weight_decay": decay, **rule}
+        optimizer = lit_mult.HybridOptimizer([group])
+        for step in GRADIENTS:
+            parameter.grad = step[0].clone()
+            optimizer.step()
+        ends.append(parameter.detach())
+        norms = optimizer.state[parameter]["row_norm"].abs()
+        torch.testing.assert_close(parameter.detach().norm(dim=1, keepdim=True), norms, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-6, atol=1e-7)
+    assert (ends[0] - steps(WEIGHTS[:1], [step[:1] for step in GRADIENTS])[-1][0]).norm() > 0.1
+
+
+def test_cautious_decay_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    """It changes entries of W after the step, of which row_norm and length would not know."""
+    with pytest.raises(
+        ConfigError, match=r"'muown': has no decay of entries, which optim.weight_decay_mode = cautious needs"
+    ):
+        run(tiny({"optimizer": "muown", "optim.weight_decay_mode": "cautious"}), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
 
 
 def test_the_first_step_turns_rows_as_muon_and_moves_each_norm_by_lr() -> None:

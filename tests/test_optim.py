@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -16,6 +18,7 @@ from lit_mult.config import OptimConfig, RunConfig, ScheduleConfig
 from lit_mult.method.plan import plan_run
 from lit_mult.method.schedule import schedule_factor
 from lit_mult.nn.llama import Llama
+from lit_mult.optim import muon
 from lit_mult.optim.clipping import clip_gradients, gradient_norm
 from lit_mult.optim.groups import parameter_groups, plan_parameters
 from lit_mult.optim.hybrid import HybridOptimizer
@@ -203,6 +206,44 @@ def test_muon_is_the_float64_loop() -> None:
         optimizer.step()
         for name in W:
             torch.testing.assert_close(ours[name].detach().double(), W[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [3, 5, 7])
+def test_polar_express_is_the_float64_loop(steps: int) -> None:
+    """Coefficients of arXiv:2505.16932, one triple a step, the last repeated, after a division by 1.02 |x|."""
+    triples = [
+        (8.1566, -22.4833, 15.8788),
+        (4.0429, -2.8089, 0.50002),
+        (3.8917, -2.7725, 0.50606),
+        (3.2858, -2.3681, 0.46449),
+        (2.3465, -1.7098, 0.42324),
+    ]
+    settings = {"muon_coefficients": "polar_express", "muon_ns_steps": steps}
+    ours = parameters()
+    optimizer = HybridOptimizer(groups(ours), OptimConfig(**settings))
+    W, momentum = ours["d"].detach().double(), torch.zeros(8, 4).double()
+    for step in range(20):
+        set_gradients(ours, step)
+        G = ours["d"].grad.double()
+        momentum = 0.95 * momentum + 0.05 * G
+        X = (0.05 * G + 0.95 * momentum).T  # Nesterov; tall
+        X = X / (1.02 * X.norm())
+        for a, b, c in [*triples, triples[-1], triples[-1]][:steps]:
+            A = X @ X.T
+            X = a * X + (b * A + c * A @ A) @ X
+        W = (1 - 0.02 * 0.1) * W - 0.02 * 0.2 * math.sqrt(8) * X.T
+        optimizer.step()
+    torch.testing.assert_close(ours["d"].detach().double(), W, rtol=1e-5, atol=1e-5)
+
+
+@given(seed=st.integers(0, 10**6), tall=st.booleans())
+def test_polar_express_brings_singular_values_closer_to_1(seed: int, tall: bool) -> None:
+    """On (0.003, 1] the five polynomials in a row lie within 0.858 and 1.142, those of the quintic from 0.68 on."""
+    matrix = torch.randn(24, 16, generator=torch.Generator().manual_seed(seed))
+    assert torch.linalg.svdvals(matrix)[-1] > 0.003 * matrix.norm()
+    matrix = matrix if tall else matrix.T
+    values = torch.linalg.svdvals(muon.orthogonalize(matrix[None], muon.COEFFICIENTS["polar_express"], 5, 1e-7)[0])
+    assert 0.857 < values.min() < values.max() < 1.143
 
 
 def test_muons_update_has_adams_rms() -> None:

@@ -26,7 +26,7 @@ from lit_mult.registry.roles import MATRIX_ROLES, Role
 
 VOCAB = 64
 MODEL = {"n_layers": 1, "head_dim": 32, "mlp_ratio": 2.0}
-RULES = ["lr", "lr_wd", "multiplier"]
+RULES = ["lr", "lr_wd", "lr_sqrt_wd", "multiplier"]
 
 
 def plan(d_model: int = 128, parametrization: Mapping[str, Any] | None = None, **settings: Any) -> RunPlan:
@@ -74,7 +74,7 @@ def test_standard_scales_nothing_but_the_init(optimizer: str) -> None:
 @OPTIMIZERS
 @pytest.mark.parametrize("width_rule", RULES)
 def test_each_rule_changes_its_own_scalings(optimizer: str, width_rule: str) -> None:
-    """The rate shrinks; or the decay rises as the rate shrinks; or the forward factor shrinks alone.
+    """The rate shrinks; or the decay rises as the rate or its root shrinks; or the forward factor shrinks alone.
 
     There W is drawn larger by the factor that the forward takes away: the head at sqrt(32)/128 * 4 = 1/sqrt(32), its
     std at base width.
@@ -82,6 +82,7 @@ def test_each_rule_changes_its_own_scalings(optimizer: str, width_rule: str) -> 
     for role, got in scalings(optimizer, rule="mup", width_rule=width_rule).items():
         std, factor = MUP_STD[role], FACTORS[optimizer][role]
         expected = {"lr": (std, factor, 1, 1), "lr_wd": (std, factor, 1 / factor, 1)}
+        expected["lr_sqrt_wd"] = (std, factor, (1 / factor) ** 0.5, 1)
         expected["multiplier"] = (std / factor, 1, 1, factor)
         assert got == Scaling(*(pytest.approx(value) for value in expected[width_rule]))
     if width_rule == "multiplier":
@@ -91,14 +92,14 @@ def test_each_rule_changes_its_own_scalings(optimizer: str, width_rule: str) -> 
 @OPTIMIZERS
 @pytest.mark.parametrize("d_model", [32, 64, 128, 512])
 def test_identities_of_table_1(optimizer: str, d_model: int) -> None:
-    lr, lr_wd, multiplier = (scalings(optimizer, d_model, rule="mup", width_rule=rule) for rule in RULES)
+    rules = [scalings(optimizer, d_model, rule="mup", width_rule=rule) for rule in RULES]
     for role in MATRIX_ROLES:
-        update = [rule[role].lr * rule[role].forward for rule in (lr, lr_wd, multiplier)]
-        assert update == pytest.approx([update[0]] * 3)  # the effective matrix moves alike
-        start = [rule[role].init_std * rule[role].forward for rule in (lr, lr_wd, multiplier)]
-        assert start == pytest.approx([start[0]] * 3)  # and starts alike
-        shrink = [rule[role].lr * rule[role].weight_decay for rule in (lr, lr_wd, multiplier)]
-        assert shrink == pytest.approx([update[0], 1.0, 1.0])  # a step's decay is constant in width but for "lr"
+        update = [rule[role].lr * rule[role].forward for rule in rules]
+        assert update == pytest.approx([update[0]] * 4)  # the effective matrix moves alike
+        start = [rule[role].init_std * rule[role].forward for rule in rules]
+        assert start == pytest.approx([start[0]] * 4)  # and starts alike
+        shrink = [rule[role].lr * rule[role].weight_decay for rule in rules]
+        assert shrink == pytest.approx([update[0], 1.0, update[0] ** 0.5, 1.0])  # of the decay of a step
 
 
 @pytest.mark.parametrize("width_rule", RULES)
@@ -189,7 +190,11 @@ IN_BLOCKS = MATRIX_ROLES - {Role.EMBEDDING, Role.LM_HEAD}
 @pytest.mark.parametrize(("depth", "factors"), [(2, 0), (4, 1), (8, 2)])
 @pytest.mark.parametrize(
     ("rule", "optimizer"),
-    [(rule, optimizer) for rule in ("none", "depth_mup", "completep") for optimizer in ("adamw", "muon", "hyperball")]
+    [
+        (rule, optimizer)
+        for rule in ("none", "depth_mup", "completep")
+        for optimizer in ("adamw", "muon", "hyperball", "normuon", "scion", "scion-sign")
+    ]
     + [("hyperp", "hyperball"), ("hyperp", "muon-hyperball")],
 )
 def test_depth_rules(rule: str, optimizer: str, depth: int, factors: int) -> None:
@@ -214,12 +219,17 @@ def test_depth_rules(rule: str, optimizer: str, depth: int, factors: int) -> Non
         assert (run.norm, run.multiplier) == (width.norm, width.multiplier)
 
 
-@pytest.mark.parametrize("mode", ["coupled", "independent"])
-def test_a_depth_rule_leaves_independent_decay(mode: str) -> None:
-    # coupled at l = 4 a step of depth_mup decays by half of lr * weight_decay, as its lr is half; independent: by 0.2
+@pytest.mark.parametrize("mode", ["coupled", "independent", "corrected", "cautious", "timescale"])
+def test_a_depth_rule_leaves_decay_without_the_lr(mode: str) -> None:
+    # At l = 4 a step of depth_mup decays by half of lr * weight_decay, as its lr is half; independent: by 0.2;
+    # timescale: by 0.2 over 60 steps, of which wsd has 6 of warmup and 10 of decay.
     optim = {"lr": 0.25, "weight_decay": 0.2, "weight_decay_mode": mode}
-    own = plan(32, {"depth_rule": "depth_mup"}, model={"n_layers": 8}, optim=optim).matrices["layers.7.mlp.up_proj"]
-    assert own.lr * own.weight_decay == pytest.approx(0.025 if mode == "coupled" else 0.2)
+    rule = {"depth_rule": "depth_mup"}
+    own = plan(32, rule, model={"n_layers": 8}, optim=optim, train={"steps": 60}).matrices["layers.7.mlp.up_proj"]
+    share = {"independent": 0.2, "timescale": 0.2 / 44}.get(mode, 0.025)
+    assert own.lr * own.weight_decay == pytest.approx(share)
+    assert own.decay_rule == (mode if mode in ("corrected", "cautious") else "plain")
+    assert own.eps == pytest.approx(1e-8 / 2)
 
 
 @pytest.mark.parametrize("rule", ["depth_mup", "completep"])
@@ -228,6 +238,12 @@ def test_at_base_depth_a_depth_rule_is_the_width_rule(rule: str, d_model: int) -
     for optimizer in ("adamw", "muon", "hyperball"):
         settings: dict[str, Any] = {"optimizer": optimizer, "multipliers": "vector", "model": {"n_layers": 3}}
         assert plan(d_model, {"depth_rule": rule, "base_n_layers": 3}, **settings) == plan(d_model, **settings)
+
+
+@pytest.mark.parametrize("optimizer", ["muown", "import:torch.optim.NAdam"])
+def test_optimizers_without_a_depth_rule_are_refused(optimizer: str) -> None:
+    with pytest.raises(ConfigError, match=r"has no such depth rule, which .*depth_rule = completep needs"):
+        plan(parametrization={"rule": "standard", "depth_rule": "completep"}, optimizer=optimizer)
 
 
 @OPTIMIZERS

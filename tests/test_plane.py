@@ -20,7 +20,7 @@ LOSSES = {
 INITIAL = 5.5
 
 
-def write_plane(folder: Path, arm: str, seed: int = 0, shift: float = 0.0) -> None:
+def write_plane(folder: Path, arm: str, seed: int = 0, shift: float = 0.0, mode: str = "coupled") -> None:
     for decay, row in zip(DECAYS, LOSSES[arm], strict=True):
         for lr, loss in zip(RATES, row, strict=True):
             write_run(
@@ -29,6 +29,7 @@ def write_plane(folder: Path, arm: str, seed: int = 0, shift: float = 0.0) -> No
                 arm=arm,
                 lr=lr,
                 seed=seed,
+                factors={"optim.weight_decay_mode": mode} if mode != "coupled" else {},
                 nuisance={"optim.weight_decay": decay},
                 cell=f"{arm}-{lr}-{decay}-{seed}",
             )
@@ -40,6 +41,14 @@ def runs(tmp_path: Path) -> pd.DataFrame:
         for seed in range(3):
             write_plane(tmp_path, arm, seed, 0.01 * seed)
     return load_records(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["independent", "timescale", "cautious"])
+def test_lines_of_equal_balance_are_those_of_equal_products_only_if_the_lr_counts(mode: str, tmp_path: Path) -> None:
+    for arm in LOSSES:
+        write_plane(tmp_path, arm, mode=mode)
+    found = set(plane(load_records(tmp_path)).tables["plane_excess"]["along"])
+    assert found == set(ALONG) - (set() if mode == "cautious" else {"balance"})
 
 
 def test_excess_along_each_direction_by_hand(runs: pd.DataFrame) -> None:

@@ -124,9 +124,13 @@ def test_the_optimizer_s_moments_of_multipliers_are_in_float32(tiny: Tiny, tmp_p
     assert set.union(*types.values()) == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "hyperball", "muon-hyperball", "muon-sphere", "muown"])
+@pytest.mark.parametrize(
+    "optimizer",
+    ["adamw", "muon", "hyperball", "muon-hyperball", "muon-sphere", "muown", "normuon", "scion", "scion-sign"],
+)
 def test_a_stopped_run_in_16_bits_goes_on_to_the_same_bits(tiny: Tiny, tmp_path: Path, optimizer: str) -> None:
-    config = tiny({"multipliers": "vector", "optimizer": optimizer, "trainer.precision": "bf16-true"})
+    rates = {"optim.lr": 1e-3} if "scion" in optimizer else {}
+    config = tiny({"multipliers": "vector", "optimizer": optimizer, "trainer.precision": "bf16-true", **rates})
     whole = run(config, tmp_path / "whole")
     with pytest.raises(Interrupted, match="step 6 of 12"):
         run(config, tmp_path / "parts", on_progress=stop_at(6))

@@ -229,11 +229,15 @@ def test_the_first_fsdp_is_refused(trained: Trained) -> None:
             assert "weight: a matrix with multipliers must stay its module's parameter; for FSDP, use version 2" in said
 
 
-def test_muon_on_every_placement_is_muon_on_one_device_or_refused(trained: Trained) -> None:
+def test_steps_on_every_placement_are_those_on_one_device_or_refused(trained: Trained) -> None:
     for found in trained.ranks[4]:
-        (expected,) = step_muon([found["weight"]], [[found["gradient"]]])
-        for step in found["steps"]:
-            torch.testing.assert_close(step, expected, rtol=0, atol=1e-6)
+        ends = {}
+        for form, entries in several.FORMS.items():
+            (ends[form],) = step_muon([found["weight"]], [[found["gradient"]]], **{"optimizer": form, **entries})
+            for step in found["steps"][form]:
+                torch.testing.assert_close(step, ends[form], rtol=0, atol=1e-6)
+        for form in ("corrected", "cautious"):
+            assert (ends[form] - ends["muon"]).abs().max() > 1e-3
         for where, said in found["refusals"].items():
             assert isinstance(said, str)
             assert where in said

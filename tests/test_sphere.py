@@ -99,6 +99,19 @@ def test_against_the_formula_in_float64(name: str, kept: str) -> None:
         torch.testing.assert_close(ours.double(), W, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("name", ["muon-hyperball", "muon-sphere"])
+def test_forms_of_muon_take_its_coefficients(name: str) -> None:
+    weight, gradients = normal(8, 5, seed=0), [normal(8, 5, seed=1)]
+    (quintic,) = steps(name, weight, gradients)
+    (polar,) = steps(name, weight, gradients, muon_coefficients="polar_express", muon_ns_steps=30)
+    U, _, Vh = torch.linalg.svd(0.0975 * gradients[0], full_matrices=False)  # 30 steps reach the polar factor
+    size = weight.norm() / 5**0.5 if name in HYPERBALL else 0.2 * 8**0.5
+    moved = weight - 0.02 * size * (U @ Vh)
+    exact = moved * (weight.norm() / moved.norm())
+    torch.testing.assert_close(polar, exact, rtol=0, atol=2e-3)
+    assert (polar - exact).norm() < 0.5 * (quintic - exact).norm()
+
+
 @pytest.mark.parametrize("kept", KEPT)
 @pytest.mark.parametrize("name", BUILD)
 def test_the_norm_stays_and_the_size_of_gradients_does_not_matter(name: str, kept: str) -> None:
@@ -199,15 +212,27 @@ def test_hyperballs_width_factor_is_that_of_the_relative_step(
         assert other(matrix, base) == pytest.approx(one(matrix, base) / std * base_std)
 
 
-@pytest.mark.parametrize("rule", ["lr_wd", "multiplier"])
-def test_other_width_rules_are_refused(rule: str, tiny: Tiny) -> None:
-    with pytest.raises(ConfigError, match=f"has no such width rule, which parametrization.width_rule = {rule} needs"):
-        plan_run(tiny({"optimizer": "hyperball", "parametrization.width_rule": rule}), 17)
+def test_a_factor_on_the_matrix_is_refused_where_steps_are_relative(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=r"has no such width rule, which .*width_rule = multiplier needs"):
+        plan_run(tiny({"optimizer": "hyperball", "parametrization.width_rule": "multiplier"}), 17)
 
 
-def test_a_rule_for_decay_is_refused_without_decay(tiny: Tiny) -> None:
-    with pytest.raises(ConfigError, match=r"has no such width rule, .*width_rule = lr_wd needs"):
-        plan_run(tiny({"optimizer": "sphere", "parametrization.width_rule": "lr_wd"}), 17)
+@pytest.mark.parametrize("name", BUILD)
+@pytest.mark.parametrize("rule", ["lr_wd", "lr_sqrt_wd"])
+def test_width_rules_for_decay_are_refused_without_decay(name: str, rule: str, tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=f"has no such width rule, .*width_rule = {rule} needs"):
+        plan_run(tiny({"optimizer": name, "parametrization.width_rule": rule}), 17)
+
+
+@pytest.mark.parametrize("name", BUILD)
+@pytest.mark.parametrize("mode", ["independent", "corrected", "cautious", "timescale"])
+def test_no_mode_of_decay_reaches_a_sphere(name: str, mode: str, tiny: Tiny) -> None:
+    config = tiny({"optimizer": name, "optim.weight_decay_mode": mode, "train.steps": 40})
+    matrices = plan_run(config, 17).matrices
+    of_spheres = [matrix for matrix in matrices.values() if matrix.optimizer in BUILD]
+    assert {(matrix.weight_decay, matrix.decay_rule) for matrix in of_spheres} == {(0.0, "plain")}
+    rule = mode if mode in ("corrected", "cautious") else "plain"
+    assert (matrices["embed_tokens"].optimizer, matrices["embed_tokens"].decay_rule) == ("adamw", rule)
 
 
 @pytest.mark.parametrize("name", BUILD)

@@ -67,11 +67,16 @@ SHARED: dict[str, dict[str, Any]] = {
         "parametrization.base_d_model": 16,
     },
     "Muon, vectors, preset starts": {"optimizer": "muon", "multipliers": "vector", "placement.init": "preset"},
+    "Muon, Polar Express": {"optimizer": "muon", "optim.muon_coefficients": "polar_express"},
     "fixed multipliers, tied": {"multipliers": "fixed", "model.tie_embeddings": True},
     "spheres, two layers": {"optimizer": "sphere", "multipliers": "vector", "model.n_layers": 2},
     "spheres by row, Muon": {"optimizer": "muon-sphere", "optim.sphere": "row", "multipliers": "softplus"},
     "Hyperball by row": {"optimizer": "hyperball", "optim.sphere": "row"},
-    "Hyperball, Muon": {"optimizer": "muon-hyperball", "model.n_layers": 2},
+    "Hyperball, Muon, Polar Express": {
+        "optimizer": "muon-hyperball",
+        "model.n_layers": 2,
+        "optim.muon_coefficients": "polar_express",
+    },
     "norms of queries and keys": {"multipliers": "vector", "model.qk_norm": True},
     "scalar norm": {"multipliers": "fixed", "model.final_norm": "scalar", "model.block_norms": "frozen"},
 }

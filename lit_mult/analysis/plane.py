@@ -6,8 +6,9 @@ weight_decay) steps to reach: along a line of constant lr * weight_decay the nor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from lit_mult.analysis.frame import rows
 from lit_mult.analysis.seeds import mean_interval, means_over_seeds, paired
 from lit_mult.analysis.sensitivity import capped
 from lit_mult.analysis.style import Axes, Figure, panel_grid, styled
+from lit_mult.method.decay import BY_LR
+from lit_mult.schema import RunRecord
 
 _LR, _DECAY = "optim.lr", "optim.weight_decay"
 _LINE = ["setting", "d_model", "arm"]
@@ -30,6 +33,8 @@ ALONG = {
     "plane": "the whole plane",
 }
 """What the excess over the lowest loss is averaged along."""
+_WITHOUT_LR = set(ALONG) - {"balance"}
+"""Where a step's decay does not depend on the learning rate, as lines of equal weight decay are those of balance."""
 _LEAST_ON_A_LINE = 3
 _CAPTIONS = {
     "plane": "Final validation loss over learning rate and weight decay: mean over seeds, above the lowest of the row, "
@@ -54,7 +59,7 @@ def plane(runs: pd.DataFrame) -> Findings:
         return Findings()
     losses = runs.assign(loss=capped(runs["final_loss"], runs["initial_loss"]))
     means = means_over_seeds(losses, [*_LINE, _LR, _DECAY], "loss")
-    differences, excess = _differences(losses), _excess(losses)
+    differences, excess = _differences(losses), _excess(losses, set(ALONG) if _decays_by_lr(runs) else _WITHOUT_LR)
     flatness = means_over_seeds(excess, [*_LINE, "along"], "excess")
     return Findings(
         tables={"plane": means, "plane_differences": differences, "plane_excess": excess},
@@ -85,6 +90,12 @@ def _is_plane(runs: pd.DataFrame) -> bool:
     return bool(no_other.all() and enough and (runs["sampler"] == "grid").all())
 
 
+def _decays_by_lr(runs: pd.DataFrame) -> bool:
+    """Whether decay is proportional to the learning rate (`optim.weight_decay_mode`) in the runs of every line."""
+    configs = (RunRecord.read(Path(path)).config for path in runs.groupby(_LINE)["path"].first())
+    return all(config["optim"].get("weight_decay_mode", "coupled") in BY_LR for config in configs)
+
+
 def _differences(losses: pd.DataFrame) -> pd.DataFrame:
     """Loss of each arm minus that of each arm before it, over the seeds at every point of the plane."""
     point, found = ["setting", "d_model", _LR, _DECAY], []
@@ -95,8 +106,8 @@ def _differences(losses: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(found)[columns] if found else pd.DataFrame(columns=columns)
 
 
-def _excess(losses: pd.DataFrame) -> pd.DataFrame:
-    """Columns of the line, seed, along (of `ALONG`) and excess: the mean over lines of loss - the lowest of the line.
+def _excess(losses: pd.DataFrame, directions: Set[str]) -> pd.DataFrame:
+    """Columns of the line, seed, along and excess: the mean over lines in these directions of loss - the lowest of all.
 
     A seed counts where it has every point of the plane.
     """
@@ -107,7 +118,8 @@ def _excess(losses: pd.DataFrame) -> pd.DataFrame:
     for line, here in losses.groupby(_LINE, sort=False):
         points = here.groupby("seed").size()
         for seed, plane in here[here["seed"].map(points) == points.max()].groupby("seed"):
-            for along, held in groups.items():
+            for along in filter(directions.__contains__, groups):
+                held = groups[along]
                 over = plane.groupby(held)["loss"]
                 excess = (over.mean() - over.min())[over.size() >= (_LEAST_ON_A_LINE if along == "balance" else 1)]
                 if len(excess):

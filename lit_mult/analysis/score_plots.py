@@ -11,6 +11,7 @@ from lit_mult.analysis import style as s
 from lit_mult.analysis.frame import rows
 from lit_mult.analysis.scores import AVERAGES
 from lit_mult.analysis.style import OPTIMIZER_LOOKS, Axes, Figure, Mark, Styles, draw_means, panel_grid, styled
+from lit_mult.registry.optimizers import OPTIMIZERS
 
 _TINT = {"knowledge": "#0072B2", "reasoning": "#D55E00"}
 
@@ -70,7 +71,8 @@ def scores_along_training(means: pd.DataFrame) -> Figure:
 
 def _optimizer_marks(means: pd.DataFrame) -> list[Mark]:
     """Entries of a legend, where there are several optimizers to tell apart."""
-    optimizers = [name for name in OPTIMIZER_LOOKS if name in set(means["optimizer"])]
+    shown = set(means["optimizer"])
+    optimizers = [name for name in (*OPTIMIZERS, *sorted(shown - set(OPTIMIZERS))) if name in shown]
     return s.optimizer_marks(optimizers) if len(optimizers) > 1 else []
 
 

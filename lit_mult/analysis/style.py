@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from itertools import cycle
@@ -65,7 +66,11 @@ _OPTIMIZER_LOOKS: tuple[dict[str, Any], ...] = (
     {"ls": "-.", "mfc": "white"},
     {"ls": ":"},
 )
-OPTIMIZER_LOOKS = dict(zip(OPTIMIZERS, cycle(_OPTIMIZER_LOOKS), strict=False))
+_OTHER_LOOK: dict[str, Any] = {"ls": (0, (5, 1, 1, 1, 1, 1)), "mfc": "white"}
+OPTIMIZER_LOOKS: Mapping[str, dict[str, Any]] = defaultdict(
+    lambda: _OTHER_LOOK, zip(OPTIMIZERS, cycle(_OPTIMIZER_LOOKS), strict=False)
+)
+"""Name -> look of lines; those of libraries look alike."""
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:

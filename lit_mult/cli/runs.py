@@ -65,7 +65,8 @@ def parameters(arguments: Sequence[str]) -> int:
     table = [(*names, "equilibrium (steps)", "decay times", *["eps"] * own_eps)]
     for row in rows:
         shape = "x".join(map(str, row.parameter.shape)) or "1"
-        numbers = (f"{row.lr:.4g}", f"{row.weight_decay:.4g}", row.init)
+        rule = "" if row.decay_rule == "plain" else f" {row.decay_rule}"
+        numbers = (f"{row.lr:.4g}", f"{row.weight_decay:.4g}{rule}", row.init)
         regime = regimes.get(row.role)
         time, times = (regime.equilibrium_time, regime.decay_times) if regime else (None, None)
         balance = ("-" if time is None else f"{time:,.0f}", "-" if times is None else f"{times:.3g}")

@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_mult.config import RunConfig
 from lit_mult.diagnostics.parts import rms
+from lit_mult.errors import ConfigError
 from lit_mult.method.plan import RunPlan, plan_run
 from lit_mult.method.schedule import schedule_factor
 from lit_mult.nn.llama import Llama
@@ -79,7 +80,11 @@ class Motion:
 
 
 def particles(config: RunConfig, vocab_size: int) -> list[tuple[ParameterPlan, Particle]]:
-    """Every trainable parameter (on the meta device) with its particle. Raises: as `plan_run`."""
+    """Every trainable parameter (on the meta device) with its particle.
+
+    Raises: as `plan_run` and `check_noise_references`.
+    """
+    check_noise_references(config)
     plan = plan_run(config, vocab_size)
     with torch.device("meta"):
         rows = plan_parameters(Llama(config.model, plan), plan)
@@ -182,9 +187,12 @@ def _joined(parameters: list[nn.Parameter]) -> Tensor:
     return torch.stack([parameter.detach() for parameter in parameters])
 
 
-def check_noise_references(optimizer: str) -> None:
-    """Raises: ConfigError when an optimizer in a run of this one has no noise reference."""
-    for name in optimizers_of(optimizer):
+def check_noise_references(config: RunConfig) -> None:
+    """Raises: ConfigError when an optimizer of the run, or its decay, has no noise reference."""
+    if config.optim.weight_decay_mode in ("corrected", "cautious"):
+        lacks = "has no noise reference, which the Brownian reference needs: its decay is not lr * weight_decay"
+        raise ConfigError("optim.weight_decay_mode", config.optim.weight_decay_mode, lacks)
+    for name in optimizers_of(config.optimizer):
         _noise(name)
 
 

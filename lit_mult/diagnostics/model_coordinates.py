@@ -80,8 +80,8 @@ class MatrixFacts(NamedTuple):
     """Of its first part; the embedding's for a head that shares its weight."""
     shape: tuple[int, int]
     """(d_out, d_in)"""
-    decays_by: str | None
-    """Optimizer whose width factor its decay follows; None: it does not depend on width."""
+    widths: tuple[str, str] | None
+    """Optimizer and width rule that its lr is scaled for; None: it does not depend on width."""
 
 
 def facts_of(model: nn.Module) -> dict[str, MatrixFacts]:
@@ -92,7 +92,7 @@ def facts_of(model: nn.Module) -> dict[str, MatrixFacts]:
         name: MatrixFacts(
             Role.EMBEDDING if id(one.stored) in embeddings else one.role,
             shape_of(one.stored, one.spec),
-            one.spec.width[0] if one.spec.width is not None and one.spec.width[1] == "lr" else None,
+            one.spec.width,
         )
         for name, one in own.items()
     }

@@ -72,7 +72,7 @@ def model_card(
         "weights": dtype,
         "multipliers": _multipliers(config),
         "parametrization": _parametrization(config),
-        "optimizer": f"{config.optimizer}, lr {config.optim.lr:g}, weight decay {config.optim.weight_decay:g}",
+        "optimizer": f"{config.optimizer}, lr {config.optim.lr:g}, weight decay {_decay(config)}",
         "schedule": config.schedule.name,
         "started from": "a random draw" if model.pretrained is None else _base(model.pretrained),
         "steps": f"{step:,} of {config.train.steps:,}",
@@ -134,3 +134,8 @@ def _base(pretrained: str) -> str:
 def _bare(source: str) -> str:
     """A hub name, or the last part of a path."""
     return source if source.startswith("hf:") else Path(source).name
+
+
+def _decay(config: RunConfig) -> str:
+    mode = config.optim.weight_decay_mode
+    return f"{config.optim.weight_decay:g}" + (f" ({mode})" if mode != "coupled" else "")

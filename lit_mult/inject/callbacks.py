@@ -30,6 +30,8 @@ def check_optimizer(model: nn.Module, optimizer: Any) -> None:
     if not isinstance(optimizer, HybridOptimizer):
         for name in sorted({group.get("optimizer", "adamw") for group in groups} - {"adamw"}):
             raise UserError(f"groups are for {name}, which {type(optimizer).__name__} is not; use HybridOptimizer")
+        for rule in sorted({group["decay_rule"] for group in groups if "decay_rule" in group}):
+            raise UserError(f"groups have {rule} decay, which {type(optimizer).__name__} has not; use HybridOptimizer")
     most = max(
         (group.get("weight_decay", 0.0) for group in groups if any(id(one) in matrices for one in group["params"])),
         default=0.0,

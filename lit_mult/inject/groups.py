@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from lit_mult.errors import ConfigError
 from lit_mult.inject.layers import multipliers_of, specs_of
 from lit_mult.inject.model import with_specs
+from lit_mult.method.decay import decay_of
 from lit_mult.optim.clipping import clip_gradients
+from lit_mult.optim.decay import rule_settings
 from lit_mult.optim.sharding import placement_of, reshard
-from lit_mult.registry.optimizers import OPTIMIZERS, trained_by
+from lit_mult.registry.optimizers import check_known, trained_by
 from lit_mult.registry.roles import Role
 
 
@@ -22,6 +24,8 @@ def build_param_groups(
     weight_decay: float = 0.1,
     optimizer: str = "adamw",
     *,
+    weight_decay_mode: str = "coupled",
+    steps: float | None = None,
     vector_lr: float | None = None,
     multiplier_lr: float | None = None,
     multiplier_weight_decay: float = 2e-3,
@@ -30,23 +34,26 @@ def build_param_groups(
 
     Matrices decay; norms, biases, convolutions and other parameters that are no matrix do not; multipliers decay
     lightly, against drift along their symmetries (arXiv:2601.04890 sec. 4.1). A group has `params`, `name` (its roles),
-    `optimizer`, `lr` and `weight_decay`, and for fused matrices `parts` and `transposed` (see `optim.muon.Muon`).
+    `optimizer`, `lr` and `weight_decay`, for fused matrices `parts` and `transposed` (see `optim.muon.Muon`), and for
+    corrected and cautious decay, which `HybridOptimizer` alone knows, `decay_rule` and `peak_lr` (`optim.decay`).
 
     Args:
         model: after `add_multipliers`, perhaps with kind "none".
         lr: learning rate of the matrices; after `width_rules` that at the base width.
         weight_decay: of the matrices, likewise; a step shrinks them by lr * weight_decay.
         optimizer: of the hidden matrices; for the rest as in `registry.optimizers`, mostly AdamW.
+        weight_decay_mode: what weight_decay means for matrices, a row of the table in `method.decay`. For corrected, lr
+            is the peak of the schedule.
+        steps: of the run, in steps at the peak lr, for timescale.
         vector_lr: learning rate of parameters that are no matrix; by default lr.
         multiplier_lr: learning rate of the multipliers; by default vector_lr.
         multiplier_weight_decay: weight decay of the multipliers.
 
     Raises:
         UserError: `add_multipliers` has not been called, no such optimizer, or not that of `width_rules`; parts of a
-            fused matrix need different ones; or PEFT's adapters are on it.
+            fused matrix need different ones; or PEFT's adapters are on it; or steps are missing.
     """
-    if optimizer not in OPTIMIZERS:
-        raise ConfigError("optimizer", optimizer, f"must be one of {', '.join(OPTIMIZERS)}")
+    check_known(optimizer)
     modules = with_specs(model)
     reshard(model)
     vector_lr = lr if vector_lr is None else vector_lr
@@ -54,6 +61,8 @@ def build_param_groups(
     others, of_multipliers = (trained_by(role, optimizer) for role in (Role.NORM, Role.MULTIPLIER))
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     seen: set[int] = set()
+    specs = [(module._parameters[name], spec) for module in modules for name, spec in specs_of(module).items()]
+    heads = {id(weight) for weight, spec in specs if Role.LM_HEAD in spec.roles}
 
     def add(parameter: nn.Parameter, name: str, key: tuple[Any, ...], extra: dict[str, Any]) -> None:
         if parameter.requires_grad and id(parameter) not in seen:
@@ -74,13 +83,24 @@ def build_param_groups(
             if len(of_role) > 1:
                 raise ConfigError("optimizer", optimizer, f"does not train all of {' and '.join(roles)}, in one matrix")
             its = of_role.pop()
-            decay = weight_decay * spec.weight_decay if OPTIMIZERS[its].decays else 0.0
             if spec.width is not None and spec.width[0] != optimizer:
                 what = f"factors by width are for {spec.width[0]}; call width_rules(optimizer={optimizer!r}) first"
                 raise ConfigError("optimizer", optimizer, what)
             fused = its != "adamw" and (spec.parts is not None or spec.transposed)
             extra = {"parts": spec.parts, "transposed": spec.transposed} if fused else {}
-            add(weight, "+".join(roles), (its, lr * spec.lr, decay), extra)
+            # The parts of a fused matrix are hidden ones.
+            decay = decay_of(
+                its,
+                weight_decay_mode,
+                weight_decay,
+                spec.roles[0],
+                lr * spec.lr,
+                width_factor=spec.weight_decay,
+                steps=steps,
+                is_head=id(weight) in heads,
+            )
+            extra |= rule_settings(decay.rule, lr * spec.lr)
+            add(weight, "+".join(roles), (its, lr * spec.lr, decay.weight_decay), extra)
     multipliers = {id(one) for one in multipliers_in(model)}
     for one in model.parameters():
         if id(one) in multipliers:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lit_mult.inject.layers import multipliers_of, specs_of
 from lit_mult.optim.sharding import as_dtensor
+from lit_mult.registry.optimizers import OPTIMIZERS
 
 _ENTRIES = 4096  # of a twin: the RMS of independent ones is known to 1 %
 
@@ -22,7 +23,8 @@ class NoiseTwin:
     """Parameters of a model's shapes, moved by the same steps on independent Gaussian gradients.
 
     Parameters alike in group, shape and start share a twin. Twins live on the CPU; an element-wise optimizer's have
-    4096 entries, others the shape of the matrix with its longer side cut to `max_dim`.
+    4096 entries, others the shape of the matrix with its longer side cut to `max_dim`; whole, if a registered optimizer
+    has no noise reference.
 
         noise = lit_mult.NoiseTwin(model, optimizer)
         ...
@@ -88,12 +90,15 @@ class NoiseTwin:
         return rows
 
     def _shape(self, index: int, parameter: Tensor, max_dim: int) -> tuple[int, ...]:
-        name = self._optimizer.param_groups[index].get("optimizer", type(self._optimizer).__name__.lower())
+        group = self._optimizer.param_groups[index]
+        name = group.get("optimizer", type(self._optimizer).__name__.lower())
         if parameter.ndim < 2 or name.startswith("adam"):
             return (_ENTRIES,)
-        scale = min(1.0, max_dim / max(parameter.shape[-2:]))
-        d_out, d_in = (max(1, round(side * scale)) for side in parameter.shape[-2:])
-        return (d_out, d_in)
+        *_, rows, columns = parameter.shape
+        if name in OPTIMIZERS and OPTIMIZERS[name].noise is None:  # an entry's update may depend on d_out and d_in
+            return (columns, rows) if group.get("transposed") else (rows, columns)
+        scale = min(1.0, max_dim / max(rows, columns))
+        return (max(1, round(rows * scale)), max(1, round(columns * scale)))
 
 
 def _named(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:

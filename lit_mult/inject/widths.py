@@ -18,7 +18,7 @@ from lit_mult.inject.layers import MatrixSpec, matrix_name, multiply, set_width,
 from lit_mult.inject.table import layers_together, named, sides
 from lit_mult.method.rules import Scaling, init_std, scaling
 from lit_mult.registry.contracts import RowParts
-from lit_mult.registry.optimizers import OPTIMIZERS
+from lit_mult.registry.optimizers import check_known
 from lit_mult.registry.roles import HIDDEN_ROLES, Role, Shape
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -77,7 +77,8 @@ def width_rules(
         base_model: the same architecture at the width at which lr was tuned, with or without multipliers; on the meta
             device it costs nothing. Fused matrices whose parts were given in `roles` divide in proportion there.
         optimizer: that of `build_param_groups`.
-        rule: lr: weight decay stays, and acts less at larger widths; lr_wd: lr * weight_decay stays.
+        rule: lr: weight decay stays, and acts less at larger widths; lr_wd: lr * weight_decay stays; lr_sqrt_wd: in
+            between (arXiv:2510.15262).
         rescale: which initial weights to multiply. "outputs": head and routers, by sqrt(base d_in / d_in), for models
             whose matrices start at a std of 1 / sqrt(d_in), as in mup's set_base_shapes; "all": hidden matrices by
             sqrt(base d_in / d_in), head and routers by base d_in / d_in, for models that start at the same std at every
@@ -125,11 +126,10 @@ def describe_widths(model: nn.Module, base_model: nn.Module) -> Iterator[str]:
 
 
 def _check_choices(optimizer: str, rule: str, rescale: str | None) -> None:
-    if optimizer not in OPTIMIZERS:
-        raise ConfigError("optimizer", optimizer, f"must be one of {', '.join(OPTIMIZERS)}")
-    if rule not in ("lr", "lr_wd"):
+    check_known(optimizer)
+    if rule not in ("lr", "lr_wd", "lr_sqrt_wd"):
         why = "; lr_wd trains as multiplier does" if rule == "multiplier" else ""
-        raise ConfigError("rule", rule, f"must be lr or lr_wd{why}")
+        raise ConfigError("rule", rule, f"must be lr, lr_wd or lr_sqrt_wd{why}")
     if rescale not in ("outputs", "all", None):
         raise ConfigError("rescale", rescale, "must be outputs, all or None")
 

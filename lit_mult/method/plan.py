@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lit_mult.config import RunConfig
+from lit_mult.method.decay import DecayRule, decay_of
 from lit_mult.method.placement import place
 from lit_mult.method.presets import run_multipliers
 from lit_mult.method.rules import DepthScaling, depth_scaling, init_std, scaling
+from lit_mult.method.schedule import peak_steps
 from lit_mult.registry.contracts import Axes, Axis
 from lit_mult.registry.kinds import KINDS
 from lit_mult.registry.optimizers import OPTIMIZERS, trained_by
@@ -40,6 +42,7 @@ class MatrixPlan:
     """Peak learning rate of the matrix."""
     weight_decay: float
     """Weight decay for the optimizer: a step shrinks the matrix by lr * weight_decay."""
+    decay_rule: DecayRule = "plain"
     eps: float | None = None
     """Adam's epsilon, where it is not `optim.eps`."""
 
@@ -79,7 +82,7 @@ def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
 
     Raises:
         UserError: the preset, a multiplier or a placement override is not usable, or the optimizer does not support the
-            width or depth rule.
+            width rule, the depth rule or the mode of the weight decay.
     """
     base_model = config.model.model_copy(update={"d_model": config.parametrization.base_d_model})
     shapes, base_shapes = config.model.matrix_shapes(vocab_size), base_model.matrix_shapes(vocab_size)
@@ -87,6 +90,7 @@ def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
     roles = config.model.matrix_roles()
     kind = KINDS[config.multipliers]
     axes_by_name = place(config.multipliers, config.placement, roles)
+    steps = peak_steps(config.train.steps, config.schedule)
 
     # A tied head shares the embedding's weight, so its constant does all of its scaling: logits start as those of an
     # untied head and, as the embedding's lr does not depend on width, scale with width in the same way.
@@ -111,9 +115,17 @@ def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
         constant *= depth.branch if role in BRANCH_OUTPUTS else 1.0
         lr = config.optim.lr * rule.lr * given.lr.get(role, 1.0)
         lr *= depth.lr if role in HIDDEN_ROLES else 1.0
-        # The width rule's factor compensates for the lr's; independent decay divides the lr out instead.
-        weight_decay = config.optim.weight_decay * given.weight_decay.get(role, 1.0)
-        weight_decay *= rule.weight_decay if config.optim.weight_decay_mode == "coupled" else 1 / lr
+        decay = decay_of(
+            optimizer,
+            config.optim.weight_decay_mode,
+            config.optim.weight_decay * given.weight_decay.get(role, 1.0),
+            role,
+            lr,
+            width_factor=rule.weight_decay,
+            steps=steps,
+            is_head=config.model.tie_embeddings and role is Role.EMBEDDING,
+            section="optim.",
+        )
         matrices[name] = MatrixPlan(
             name=name,
             kind=kind.name,
@@ -126,7 +138,8 @@ def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
             init_std=rule.init_std,
             optimizer=optimizer,
             lr=lr,
-            weight_decay=weight_decay if OPTIMIZERS[optimizer].decays else 0.0,
+            weight_decay=decay.weight_decay,
+            decay_rule=decay.rule,
             eps=_eps(optimizer, config, depth.eps if role in HIDDEN_ROLES else 1.0),
         )
     scales = {"1/sqrt(head_dim)": config.model.head_dim**-0.5, "1/head_dim": 1 / config.model.head_dim}

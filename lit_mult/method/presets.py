@@ -26,9 +26,10 @@ from typing import Annotated, Any, Final, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from lit_mult.config import OptimizerName, RunConfig, Tier, config_error
+from lit_mult.config import RunConfig, Tier, config_error
 from lit_mult.errors import ConfigError, UserError
 from lit_mult.registry.kinds import KINDS
+from lit_mult.registry.optimizers import check_known
 from lit_mult.registry.roles import MATRIX_ROLES, Role
 from lit_mult.schema import Tuning
 
@@ -96,7 +97,7 @@ class Preset(_Multipliers):
     """Name, for readers."""
     source: str
     """Where the numbers come from."""
-    optimizers: dict[OptimizerName, RoleMultipliers] = Field({})
+    optimizers: dict[str, RoleMultipliers] = Field({})
     """Optimizer -> multipliers in place of those above."""
 
     @field_validator("optimizers", mode="before")
@@ -104,9 +105,11 @@ class Preset(_Multipliers):
     def _check_optimizers(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
+        for name in value:
+            check_known(name, f"optimizers.{name}")
         return {name: _role_multipliers(multipliers, f"optimizers.{name}") for name, multipliers in value.items()}
 
-    def multipliers(self, optimizer: OptimizerName, tier: Tier) -> RoleMultipliers:
+    def multipliers(self, optimizer: str, tier: Tier) -> RoleMultipliers:
         """The parts in a tier, for an optimizer. Raises: ConfigError when the preset is for other optimizers only."""
         shared = {part: getattr(self, part) for part in _PARTS}
         if optimizer not in self.optimizers and self.optimizers and not any(shared.values()):

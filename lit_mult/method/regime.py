@@ -3,6 +3,8 @@
 Noise lets a matrix grow and decay shrinks it until they balance at a norm of about sqrt(lr / weight_decay)
 (arXiv:2601.04890 eq. 1). Multipliers free a matrix from that norm, so a run that stops before the balance cannot show
 what they do. A step shrinks the start by 1 - lr * weight_decay: the balance takes some 1 / (lr * weight_decay) steps.
+Corrected decay (`method.decay`) falls as the square of the lr. Cautious decay takes twice as long: of a matrix that has
+no part in its update half of the entries decay.
 """
 
 from __future__ import annotations
@@ -31,11 +33,10 @@ def matrix_regimes(config: RunConfig, plan: RunPlan) -> dict[Role, MatrixRegime]
         config: of the run.
         plan: of the run; the size of the vocabulary does not matter.
     """
-    steps = peak_steps(config.train.steps, config.schedule)
     by_role = {matrix.role: matrix for matrix in plan.matrices.values()}  # equal in all layers
     if config.model.tie_embeddings:
         del by_role[Role.LM_HEAD]
-    return {role: _regime(matrix, steps) for role, matrix in by_role.items()}
+    return {role: _regime(matrix, config) for role, matrix in by_role.items()}
 
 
 def shortfall(config: RunConfig, regimes: Mapping[Role, MatrixRegime]) -> str:
@@ -50,8 +51,9 @@ def shortfall(config: RunConfig, regimes: Mapping[Role, MatrixRegime]) -> str:
     return f"{who} cannot reach the balance: lr * weight_decay * steps = {times}, below {BALANCED:g} ({steps})"
 
 
-def _regime(matrix: MatrixPlan, steps: float) -> MatrixRegime:
-    decay = matrix.lr * matrix.weight_decay
+def _regime(matrix: MatrixPlan, config: RunConfig) -> MatrixRegime:
+    decay = matrix.lr * matrix.weight_decay * (0.5 if matrix.decay_rule == "cautious" else 1.0)
+    steps = peak_steps(config.train.steps, config.schedule, power=2 if matrix.decay_rule == "corrected" else 1)
     return MatrixRegime(
         equilibrium_time=1 / decay if decay else None,
         decay_times=decay * steps if OPTIMIZERS[matrix.optimizer].decays else None,

@@ -9,8 +9,13 @@ With m = d / d_base, table 1 of arXiv:2601.04890 for a hidden matrix under AdamW
     lr_wd        1/m    m              1
     multiplier   1      1              1/m
 
-and all three follow from the `width_factor` by which a unit update of the effective matrix must shrink. Depth comes on
-top, by further factors (`depth_scaling`).
+and all three follow from the `width_factor` by which a unit update of the effective matrix must shrink. So does
+
+    lr_sqrt_wd   1/m    m^1/2          1
+
+of arXiv:2510.15262 for AdamW, where sqrt(lr / weight_decay), the norm of the balance, falls as m^-3/4: there the top
+singular values are observed to be as at base width. For other factors f it is f and f^-1/2. Depth comes on top, by
+further factors (`depth_scaling`).
 """
 
 from __future__ import annotations
@@ -125,10 +130,12 @@ def scaling(role: Role, shape: Shape, base_shape: Shape, optimizer: str, config:
             return Scaling(init_std=std, lr=factor, weight_decay=1.0, forward=1.0)
         case "lr_wd":
             return Scaling(init_std=std, lr=factor, weight_decay=1 / factor, forward=1.0)
+        case "lr_sqrt_wd":
+            return Scaling(init_std=std, lr=factor, weight_decay=1 / math.sqrt(factor), forward=1.0)
         case "multiplier":
             return Scaling(init_std=std / factor, lr=1.0, weight_decay=1.0, forward=factor)
         case unknown:
-            raise ConfigError("width_rule", unknown, "must be lr, lr_wd or multiplier")
+            raise ConfigError("width_rule", unknown, "must be lr, lr_wd, lr_sqrt_wd or multiplier")
 
 
 @dataclass(frozen=True)
@@ -157,13 +164,14 @@ def depth_scaling(n_layers: int, optimizer: str, config: DepthSettings) -> Depth
     | branch, l^-alpha: o_proj, down_proj         | l^-1/2    | l^-1      | (2 n_layers)^-1/2         |
     | lr, l^(alpha-1): matrices, norms, multipl.  | l^-1/2    | 1         | l^-1/2                    |
     | Adam's epsilon, l^-alpha: the same          | l^-1/2    | l^-1      | l^-1/2                    |
-    | weight decay (a step decays by lr * decay)  | 1         | 1         | 1 (hyperball has none)    |
+    | coupled weight decay (a step: lr * decay)   | 1         | 1         | 1 (hyperball has none)    |
 
     Embedding, final norm and LM head stay as the width rule has them.
 
     - lr: if a step changes f by lr, whatever the size of the gradient, n_layers branches change the residual stream by
-      n_layers l^-alpha lr, which does not depend on depth for lr ~ l^(alpha-1). That holds for AdamW, Muon and steps of
-      relative size lr alike, and for a multiplier as for a norm weight, which is one of the next matrix.
+      n_layers l^-alpha lr, which does not depend on depth for lr ~ l^(alpha-1). That holds for AdamW, Muon, steps of
+      relative size lr and Scion's to the border of a ball alike, and for a multiplier as for a norm weight, which is
+      one of the next matrix.
     - Adam's epsilon: gradients in a branch have its factor. They fall with width too, for which the paper's epsilon has
       1/m; the width rules leave epsilon alone, and at the base depth all is theirs.
     - hyperp divides by sqrt(2 n_layers) at the base depth as well (arXiv:2603.28743): the 2 n_layers branches add up to

@@ -50,7 +50,7 @@ def main_stage(steps: int, config: ScheduleConfig) -> range:
 
 
 @cache
-def peak_steps(steps: int, config: ScheduleConfig) -> float:
+def peak_steps(steps: int, config: ScheduleConfig, power: int = 1) -> float:
     """Length of the main stage in steps at the peak lr: the sum of its factors.
 
     Under wsd and constant, that is the number of its steps.
@@ -58,8 +58,9 @@ def peak_steps(steps: int, config: ScheduleConfig) -> float:
     Args:
         steps: number of steps of the run.
         config: shape of the schedule.
+        power: of the lr, to which what is counted is proportional.
     """
     stage = main_stage(steps, config)
     if config.name in ("wsd", "constant"):
         return float(len(stage))
-    return sum(schedule_factor(step, steps, config) for step in stage)
+    return sum(schedule_factor(step, steps, config) ** power for step in stage)

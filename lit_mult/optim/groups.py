@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from lit_mult.method.decay import DecayRule
 from lit_mult.method.plan import RunPlan
 from lit_mult.nn.llama import RMSNorm
 from lit_mult.nn.multipliers import MultipliedMatrix
+from lit_mult.optim.decay import rule_settings
 from lit_mult.registry.roles import Role
 
 
@@ -29,6 +31,7 @@ class ParameterPlan:
     init: str
     eps: float | None = None
     """Adam's epsilon, where it is not the one that all groups share."""
+    decay_rule: DecayRule = "plain"
 
 
 def plan_parameters(model: nn.Module, plan: RunPlan) -> list[ParameterPlan]:
@@ -68,6 +71,7 @@ def _of_module(name: str, module: nn.Module, plan: RunPlan) -> Iterator[Paramete
             weight_decay=matrix.weight_decay,
             init=f"N(0, {matrix.init_std:.4g}²)",
             eps=matrix.eps,
+            decay_rule=matrix.decay_rule,
         )
         own = plan.block_multiplier if in_block else plan.multiplier
         for axis, start in matrix.start.items():
@@ -77,20 +81,18 @@ def _of_module(name: str, module: nn.Module, plan: RunPlan) -> Iterator[Paramete
 
 
 def parameter_groups(rows: list[ParameterPlan]) -> list[dict[str, Any]]:
-    """Parameters that share role kind, optimizer, lr, weight decay and eps, as groups for `HybridOptimizer`.
+    """Parameters that share role kind, optimizer, lr, weight decay, its rule and eps, as groups for `HybridOptimizer`.
 
     A group has `eps` where it is not that of all groups.
     """
-    groups: dict[tuple[str, str, float, float, float | None], dict[str, Any]] = {}
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         kind = row.role.value if row.role in (Role.NORM, Role.MULTIPLIER) else "matrix"
-        key = (kind, row.optimizer, row.lr, row.weight_decay, row.eps)
-        group = groups.setdefault(
-            key,
-            {"params": [], "roles": [], "optimizer": row.optimizer, "lr": row.lr, "weight_decay": row.weight_decay},
-        )
-        if row.eps is not None:
-            group["eps"] = row.eps
+        key = (kind, row.optimizer, row.lr, row.weight_decay, row.decay_rule, row.eps)
+        rates = {"optimizer": row.optimizer, "lr": row.lr, "weight_decay": row.weight_decay}
+        rates |= rule_settings(row.decay_rule, row.lr)
+        rates |= {} if row.eps is None else {"eps": row.eps}
+        group = groups.setdefault(key, {"params": [], "roles": [], **rates})
         group["params"].append(row.parameter)
         if row.role.value not in group["roles"]:
             group["roles"].append(row.role.value)

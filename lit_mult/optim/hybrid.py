@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_mult.nn.precision import NARROW
+from lit_mult.optim.decay import decaying
 from lit_mult.registry import load
 from lit_mult.registry.contracts import OptimizerSettings
 from lit_mult.registry.optimizers import OPTIMIZERS
@@ -22,7 +24,7 @@ class HybridOptimizer(Optimizer):
     """Runs the registered optimizers over one list of parameter groups and one state."""
 
     def __init__(self, groups: list[dict[str, Any]], config: OptimConfig | OptimizerSettings | None = None) -> None:
-        """Each group names its `optimizer` and has its own `lr` and `weight_decay`.
+        """Each group names its `optimizer`, has its own `lr` and `weight_decay`, and may have a rule of `optim.decay`.
 
         Args:
             groups: as `parameter_groups` or `build_param_groups` makes them.
@@ -35,9 +37,9 @@ class HybridOptimizer(Optimizer):
             if group["optimizer"] not in OPTIMIZERS:
                 raise ValueError(f"group {group['name']}: unknown optimizer {group['optimizer']!r}")
         self._parts: list[Optimizer] = []
-        for name, spec in OPTIMIZERS.items():
+        for name in dict.fromkeys((*OPTIMIZERS, *(group["optimizer"] for group in groups))):
             if own := [group for group in groups if group["optimizer"] == name]:
-                self._parts.append(load(spec.build)(own, config or OptimizerSettings()))
+                self._parts.append(load(OPTIMIZERS[name].build)(own, config or OptimizerSettings()))
         super().__init__([group for part in self._parts for group in part.param_groups], {})
         self._link()
         self._complete = True
@@ -63,20 +65,53 @@ class HybridOptimizer(Optimizer):
         super().__setstate__(state)
         self._link()
 
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's; and what optimizers of libraries add to theirs, in the order of the parts, if any does."""
+        added = [_added(part)[1] for part in self._parts]
+        return super().state_dict() | ({"parts": added} if any(added) else {})
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         # torch casts states to the types of their parameters; Hyperball's are in float32, also of 16-bit matrices.
         indices = [index for group in state_dict["param_groups"] for index in group["params"]]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for index, parameter in zip(indices, parameters, strict=True):
-            for name, saved in state_dict["state"].get(index, {}).items():
-                if isinstance(saved, Tensor) and saved.dtype == torch.float32 and parameter.dtype in NARROW:
-                    self.state[parameter][name] = saved.to(self.state[parameter][name].device, copy=True)
+            if parameter.dtype in NARROW and index in state_dict["state"]:
+                self.state[parameter] = _in_float32(state_dict["state"][index], self.state[parameter])
+        self._link()
+        for part, added in zip(self._parts, state_dict.get("parts", ()), strict=False):
+            if added:
+                part.load_state_dict(_added(part)[0] | added)
         self._link()
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        first, *others = self._parts
-        loss: Tensor | None = first.step(closure)  # type: ignore[arg-type]  # calls the closure before any update
-        for part in others:
-            part.step()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with decaying(self.param_groups):
+            for part in self._parts:
+                part.step()
         return loss
+
+
+def _in_float32(saved: Any, held: Any) -> Any:
+    """A loaded state, with the saved values where those were in float32; libraries nest states."""
+    if isinstance(saved, Tensor):
+        return saved.to(held.device, copy=True) if saved.dtype == torch.float32 else held
+    if isinstance(saved, dict):
+        return {name: _in_float32(value, held[name]) for name, value in saved.items()}
+    if isinstance(saved, list | tuple):
+        return type(saved)(_in_float32(*pair) for pair in zip(saved, held, strict=True))
+    return held
+
+
+def _added(part: Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The state_dict of an optimizer without the states of its parameters, in torch's form; and what it adds."""
+    state, part.state = part.state, defaultdict(dict)
+    try:
+        saved = part.state_dict()
+    finally:
+        part.state = state
+    plain = {name: saved[name] for name in ("state", "param_groups")}
+    return plain, {name: value for name, value in saved.items() if name not in plain}

@@ -8,9 +8,9 @@
 
 G is dL/dW. g and |V| start at the row norms of W, which are |g| after every step; the state has both of them, and V is
 |V| W / g. Momentum is that of Muon, without Nesterov's term, and the step is matched to Adam's RMS; betas and eps are
-AdamW's. Decay acts on the norms alone, at the pace of the matrix. lr_g is lr, as published, or `optim.muown_norm_lr`
-times the schedule. Updates of V are nearly orthogonal to it, so that |V| grows and directions turn ever more slowly:
-pure noise has no balance here.
+AdamW's. Decay acts on the norms alone, at the pace of the matrix, and not on entries, as cautious decay would. lr_g is
+lr, as published, or `optim.muown_norm_lr` times the schedule. Updates of V are nearly orthogonal to it, so that |V|
+grows and directions turn ever more slowly: pure noise has no balance here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 from lit_mult.errors import ConfigError
 from lit_mult.optim.adamw import adam_updates
-from lit_mult.optim.muon import NS_COEFFICIENTS, RMS_OF_ADAM, by_shape, orthogonalize
+from lit_mult.optim.muon import COEFFICIENTS, RMS_OF_ADAM, by_shape, orthogonalize
 from lit_mult.optim.sharding import check_whole_matrices
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def _start(weight: Tensor, along: int, group: Mapping[str, Any]) -> dict[str, Te
 
 def build(groups: list[dict[str, Any]], config: OptimConfig) -> Muown:
     """The optimizer; each group has an lr and weight_decay."""
-    iteration = {"ns_coefficients": NS_COEFFICIENTS, "ns_steps": config.muon_ns_steps, "ns_eps": 1e-7}
+    coefficients = COEFFICIENTS[config.muon_coefficients]
+    iteration = {"ns_coefficients": coefficients, "ns_steps": config.muon_ns_steps, "ns_eps": 1e-7}
     adam = {"betas": config.betas, "eps": config.eps}
     return Muown(groups, norm_lr=config.muown_norm_lr, momentum=config.muon_momentum, **adam, **iteration)

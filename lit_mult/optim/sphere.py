@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 
 from lit_mult.errors import ConfigError
 from lit_mult.optim.adamw import StackedAdamW, adam_updates
-from lit_mult.optim.muon import NS_COEFFICIENTS, RMS_OF_ADAM, StackedMuon, by_shape, orthogonal_momenta
+from lit_mult.optim.muon import COEFFICIENTS, RMS_OF_ADAM, StackedMuon, by_shape, orthogonal_momenta
 from lit_mult.optim.noise import NoiseReference
 from lit_mult.optim.sharding import check_whole_matrices
 from lit_mult.optim.stacking import StackedUpdate
@@ -148,8 +148,8 @@ def _of_adam(config: OptimConfig) -> dict[str, Any]:
 
 def _of_muon(config: OptimConfig) -> dict[str, Any]:
     momentum = {"momentum": config.muon_momentum, "nesterov": True}
-    iteration = {"ns_coefficients": NS_COEFFICIENTS, "ns_steps": config.muon_ns_steps, "eps": 1e-7}
-    return {"sphere": config.sphere, **momentum, **iteration}
+    iteration = {"ns_coefficients": COEFFICIENTS[config.muon_coefficients], "ns_steps": config.muon_ns_steps}
+    return {"sphere": config.sphere, **momentum, **iteration, "eps": 1e-7}
 
 
 HYPERBALL_NOISE = NoiseReference(

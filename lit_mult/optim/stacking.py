@@ -39,13 +39,13 @@ class StackedUpdate(ABC):
         self.eps: float | Tensor = config.eps
         """Adam's epsilon; (M, P) where parameters differ."""
 
+    def state_of(self, columns: slice, shape: torch.Size) -> dict[str, Tensor]:
+        """The state (M, ...) of one parameter (M, ...), by the names of the plain optimizer; shares memory."""
+        return {name: values_MP[:, columns].view(shape) for name, values_MP in self.state.items()}
+
     @abstractmethod
     def update(self, gradients_MP: Tensor, step: int) -> Tensor:
         """Update (M, P) to subtract from the decayed parameters at a learning rate of 1; `step` counts from 0."""
 
     def settle(self, weights_MP: Tensor) -> None:  # noqa: B027 - a hook
         """Correct the parameters (M, P), in place, after their step. Most optimizers have nothing to correct."""
-
-    def state_of(self, columns: slice, shape: torch.Size) -> dict[str, Tensor]:
-        """The state (M, ...) of one parameter (M, ...), by the names of the plain optimizer; shares memory."""
-        return {name: values[:, columns].view(shape) for name, values in self.state.items()}

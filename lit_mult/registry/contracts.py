@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from lit_mult.registry.roles import Role, Shape
 
@@ -88,6 +88,16 @@ class OptimizerSettings:
     """Muown's learning rate of row norms; None: that of the matrix."""
     sphere: Literal["matrix", "row"] = "matrix"
     """What keeps its norm under the optimizers on spheres."""
+    muon_coefficients: Literal["quintic", "polar_express"] = "quintic"
+    """Coefficients of these iterations; see `optim.muon.COEFFICIENTS`."""
+    scion_radius: float = 50.0
+    """Radius of the spectral balls of hidden matrices under Scion."""
+    scion_sign_radius: float = 3000.0
+    """Radius of the balls of the largest entry under Scion: that of the LM head."""
+    scion_momentum: float = 0.9
+    """Decay rate of Scion's momentum."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further keyword arguments of an optimizer by import path."""
 
 
 class Matrix(NamedTuple):
@@ -121,7 +131,7 @@ class OptimizerSpec:
     width_exponent: float | None = None
     """Exponent of `width_factor` in the width, for a hidden matrix of fixed aspect ratio; stated independently, as the
     coordinate check compares the two."""
-    width_rules: frozenset[str] = frozenset({"lr", "lr_wd", "multiplier"})
+    width_rules: frozenset[str] = frozenset({"lr", "lr_wd", "lr_sqrt_wd", "multiplier"})
     """Supported values of `parametrization.width_rule`."""
     depth_rules: frozenset[str] = frozenset()
     """Supported values of `parametrization.depth_rule` other than none; `method.rules.depth_scaling` assumes steps of a
@@ -130,6 +140,11 @@ class OptimizerSpec:
     """Whether the `eps` of its parameter groups is Adam's epsilon, `OptimizerSettings.eps` by default."""
     decays: bool = True
     """Whether weight decay applies to its matrices."""
+    decays_entries: bool = True
+    """Whether some entries may decay and others not, after the step, as cautious decay has it (`optim.decay`). False if
+    the state would not follow."""
+    own_decay: float | None = None
+    """Weight decay that is part of the method, in place of `optim.weight_decay`, its mode and factors by role."""
     noise: str | None = None
     """"module:attribute" of its `optim.noise.NoiseReference`."""
     stacked: str | None = None

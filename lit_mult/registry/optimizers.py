@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Final
 
 from lit_mult.errors import ConfigError
@@ -66,9 +67,48 @@ def muown_width_factor(matrix: Matrix, base: Matrix) -> float:
     return muon_width_factor(matrix, base)
 
 
+def scion_width_factor(matrix: Matrix, base: Matrix) -> float:
+    """1: |dW|_2 is lr radius sqrt(d_out / d_in) on the spectral ball, as the change of activations asks for.
+
+    So it is on the ball of the largest entry, where entries of size 1 / d_in that align with the input give
+    |dW|_2 ~ sqrt(d_out d_in) / d_in.
+    """
+    return 1.0
+
+
+class Optimizers(dict[str, OptimizerSpec]):
+    """Name -> optimizer. It also finds those of libraries, import:MODULE.CLASS, which it does not list."""
+
+    def __missing__(self, name: str) -> OptimizerSpec:
+        if not is_imported(name):
+            raise KeyError(name)
+        module, _, kind = name.removeprefix("import:").rpartition(".")
+        return OptimizerSpec(
+            name,
+            f"{kind} ({module})",
+            f"{kind} of {module} for the hidden matrices, AdamW for the rest",
+            trains=HIDDEN_ROLES | SSM_ROLES,  # as Muon, so that an arm differs from its arm in the optimizer alone
+            build="lit_mult.optim.imported:build",
+        )
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (isinstance(name, str) and is_imported(name))
+
+
+def is_imported(optimizer: str) -> bool:
+    """Whether a name is that of a library's optimizer, import:MODULE.CLASS; whether there is one is not known."""
+    return re.fullmatch(r"import:[^\W\d]\w*(\.[^\W\d]\w*)+", optimizer) is not None
+
+
+def check_known(optimizer: str, field: str = "optimizer") -> None:
+    """Raises: ConfigError when there is no optimizer of this name."""
+    if optimizer not in OPTIMIZERS:
+        raise ConfigError(field, optimizer, f"must be one of {', '.join(OPTIMIZERS)}, or import:MODULE.CLASS")
+
+
 _DEPTH_RULES: Final = frozenset({"depth_mup", "completep"})
 
-OPTIMIZERS: Final = with_plugins(
+_REGISTERED = with_plugins(
     (
         OptimizerSpec(
             "adamw",
@@ -136,7 +176,7 @@ OPTIMIZERS: Final = with_plugins(
             build="lit_mult.optim.sphere:build_sphere",
             width_factor=adamw_width_factor,
             width_exponent=-1.0,
-            width_rules=frozenset({"lr", "multiplier"}),  # lr_wd would be lr: there is no decay to scale
+            width_rules=frozenset({"lr", "multiplier"}),  # there is no decay that others would scale
             depth_rules=_DEPTH_RULES,
             has_eps=True,
             decays=False,
@@ -164,10 +204,51 @@ OPTIMIZERS: Final = with_plugins(
             build="lit_mult.optim.muown:build",
             width_factor=muown_width_factor,
             width_exponent=-0.5,
+            decays_entries=False,  # but norms of rows
+        ),
+        OptimizerSpec(
+            "normuon",
+            "NorMuon",
+            "Muon with rows of equal size for the hidden matrices, AdamW for the rest",
+            trains=HIDDEN_ROLES | SSM_ROLES,
+            build="lit_mult.optim.normuon:build",
+            width_factor=muon_width_factor,  # a row's factor is the root of its share, which does not depend on width
+            width_exponent=-0.5,
+            depth_rules=_DEPTH_RULES,
+            noise="lit_mult.optim.normuon:NOISE",
+            stacked="lit_mult.optim.normuon:StackedNorMuon",
+        ),
+        OptimizerSpec(
+            "scion",
+            "Scion",
+            "steps on spectral balls for the hidden matrices, scion-sign for the LM head, AdamW for the rest",
+            trains=HIDDEN_ROLES | SSM_ROLES,
+            others={Role.LM_HEAD: "scion-sign"},
+            build="lit_mult.optim.scion:build",
+            width_factor=scion_width_factor,
+            width_exponent=0.0,
+            depth_rules=_DEPTH_RULES,
+            own_decay=1.0,
+            stacked="lit_mult.optim.scion:StackedScion",
+            sharded=True,
+        ),
+        OptimizerSpec(
+            "scion-sign",
+            "Scion (sign)",
+            "Scion's steps by the sign of the momentum for hidden matrices and LM head, AdamW for the rest",
+            trains=HIDDEN_ROLES | SSM_ROLES | {Role.LM_HEAD},
+            build="lit_mult.optim.scion:build_sign",
+            width_factor=scion_width_factor,
+            width_exponent=0.0,
+            depth_rules=_DEPTH_RULES,
+            own_decay=1.0,
+            stacked="lit_mult.optim.scion:StackedScionSign",
+            sharded=True,
         ),
     ),
     "lit_mult.optimizers",
 )
+OPTIMIZERS: Final = Optimizers(_REGISTERED)
 """Name -> optimizer. The order is that of the parts of a `HybridOptimizer`, and so of its parameter groups."""
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_mult.config import RunConfig
+from lit_mult.method.decay import DecayRule
 from lit_mult.method.schedule import schedule_factor
 from lit_mult.optim.groups import ParameterPlan
 from lit_mult.optim.stacking import StackedUpdate
@@ -41,6 +42,10 @@ class _Group:
     lr_M1: Tensor
     """Peak learning rates."""
     weight_decay_M1: Tensor
+    corrected_M1: Tensor | None
+    """Whether the decay of a member follows that rule (`optim.decay`); None if no member's does."""
+    cautious_M1: Tensor | None
+    """Likewise."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +122,14 @@ class StackedOptimizer(Optimizer):
             update_MP = part.update.update(self._gradients_MP[:, part.columns], self._step)
             for group in part.groups:
                 lr_M1 = group.lr_M1 * factor_M1
-                weights = self._weights_MP[:, group.columns]
-                weights.mul_(1 - lr_M1 * group.weight_decay_M1)
-                weights.addcmul_(update_MP[:, _within(group.columns, part.columns)], lr_M1, value=-1)
+                weights, own_MP = self._weights_MP[:, group.columns], update_MP[:, _within(group.columns, part.columns)]
+                decay = lr_M1 * group.weight_decay_M1
+                if group.corrected_M1 is not None:
+                    decay = decay * torch.where(group.corrected_M1, factor_M1, 1)
+                if group.cautious_M1 is not None:
+                    decay = decay.where(~group.cautious_M1 | (own_MP * weights >= 0), 0)
+                weights.mul_(1 - decay)
+                weights.addcmul_(own_MP, lr_M1, value=-1)
             part.update.settle(self._weights_MP[:, part.columns])
         self._step += 1
         return loss
@@ -176,7 +186,13 @@ class StackedOptimizer(Optimizer):
 
     def _group(self, rows: list[tuple[ParameterPlan, ...]]) -> _Group:
         lr, weight_decay = ([getattr(row, field) for row in rows[0]] for field in ("lr", "weight_decay"))
-        return _Group(self._span(rows), self._tensor(lr)[:, None], self._tensor(weight_decay)[:, None])
+        rules = (self._follow(rows[0], rule) for rule in ("corrected", "cautious"))
+        return _Group(self._span(rows), self._tensor(lr)[:, None], self._tensor(weight_decay)[:, None], *rules)
+
+    def _follow(self, members: tuple[ParameterPlan, ...], rule: DecayRule) -> Tensor | None:
+        """Which members' decay follows a rule (M, 1); None if no member's does."""
+        which = [row.decay_rule == rule for row in members]
+        return torch.tensor(which, device=self._weights_MP.device)[:, None] if any(which) else None
 
     def _eps(self, members: tuple[ParameterPlan, ...]) -> Tensor:
         """Adam's epsilon of one parameter (M, its numbers)."""
@@ -210,7 +226,7 @@ def _sort_key(rows: tuple[ParameterPlan, ...]) -> tuple[Any, ...]:
     """Sorts by: multipliers first, optimizer, shape (if relevant), rates; each of these is adjacent in the buffer."""
     first = rows[0]
     shape = tuple(first.parameter.shape) if _stacked_update(first.optimizer).by_shape else ()
-    rates = [(row.lr, row.weight_decay) for row in rows]
+    rates = [(row.lr, row.weight_decay, row.decay_rule) for row in rows]
     return first.role is not Role.MULTIPLIER, list(OPTIMIZERS).index(first.optimizer), shape, rates
 
 

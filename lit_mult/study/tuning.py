@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lit_mult.config import OptimizerName, RunConfig, differences
+from lit_mult.config import RunConfig, differences
 from lit_mult.errors import UserError
 from lit_mult.layout import StudyPaths, find_records
 from lit_mult.method.presets import Preset, RoleMultipliers, run_multipliers
@@ -75,7 +75,7 @@ def tuned_preset(folder: Path, arm: str | None = None) -> Preset:
     runs = _read(folder)
     study = runs[0].cell.study
     arm = _choose_arm(folder, runs, arm)
-    by_optimizer: dict[OptimizerName, list[_Run]] = defaultdict(list)
+    by_optimizer: dict[str, list[_Run]] = defaultdict(list)
     for run in runs:
         if run.cell.arm == arm:
             by_optimizer[run.config.optimizer].append(run)
@@ -126,7 +126,7 @@ def _is_multiplier(field: str) -> bool:
     return any(field == part or field.startswith(f"{part}.") for part in _FIELDS)
 
 
-def _tuned(folder: Path, optimizer: OptimizerName, runs: Sequence[_Run], plan: StudyPlan | None) -> RoleMultipliers:
+def _tuned(folder: Path, optimizer: str, runs: Sequence[_Run], plan: StudyPlan | None) -> RoleMultipliers:
     for run in runs[1:]:
         if change := differences(runs[0].conditions, run.conditions):
             need = "a tuning study has one width and one corpus"

@@ -16,6 +16,7 @@ from lit_mult.data.cache import prepare
 from lit_mult.data.module import TextDataModule
 from lit_mult.diagnostics.recorder import Diagnostics
 from lit_mult.errors import UserError
+from lit_mult.optim import imported
 from lit_mult.schema import CellInfo, RunRecord
 from lit_mult.training.checkpoints import Checkpoints, RngState, save_checkpoint
 from lit_mult.training.fitting import check_trainer_arguments, fit, make_trainer, quiet_lightning
@@ -64,6 +65,7 @@ def run(
     corpus = prepare(config.data)
     data = TextDataModule(config, corpus)
     check_trainer_arguments(config)
+    imported.check(config.optimizer, config.optim)
     finished = folder.finished(config, corpus.hash)
     diagnostics_path = diagnostics_path or folder.diagnostics
     if finished is not None:

@@ -22,7 +22,7 @@ class Brownian(Group):
     """
 
     def check(self, config: RunConfig, processes: int) -> None:
-        check_noise_references(config.optimizer)
+        check_noise_references(config)
 
     def at_end(self, moment: Moment, start: Callable[[], Llama]) -> Iterator[tuple[int, Reading]]:
         config, end = moment.config, moment.step
