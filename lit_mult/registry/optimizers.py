@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from typing import Final
 
 from lit_mult.errors import ConfigError
@@ -261,6 +262,19 @@ def trained_by(role: Role, optimizer: str) -> str:
 def optimizers_of(optimizer: str) -> list[str]:
     """All optimizers that a run of this one uses, in order of their names."""
     return sorted({trained_by(role, optimizer) for role in Role})
+
+
+def check_any_stacked_form(optimizers: Iterable[str]) -> None:
+    """Raises: ConfigError when runs with none of these optimizers can be stacked, as of `check_stacked_form`."""
+    refusals = []
+    for optimizer in sorted(optimizers):
+        try:
+            check_stacked_form(optimizer)
+        except ConfigError as error:
+            refusals.append(error)
+        else:
+            return
+    raise refusals[0]
 
 
 def check_stacked_form(optimizer: str) -> None:

@@ -18,7 +18,7 @@ from lit_mult.data.cache import prepare
 from lit_mult.errors import Interrupted, UserError
 from lit_mult.method.plan import plan_run
 from lit_mult.method.presets import run_multipliers
-from lit_mult.registry.optimizers import check_stacked_form
+from lit_mult.registry.optimizers import check_any_stacked_form
 from lit_mult.schema import RunRecord
 from lit_mult.stacked.size import MOST_SUGGESTIONS, asked_members, members_that_fit
 from lit_mult.study import executors
@@ -80,7 +80,8 @@ def sweep(
         retries: see `Attempts.given_up`.
         retry_failed: retry cells that were given up earlier.
         vectorize: most cells that a worker trains as one stack, if their tensors have equal shapes (see
-            `stacked.key`); "off" is 1, "auto" as many as fit on a GPU, or 1 on CPUs.
+            `stacked.key`); "off" is 1, "auto" as many as fit on a GPU, or 1 on CPUs. Cells of an optimizer without a
+            stacked form train one by one beside the others; a study of such cells alone is refused.
 
     Raises:
         UserError: the study does not match the folder, or its data, settings, storage or cluster are not usable.
@@ -94,8 +95,7 @@ def sweep(
     folder = StudyFolder(Path(out).absolute())
     make_pruner(spec.pruner)
     if members is not None and members > 1:
-        for point in spec.points():
-            check_stacked_form(point.first_cell().config.optimizer)
+        check_any_stacked_form({point.first_cell().config.optimizer for point in spec.points()})
     corpora = check_cells(spec)
     folder.check(spec, corpora)
     source = storage or folder.journal
