@@ -177,7 +177,7 @@ def test_a_budget_of_tokens_gives_every_batch_size_as_many(study_dict: MakeStudy
             "factors.train.steps = '...': are set by budget.tokens",
         ),
         ({"factors": {"model.d_model": [8, 9]}}, "model.d_model = 9: must be a multiple of model.head_dim = 8"),
-        ({"factors": {"optimizer": ["sgd"], "model.d_model": [8]}}, "optimizer = 'sgd': input should be"),
+        ({"factors": {"optimizer": ["sgd"], "model.d_model": [8]}}, "optimizer = 'sgd': must be one of adamw, muon"),
         ({"base": {"model": {"depth": 3}}}, "model.depth = 3: unknown field"),
         ({"factors": {"model.d_model": [8, 8]}}, "factors.model.d_model = [8, 8]: must not repeat"),
         ({"nuisance": {"optim.lr": [0.01, 0.02, 0.01]}}, "must not repeat"),
