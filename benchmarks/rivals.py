@@ -10,8 +10,8 @@ import contextlib
 import importlib.util
 import io
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -49,6 +49,8 @@ class Setting:
     precision: str = "fp32"
     """fp32, or bf16 for mixed precision."""
     device: str = "cpu"
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Further settings of our own loops."""
 
     @property
     def hidden(self) -> int:
@@ -73,6 +75,7 @@ class Setting:
                 "trainer.precision": {"fp32": "32-true", "bf16": "bf16-mixed"}[self.precision],
                 "trainer.progress_bar": False,
                 "trainer.tensorboard": False,
+                **self.overrides,
                 **overrides,
             }
         )

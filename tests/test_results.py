@@ -46,6 +46,8 @@ def read(study: str) -> Records:
         "dose_groups",
         "plane",
         "pays_ablation",
+        "pays_other_text",
+        "pays_downstream",
         "reference",
         "lr_width",
         "mup_tuning",
@@ -282,3 +284,27 @@ def test_the_readme_gives_the_gains_on_top_of_tuning() -> None:
         if "improve their parent" in row["claim"] and ("LRWD" in row["claim"] or "FULL" in row["claim"]):
             value, low, high = (float(row[name]) for name in ("value", "low", "high"))
             assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said, row
+
+
+def test_the_readme_gives_the_answers_on_another_text() -> None:
+    said = " ".join(README.split("On another text")[1].split("\n\n")[0].split())
+    for row in table("pays_other_text", "answers"):
+        value, low, high = (float(row[name]) for name in ("difference", "low", "high"))
+        assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said, row
+
+
+def test_the_readme_gives_the_losses_and_scores_in_the_balance() -> None:
+    said = " ".join(
+        README.split("In the balance of noise and decay ([results/pays_downstream]")[1].split("\n\n")[0].split()
+    )
+    for row in table("pays_downstream", "answers"):
+        value, low, high = (float(row[name]) for name in ("difference", "low", "high"))
+        assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said, row
+    wanted = {"vectors": ["average"], "Muon": ["average", "reasoning", "knowledge"]}
+    given = 0
+    for row in table("pays_downstream", "scores_mini_differences"):
+        if row["task"] in wanted.get(row["of"], ()) and row["within"] in ("AdamW", "Muon", "muP"):
+            value, low, high = (100 * float(row[name]) for name in ("difference", "low", "high"))
+            assert f"{value:+.1f} [{low:+.1f}, {high:+.1f}]" in said, row
+            given += 1
+    assert given == 2 + 3

@@ -1,0 +1,66 @@
+"""What a step costs under each optimizer and decay rule, over one of the base optimizer: our model in a bare loop.
+
+    python benchmarks/optimizer_cost.py [--width 256] [--layers 4] [--time 128] [--device cpu|cuda] [--rounds 7]
+        [--seconds 1] [--json optimizer_cost.json]
+
+The loops take turns in one run, each in a process of its own; ratios are medians over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from environment import environment, headline, write_json
+from interleaving import Contestant, ratio, take_turns
+from rivals import Setting, own
+
+CONTESTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "adamw, vectors": ("adamw", "vector", {}),
+    "adamw, corrected decay": ("adamw", "none", {"optim.weight_decay_mode": "corrected"}),
+    "adamw, cautious decay": ("adamw", "none", {"optim.weight_decay_mode": "cautious"}),
+    "hyperball": ("adamw", "none", {"optimizer": "hyperball"}),
+    "sphere, softplus gains": ("adamw", "softplus", {"optimizer": "sphere"}),
+    "muon, vectors": ("muon", "vector", {}),
+    "muon, polar express": ("muon", "none", {"optim.muon_coefficients": "polar_express"}),
+    "normuon": ("muon", "none", {"optimizer": "normuon"}),
+    "muown": ("muon", "none", {"optimizer": "muown"}),
+    "muon-hyperball": ("muon", "none", {"optimizer": "muon-hyperball"}),
+    "muon-sphere, softplus gains": ("muon", "softplus", {"optimizer": "muon-sphere"}),
+    "scion": ("muon", "none", {"optimizer": "scion", "optim.lr": 2**-12}),
+}
+"""Name -> base optimizer, multipliers, further settings."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--time", type=int, default=128, help="tokens of a window")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a turn")
+    parser.add_argument("--json", type=Path, default=None)
+    arguments = parser.parse_args()
+    setting = Setting(arguments.width, layers=arguments.layers, time=arguments.time, device=arguments.device)
+    about = environment(arguments.device, width=setting.width, layers=setting.layers, rounds=arguments.rounds)
+    contestants: dict[str, Contestant] = {
+        base: partial(own, replace(setting, overrides={"optimizer": base}), "none") for base in ("adamw", "muon")
+    }
+    for name, (base, multipliers, more) in CONTESTANTS.items():
+        overrides = {"optimizer": base, **more}
+        contestants[name] = partial(own, replace(setting, overrides=overrides), multipliers)
+    timings = take_turns(contestants, arguments.rounds, arguments.seconds)
+    print(headline(about), "| optimizer | base | step / base |\n|---|---|---|", sep="\n")
+    rows = []
+    for name, (base, _, _) in CONTESTANTS.items():
+        rows.append({"optimizer": name, "base": base, "time": ratio(timings[name], timings[base])})
+        print(f"| {name} | {base} | {rows[-1]['time']:.3f} |", flush=True)
+    write_json(arguments.json, about, rows)
+
+
+if __name__ == "__main__":
+    main()
