@@ -42,7 +42,7 @@ def test_what_is_in_the_folder_of_experiments_is_one(name: str) -> None:
 def test_a_study_of_no_known_experiment_names_those_that_are(tmp_path: Path) -> None:
     write_run(tmp_path, 2.0)
     (tmp_path / "study.json").write_text('{"name": "x", "title": "", "cells": 1, "experiment": "magic"}')
-    with pytest.raises(UserError, match="experiment magic: must be one of ablation, brownian_overlay, "):
+    with pytest.raises(UserError, match="experiment magic: must be one of ablation, arena, brownian_overlay, "):
         write_report(tmp_path)
 
 
