@@ -15,7 +15,7 @@ from lit_mult.errors import ConfigError
 from lit_mult.registry import modules_in
 from lit_mult.registry.contracts import OptimizerSettings
 from lit_mult.registry.kinds import KINDS
-from lit_mult.registry.optimizers import OPTIMIZERS, check_known, is_imported
+from lit_mult.registry.optimizers import OPTIMIZERS, check_known, is_imported, trained_by
 from lit_mult.registry.roles import Role, Shape
 
 WidthRule = Literal["lr", "lr_wd", "lr_sqrt_wd", "multiplier"]
@@ -254,6 +254,9 @@ class OptimConfig(_Section):
     """Weight decay of the multipliers, always coupled; against drift (paper sec. 4.1). Norm weights have none."""
     clip: float | None = Field(1.0, gt=0)
     """Norm to which the gradient is clipped; null: no clipping."""
+    qk_clip: float | None = Field(None, gt=0, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    """Attention logit above which a step shrinks the queries and keys of a head (QK-clip of MuonClip, arXiv:2507.20534,
+    there 100); null: no limit. It forms all logits once more."""
     clip_multipliers: bool = False
     """Count the multipliers' gradients in the norm that is clipped (the paper's fig. 6 shows that it hurts)."""
 
@@ -409,9 +412,25 @@ class RunConfig(_Section):
         if self.train.batch_size % self.trainer.accumulate_grad_batches:
             allowed = f"must divide train.batch_size = {self.train.batch_size}"
             raise ConfigError("trainer.accumulate_grad_batches", self.trainer.accumulate_grad_batches, allowed)
+        self._check_qk_clip()
         if "noise" in self.train.diagnostics and self.train.batch_size % 2:
             raise ConfigError("train.batch_size", self.train.batch_size, "must be even: the diagnostic noise halves it")
         return self
+
+    def _check_qk_clip(self) -> None:
+        limit = self.optim.qk_clip
+        if limit is None:
+            return
+        used = {trained_by(role, self.optimizer) for role in (Role.Q_PROJ, Role.K_PROJ)}
+        for is_set, field in (
+            (self.model.qk_norm, "model.qk_norm = True, whose norms bound the logits"),
+            (self.trainer.compile, "trainer.compile = True"),
+            (self.trainer.strategy == "fsdp2", "trainer.strategy = fsdp2"),
+            (not KINDS[self.multipliers].is_plain, f"multipliers = {self.multipliers}, which are no plain product"),
+            (any(OPTIMIZERS[name].owns_weights for name in used), f"optimizer = {self.optimizer}, which settles norms"),
+        ):
+            if is_set:
+                raise ConfigError("optim.qk_clip", limit, f"cannot go with {field}")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunConfig:

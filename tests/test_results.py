@@ -44,6 +44,7 @@ def read(study: str) -> Records:
         "pays_tuning",
         "dose",
         "dose_groups",
+        "dose_noise",
         "plane",
         "pays_ablation",
         "pays_other_text",
@@ -283,6 +284,14 @@ def test_the_readme_gives_the_gains_on_top_of_tuning() -> None:
     for row in table("pays_ablation", "verdicts"):
         if "improve their parent" in row["claim"] and ("LRWD" in row["claim"] or "FULL" in row["claim"]):
             value, low, high = (float(row[name]) for name in ("value", "low", "high"))
+            assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said, row
+
+
+def test_the_readme_gives_the_answers_by_batch_size() -> None:
+    said = " ".join(README.split("It is there in batches of 8")[1].split("\n\n")[0].split())
+    for row in table("dose_noise", "answers"):
+        if row["measure"] == "best_loss" or "batch_size 2;" in row["within"]:
+            value, low, high = (float(row[name]) for name in ("difference", "low", "high"))
             assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said, row
 
 

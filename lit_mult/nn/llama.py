@@ -83,6 +83,8 @@ class Attention(nn.Module):
             own = HeadNorm(config.head_dim, config.norm_eps, config.block_norm_kind) if config.qk_norm else None
             self.register_module(norm, own)
         self.register_buffer("joint_weight", None, persistent=False)
+        self.observe: Callable[[Attention, Tensor, Tensor], None] | None = None
+        """Called with this module, queries (B, T, H, K) and keys (B, S, G, K), rotated; for `training.qk_clip`."""
 
     def form_joint_weight(self) -> Tensor:
         """Effective query, key and value weights ((H+2G)*K, D), rotary rows paired, for one product."""
@@ -106,6 +108,8 @@ class Attention(nn.Module):
         B, T, _ = x_BTD.shape
         H, G = self.n_heads, self.n_kv_heads
         q_BTHK, k_BSGK, v_BSGK = self.project(x_BTD, rotation_TK2)
+        if self.observe is not None:
+            self.observe(self, q_BTHK, k_BSGK)
         mask_BHTS = None
         if cache is not None:
             k_BSGK, v_BSGK, mask_BHTS = cache.extend(k_BSGK, v_BSGK)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from lit_mult.registry.roles import Role, Shape
 
@@ -27,6 +27,7 @@ NONE: Axes = frozenset()
 SCALAR: Axes = frozenset({Axis.SCALAR})
 ROW: Axes = frozenset({Axis.ROW})
 ROW_COLUMN: Axes = frozenset({Axis.ROW, Axis.COLUMN})
+PLAIN: Final = "lit_mult.nn.multipliers:PRODUCT"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Kind:
     forward: Literal["unused", "constant", "start"]
     """Use of a preset's forward multipliers: none; as a constant; or, with `placement.init: preset`, as initial values
     of learnable multipliers."""
-    formula: str = "lit_mult.nn.multipliers:PRODUCT"
+    formula: str = PLAIN
     """The `nn.multipliers.Formula` that makes W_eff."""
     start: Callable[[Axis, Shape, float], float] = lambda axis, shape, init_std: 1.0
     """(axis, shape, init std of W) -> initial value of the multiplier for W_eff = W; its expectation if that depends on
@@ -66,6 +67,11 @@ class Kind:
     def is_learnable(self) -> bool:
         """Whether matrices have any learnable multiplier."""
         return bool(self.axes(ROW_COLUMN))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the formula is the product itself, W' = W."""
+        return self.formula == PLAIN
 
     def uses_forward(self, init: str) -> bool:
         """Whether a run uses a preset's forward multipliers; `init` is `placement.init`."""
@@ -145,6 +151,8 @@ class OptimizerSpec:
     the state would not follow."""
     own_decay: float | None = None
     """Weight decay that is part of the method, in place of `optim.weight_decay`, its mode and factors by role."""
+    owns_weights: bool = False
+    """Whether its state or its step settles the norms of its matrices, so that nothing else may change them."""
     noise: str | None = None
     """"module:attribute" of its `optim.noise.NoiseReference`."""
     stacked: str | None = None

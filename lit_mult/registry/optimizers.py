@@ -90,6 +90,7 @@ class Optimizers(dict[str, OptimizerSpec]):
             f"{kind} of {module} for the hidden matrices, AdamW for the rest",
             trains=HIDDEN_ROLES | SSM_ROLES,  # as Muon, so that an arm differs from its arm in the optimizer alone
             build="lit_mult.optim.imported:build",
+            owns_weights=True,  # perhaps: some keep a copy of the weights
         )
 
     def __contains__(self, name: object) -> bool:
@@ -151,6 +152,7 @@ _REGISTERED = with_plugins(
             depth_rules=_DEPTH_RULES | {"hyperp"},
             has_eps=True,
             decays=False,
+            owns_weights=True,
             noise="lit_mult.optim.sphere:HYPERBALL_NOISE",
             stacked="lit_mult.optim.sphere:StackedHyperball",
         ),
@@ -166,6 +168,7 @@ _REGISTERED = with_plugins(
             width_rules=frozenset({"lr"}),
             depth_rules=_DEPTH_RULES | {"hyperp"},
             decays=False,
+            owns_weights=True,
             noise="lit_mult.optim.sphere:HYPERBALL_NOISE",
             stacked="lit_mult.optim.sphere:StackedMuonHyperball",
         ),
@@ -181,6 +184,7 @@ _REGISTERED = with_plugins(
             depth_rules=_DEPTH_RULES,
             has_eps=True,
             decays=False,
+            owns_weights=True,
             stacked="lit_mult.optim.sphere:StackedSphere",
         ),
         OptimizerSpec(
@@ -195,6 +199,7 @@ _REGISTERED = with_plugins(
             width_rules=frozenset({"lr", "multiplier"}),
             depth_rules=_DEPTH_RULES,
             decays=False,
+            owns_weights=True,
             stacked="lit_mult.optim.sphere:StackedMuonSphere",
         ),
         OptimizerSpec(
@@ -206,6 +211,7 @@ _REGISTERED = with_plugins(
             width_factor=muown_width_factor,
             width_exponent=-0.5,
             decays_entries=False,  # but norms of rows
+            owns_weights=True,
         ),
         OptimizerSpec(
             "normuon",

@@ -63,6 +63,7 @@ def _can_be_stacked(config: RunConfig) -> bool:
     return not (
         config.model.dropout  # its random numbers would differ
         or config.train.diagnostics
+        or config.optim.qk_clip  # forms logits of its own
         or trainer.accumulate_grad_batches > 1
         or trainer.devices != 1
         or trainer.num_nodes != 1

@@ -25,7 +25,7 @@ from lit_mult.optim.clipping import clip_gradients, gradient_norm
 from lit_mult.optim.groups import ParameterPlan, parameter_groups, plan_parameters
 from lit_mult.optim.hybrid import HybridOptimizer
 from lit_mult.registry.roles import Role
-from lit_mult.training import fsdp2
+from lit_mult.training import fsdp2, qk_clip
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -106,6 +106,9 @@ class LitLlama(LightningModule):
         initialize(self.model, self.plan, self.config.seed)
         # Training only: validation would be compiled separately, and is rare.
         self._objective = compiled(objective) if self.config.trainer.compile else objective
+        self._logits: qk_clip.Logits = {}
+        if self.config.optim.qk_clip is not None:
+            qk_clip.watch(self.model, self._logits)
         self.val_loss = ValidationLoss()
         self.last_train_loss: Tensor | None = None
         """Mean cross-entropy () of the latest micro-batch, z-loss left out."""
@@ -143,6 +146,11 @@ class LitLlama(LightningModule):
         steps, schedule = self.config.train.steps, self.config.schedule
         scheduler = LambdaLR(optimizer, lambda step: schedule_factor(step, steps, schedule))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        super().optimizer_step(*arguments, **options)
+        if self.config.optim.qk_clip is not None:
+            qk_clip.clip(self._logits, self.config.optim.qk_clip)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self.device_mesh is not None:
