@@ -84,6 +84,22 @@ def test_a_run_pairs_with_a_study_by_its_config(study: Path, tmp_path: Path) -> 
     assert (cost["seconds"], cost["ratio"]) == (pytest.approx(0.015), pytest.approx(1.5))
 
 
+def test_lone_runs_are_compared_over_what_they_differ_in(tmp_path: Path) -> None:
+    """And a field that a record is too old to have has its default."""
+    for seed in (1, 2):
+        for optimizer, loss in (("adamw", 3.0), ("muon", 2.9)):
+            config = RunConfig().with_overrides({"optimizer": optimizer, "seed": seed})
+            record = make_record(config, loss + seed, val_curve=[])
+            del record.config["model"]["qk_norm"]
+            path = tmp_path / optimizer / str(seed) / "record.json"
+            path.parent.mkdir(parents=True)
+            record.write(path)
+    sides = [str(tmp_path / "adamw"), str(tmp_path / "muon")]
+    for named in (sides, [f"{side}@model.qk_norm=false,optim.lr=1.5625e-2" for side in sides]):
+        (row,) = compare(named).tables["differences"].to_dict("records")
+        assert (row["seeds"], row["difference"], row["within"]) == (2, pytest.approx(-0.1), "")
+
+
 def test_costs_of_a_step_are_compared_on_equal_devices_alone(study: Path, tmp_path: Path) -> None:
     for name, changes in (("alone", {}), ("stacked", {"members": 8}), ("gpu", {"device": "cuda"})):
         write(tmp_path / name, "none", 3.25, 2.0**-7, 2, {}, **changes)
@@ -129,6 +145,14 @@ def test_speed_up_over_budgets_and_over_curves(tmp_path: Path) -> None:
         == "vectors reaches the loss of muP 2.00 [2.00, 2.00] times as fast (budgets with a schedule each, 2 seeds)."
     )
 
+    for arm, steps in (("muP", 100), ("vectors", 200)):  # the same curve, of runs that end at different steps
+        for name, far in (("lengths", steps), ("long", 200)):
+            curve = [(step, 9 - math.log(max(step, 1))) for step in range(0, far + 1, 10)]
+            write(tmp_path / name, arm, curve[-1][1], 0.01, 1, {"optimizer": "adamw"}, val_curve=curve)
+    assert speedups(load_sides([str(tmp_path / "lengths")]), [question]).empty
+    (row,) = speedups(load_sides([str(tmp_path / "long")]), [question]).itertuples()
+    assert row.speedup == pytest.approx(1)
+
     for arm, speed in (("muP", 1), ("vectors", 1.5)):
         curve = [(step, 9 - math.log(max(step, 1) * speed)) for step in range(0, 101, 10)]
         write(tmp_path / "curves", arm, curve[-1][1], 0.01, 1, {"optimizer": "adamw"}, val_curve=curve)
@@ -147,6 +171,17 @@ def test_the_command_prints_text_markdown_and_json(study: Path, capsys: pytest.C
     assert json.loads(capsys.readouterr().out)["differences"][0]["difference"] == pytest.approx(-0.08)
 
 
+def test_runs_that_differ_in_what_is_no_factor_are_refused(tmp_path: Path) -> None:
+    for decay in (0.1, 0.2):
+        config = RunConfig().with_overrides({"optim.weight_decay": decay})
+        path = tmp_path / "a" / str(decay) / "record.json"
+        path.parent.mkdir(parents=True)
+        make_record(config, 3.0).write(path)
+    write(tmp_path / "b", "none", 3.0, 2.0**-6, 0, {})
+    with refusal("two runs of a at equal lr and seed; name one of them"):
+        load_sides([str(tmp_path / "a"), str(tmp_path / "b")])
+
+
 @pytest.mark.parametrize(
     ("sides", "message"),
     [
@@ -161,6 +196,7 @@ def test_the_command_prints_text_markdown_and_json(study: Path, capsys: pytest.C
         (["{}:muP", "{}:vectors@optim.rate=1"], "optim.rate: unknown field"),
         (["{}:muP", "{}:muP"], "muP: is given twice"),
         (["{}:muP", "{}/nothing"], "nothing: no run records here"),
+        (["{}:muP", "{}:vectors@optimizer=["], "no run has optimizer = [; there are adamw, muon"),
     ],
 )
 def test_refused_in_one_line(study: Path, sides: list[str], message: str) -> None:

@@ -71,15 +71,48 @@ def test_claims_are_judged_where_their_contestants_are(tmp_path: Path) -> None:
     assert {claim.split(" (")[0]: outcome for claim, outcome in by_claim.items()} == {
         "Learnable vectors beat a tuned AdamW": "reproduced",
         "AdamW with vectors equals Muon without": "reproduced",
-        "Hyperball needs a fifth fewer tokens than AdamW": "contradicted",
-        "Hyperball's best rate moves by at most 1.4 over widths": "undecided",  # one seed has a curve
+        "Hyperball needs a fifth fewer tokens than AdamW": "not at this scale",  # a bound from below refutes nothing
     }
 
 
 def test_claims_on_decay_need_the_balance(tmp_path: Path) -> None:
     by_claim = outcomes_by_claim(arena.findings(study(tmp_path, times=1.0)))
-    assert by_claim.pop("Hyperball's best rate moves by at most 1.4 over widths (arXiv:2606.16899)") == "undecided"
     assert set(by_claim.values()) == {"not at this scale"}
+
+
+def outcome_of_vectors(made: Evidence) -> str:
+    return outcomes_by_claim(arena.findings(made))["Learnable vectors beat a tuned AdamW (arXiv:2601.04890)"]
+
+
+def test_a_judge_that_diverged_leaves_a_claim_undecided(tmp_path: Path) -> None:
+    made = study(tmp_path)
+    lost = (made.runs["arm"] == "AdamW-vectors") & (made.runs["d_model"] == 64) & (made.runs["seed"] == 4)
+    runs = made.runs.assign(final_loss=made.runs["final_loss"].mask(lost))
+    runs["status"] = runs["status"].mask(lost, "diverged")
+    assert outcome_of_vectors(Evidence(tmp_path, runs)) == "undecided"
+    (answer,) = (
+        arena.findings(Evidence(tmp_path, runs))
+        .tables["answers"]
+        .query("of == 'AdamW-vectors' and within == 'width 64'")
+        .to_dict("records")
+    )
+    assert (answer["seeds"], answer["doubtful"], answer["outcome"]) == (3, 1, "undecided")
+
+
+def test_an_arm_that_nobody_has_judged_is_not_ranked(tmp_path: Path) -> None:
+    made = study(tmp_path)
+    judged = (made.runs["arm"] == "AdamW-vectors") & made.runs["judged"]
+    found = arena.findings(Evidence(tmp_path, made.runs[~judged]))
+    assert found.tables["contestants"].query("arm == 'AdamW-vectors'")["loss"].isna().all()
+    assert "AdamW-vectors" not in " ".join(found.statements["Ranking"])
+    assert "AdamW-vectors, d = 64: 0 of 3 seeds have judged it" in found.warnings
+    assert outcome_of_vectors(Evidence(tmp_path, made.runs[~judged])) == "not at this scale"
+
+
+def test_a_best_rate_at_the_edge_tests_no_claim(tmp_path: Path) -> None:
+    made = study(tmp_path)
+    runs = made.runs[(made.runs["arm"] != "AdamW-vectors") | (made.runs["lr"] <= RATES[1])]
+    assert outcome_of_vectors(Evidence(tmp_path, runs)) == "not at this scale"
 
 
 def test_an_arena_without_its_baseline_is_refused(tmp_path: Path) -> None:

@@ -179,6 +179,10 @@ NOWHERE = "import:nowhere.Nothing"
             {"optimizer": "import:test_imported.Odd"},
             "has a function in its groups (rule), which checkpoints",
         ),
+        (
+            {"optimizer": "import:torch.optim.LBFGS", "optim.weight_decay": 0.0},
+            "'import:torch.optim.LBFGS': cannot make a step (",
+        ),
         ({"optimizer": "import:torch.optim.Rprop"}, "has no weight_decay; set optim.weight_decay"),
         (
             {"optimizer": "import:torch.optim.SGD", "optim.extra": {"nope": 1}},
@@ -197,6 +201,15 @@ def test_what_cannot_be_is_one_line_and_nothing_is_written(
     with refusal(said, kind=ConfigError):
         run(RunConfig.from_dict(tiny_dict({**STANDARD, **changes})), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_study_with_what_cannot_be_trains_nothing(small_study_dict: MakeStudy, tmp_path: Path) -> None:
+    arms = {"plain": {}, "other": {"optimizer": NOWHERE}}
+    study = small_study_dict(arms=arms)
+    study["base"]["parametrization"] = {"rule": "standard"}
+    with refusal(f"'{NOWHERE}': cannot be imported"):
+        sweep(StudySpec.from_dict(study), tmp_path / "study", workers=0)
+    assert not (tmp_path / "study").exists()
 
 
 def test_stacks_and_noise_are_refused(tiny: Tiny, tmp_path: Path) -> None:

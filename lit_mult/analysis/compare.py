@@ -23,8 +23,8 @@ _HOW_TO_READ = """\
 - Every side is judged at its own best learning rate, one for all seeds; differences, speed-ups and costs of a step pair
   runs at equal seed and settings with those of the first side. Intervals are 95 % intervals of Student's t over seeds;
   p values are corrected together (Holm).
-- Seconds depend on the machine and on what else it did: they are compared only between runs on equal devices, of stacks
-  of equal size.
+- Seconds depend on the machine and on what else it did: they are compared only between runs on equal devices, outside
+  of stacks.
 """
 
 
@@ -65,7 +65,7 @@ def compare(sides: Sequence[str]) -> Findings:
                 *map(speedup.statement, rows(sooner)),
             ]
         },
-        warnings=[*unequal(runs), *_unpaired(runs, answered, names), *warnings_of(runs, points)],
+        warnings=[*unequal(runs), *_sampled(runs), *_unpaired(runs, answered, names), *warnings_of(runs, points)],
         how_to_read=_HOW_TO_READ + speedup.HOW_TO_READ,
         unit="Losses in nats per token",
     )
@@ -78,17 +78,17 @@ def step_costs(runs: pd.DataFrame, base: str) -> pd.DataFrame:
     """Seconds of a training step (validation included) over those of the side `base`, at equal setting and seed.
 
     Columns: arm, setting, d_model, seeds, seconds (mean), ratio (geometric mean over seeds) and its interval (low,
-    high); NaN where devices or the sizes of stacks differ.
+    high); NaN where devices differ, and of runs in stacks, whose seconds are shares.
     """
     point = ["setting", "d_model", "seed"]
     by_seed = runs.assign(seconds=runs["wall_seconds"] / runs["steps"]).groupby(["arm", *point], sort=False)
     timed = by_seed.agg(seconds=("seconds", "mean"), device=("device", _only), members=("members", _only)).reset_index()
     both = timed.merge(timed[timed["arm"] == base].drop(columns="arm"), on=point, suffixes=("", "_base"))
-    alike = (both["device"] == both["device_base"]) & (both["members"] == both["members_base"])
+    alike = (both["device"] == both["device_base"]) & (both["members"] == 1) & (both["members_base"] == 1)
     both["ratio"] = (both["seconds"] / both["seconds_base"]).where(alike)
     found = []
     for key, group in both[both["arm"] != base].groupby(["arm", "setting", "d_model"], sort=False):
-        ratio, low, high = (math.exp(x) for x in mean_interval(np.log(group["ratio"])))
+        ratio, low, high = (math.exp(x) for x in mean_interval(np.log(group["ratio"].dropna())))
         found.append((*key, len(group), group["seconds"].mean(), ratio, low, high))
     columns = ["arm", "setting", "d_model", "seeds", "seconds", "ratio", "low", "high"]
     return pd.DataFrame(found, columns=columns)
@@ -99,10 +99,16 @@ def _measures(points: pd.DataFrame) -> list[Measure]:
     return [name for name in get_args(Measure) if points[name].notna().any()]
 
 
+def _sampled(runs: pd.DataFrame) -> Iterator[str]:
+    for name in runs.loc[runs["sampler"] != "grid", "arm"].unique():
+        yield f"{name}: its search was sampled, so that each seed has a best rate of its own, which favours it"
+
+
 def _unpaired(runs: pd.DataFrame, answered: pd.DataFrame, names: Sequence[str]) -> Iterator[str]:
     for name in set(names[1:]) - set(answered["of"]):
-        first, its = (sorted(runs.loc[runs["arm"] == one, "seed"].unique()) for one in (names[0], name))
-        yield f"{name} and {names[0]} have no settings and seed in common (seeds {its} and {first}); nothing pairs them"
+        first, its = (sorted(map(int, runs.loc[runs["arm"] == one, "seed"].unique())) for one in (names[0], name))
+        apart = f"{name} and {names[0]} have no settings and seed in common (seeds {its} and {first})"
+        yield f"{apart}, or no run that ended; to compare over a factor, fix it in both: FOLDER@optimizer=muon"
 
 
 def _only(values: pd.Series) -> Any:

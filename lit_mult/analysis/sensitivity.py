@@ -145,7 +145,8 @@ def points(runs: pd.DataFrame) -> pd.DataFrame:
     `optimum_loss` are those of the seed's own curve, `optimum_at_edge` likewise. Sensitivity, `mean_loss`, `lrs`,
     `lr_low` and `lr_high` are those of the planned learning rates alone, so that ranges are equal where some groups had
     rates added. A seed added for precision, or to judge, has a best loss
-    alone; where seeds judge, others have none.
+    alone; where seeds judge, others have none, and one that diverged its initial loss. `trained`: whether it ended
+    below that.
     A group that lacks planned runs (against all learning rates and nuisance settings of its arm; in a sampled search,
     against the group of its arm and seed that has most) is not `complete`; it has no sensitivity, nor has one with a
     pruned run, whose final loss nobody knows, nor a sampled search, whose learning rates are no fixed range. `note`
@@ -168,8 +169,10 @@ def points(runs: pd.DataFrame) -> pd.DataFrame:
     for name in ("best_loss", "best_lr", "at_edge"):
         of_seed = found.pop(f"{name}_of_seed")
         found[name] = found[name].where(~found["sampled"], of_seed)
+    found["trained"] = found["best_loss"] < found["initial_loss"]
     judges = found.groupby(_CURVES)["judged"].transform("any")
-    found["best_loss"] = found["best_loss"].where(found["judged"] | ~judges)
+    diverged = found["judged"] & found["best_loss"].isna()
+    found["best_loss"] = found["best_loss"].where(found["judged"] | ~judges).mask(diverged, found["initial_loss"])
     return found.astype({"at_edge": bool})
 
 
@@ -273,8 +276,7 @@ def lines(points: pd.DataFrame) -> pd.Series:
 def doubtful(points: pd.DataFrame) -> pd.Series:
     """Whether each group's best loss is doubtful: runs are missing, the rate was not tuned or is at the edge, or
     nothing trained."""
-    untrained = ~(points["best_loss"] < points["initial_loss"])
-    return ~points["complete"] | points["reference"] | points["at_edge"] | untrained
+    return ~points["complete"] | points["reference"] | points["at_edge"] | ~points["trained"]
 
 
 def paired(of: pd.DataFrame, against: pd.DataFrame, on: list[str], measure: str) -> pd.DataFrame:

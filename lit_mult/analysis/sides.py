@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ import pandas as pd
 import yaml
 
 from lit_mult.analysis.frame import frame_of
+from lit_mult.config import OPEN_FIELDS, RunConfig
 from lit_mult.errors import UserError
 from lit_mult.layout import find_records
 from lit_mult.schema import WIDTH, CellInfo, RunRecord
 
 _OF_A_RUN = ("optimizer", WIDTH)
+_MISSING = object()
 
 
 @dataclass
@@ -41,12 +44,13 @@ class _Side:
 def load_sides(sides: Sequence[str]) -> pd.DataFrame:
     """The runs of all sides as one table of `frame.load_records`, whose `arm` names the side; in the order given.
 
-    The scientific factors are those of any of the studies but the fields that a side fixes; of them and of the learning
-    rate, a run outside a study has its config's. A folder of several arms is a side for each of them.
+    The scientific factors are those of any of the studies but the fields that a side fixes, and those that have one
+    value in each side; of them and of the learning rate, a run outside a study has its config's. A folder of several
+    arms is a side for each of them.
 
     Raises:
         UserError: a folder has no records, or none of that arm or value; two sides are the same, or there is only one;
-            or a field is fixed by one side and varies in another.
+            a field is fixed by one side and varies in another; or runs of a side differ in what is no factor.
     """
     found = [side for text in sides for side in _read(text)]
     names = _names(found)
@@ -59,13 +63,19 @@ def load_sides(sides: Sequence[str]) -> pd.DataFrame:
                 choices = ", ".join(f"{name}{',' if side.fixed else '@'}{field}={value}" for value in values)
                 raise UserError(f"{name}: has several values of {field}, which another side fixes; give {choices}")
     of_studies = {field for side in found for _, record in side.records for field in _factors(record)}
-    factors = sorted(of_studies - fixed)
-    records, paths = list[RunRecord](), list[Path]()
+    same_within = {field for field in of_studies if all(len(side.values(field)) == 1 for side in found)}
+    factors = sorted(of_studies - fixed - same_within)
+    records, paths, places = list[RunRecord](), list[Path](), dict[str, Path]()
     for name, side in zip(names, found, strict=True):
         for path, record in side.records:
             cell = _cell(record, name, str(len(records)), factors)
             records.append(record.model_copy(update={"cell": cell}))
             paths.append(path)
+            place = json.dumps([name, cell.factors, cell.nuisance], sort_keys=True)
+            if places.setdefault(place, path) != path:
+                raise UserError(
+                    f"{path} and {places[place]}: two runs of {name} at equal lr and seed; name one of them"
+                )
     frame = frame_of(records)
     frame["path"] = [str(paths[int(cell)]) for cell in frame["cell"]]
     return frame.sort_values("arm", key=lambda arms: arms.map(names.index), kind="stable").reset_index(drop=True)
@@ -140,13 +150,19 @@ def _value(record: RunRecord, field: str) -> Any:
     """Value of a config field of a run; of its cell, where that has it."""
     if record.cell is not None and field in (varied := record.cell.factors | record.cell.nuisance):
         return varied[field]
-    value: Any = record.config
-    for part in field.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            raise UserError(f"{field}: unknown field")
-        value = value[part]
-    return value
+    for config in (record.config, RunConfig().to_dict()):  # of fields that were added later, the default
+        value: Any = config
+        for part in field.split("."):
+            value = value.get(part, _MISSING) if isinstance(value, Mapping) else _MISSING
+        if value is not _MISSING:
+            return value
+    if field.startswith(tuple(f"{name}." for name in OPEN_FIELDS)):
+        return 1.0 if field.startswith("parametrization.") else None
+    raise UserError(f"{field}: unknown field")
 
 
 def _is(value: Any, text: str) -> bool:
-    return str(value) == text or value == yaml.safe_load(text)
+    try:
+        return str(value) == text or value == yaml.safe_load(text) or value == float(text)
+    except (ValueError, yaml.YAMLError):
+        return False

@@ -41,7 +41,8 @@ def speedups(runs: pd.DataFrame, questions: Sequence[Question]) -> pd.DataFrame:
 
     Returns:
         Columns of, against, within, measured_on ("budgets" or "curves"), seeds, speedup (geometric mean over seeds, at
-        each side's best rate) and its 95 % interval (low, high). No rows where runs have too few measurements.
+        each side's best rate) and its 95 % interval (low, high). No rows where runs have too few measurements, or
+        differ in length.
     """
     found = []
     for key, part in by_seed(runs, questions).groupby(_COLUMNS[:4], sort=False):
@@ -64,6 +65,8 @@ def by_seed(runs: pd.DataFrame, questions: Sequence[Question]) -> pd.DataFrame:
         free = [name for name in factors if name not in question.of]
         of, against = (matching(curves, side) for side in (question.of, question.against))
         pairs = of.merge(against, on=[*free, "seed"], suffixes=("", "_against"))
+        ends = [{curve[-1][0] for curve in both} for both in zip(pairs["curve"], pairs["curve_against"], strict=True)]
+        pairs = pairs.loc[np.array([len(steps) == 1 for steps in ends], dtype=bool)]
         open_factors = [name for name in free if pairs[name].nunique() > 1]
         both = zip(pairs["curve"], pairs["curve_against"], strict=True)
         sides = {"of": side_name(question.of), "against": side_name(question.against)}

@@ -23,10 +23,19 @@ _OWN = {"lr": "optim.lr", "weight_decay": "optim.weight_decay", "params": "the m
 
 
 def check(optimizer: str, config: OptimConfig) -> None:
-    """Make a library's optimizer for one small matrix; nothing for others. Raises: as `build`."""
+    """Make a library's optimizer for one small matrix, and a step; nothing for others.
+
+    Raises:
+        ConfigError: as of `build`; or it cannot step on a gradient alone.
+    """
     if is_imported(optimizer):
         group = {"params": [torch.nn.Parameter(torch.ones(2, 2))], "name": "w", "optimizer": optimizer}
-        build([group | {"lr": config.lr, "weight_decay": config.weight_decay}], config)
+        made = build([group | {"lr": config.lr, "weight_decay": config.weight_decay}], config)
+        made.param_groups[0]["params"][0].grad = torch.ones(2, 2)
+        try:
+            made.step()
+        except Exception as error:  # one that wants a closure or sparse gradients, say
+            raise ConfigError("optimizer", optimizer, f"cannot make a step ({one_line(error)})") from error
 
 
 def build(groups: list[dict[str, Any]], config: OptimConfig) -> Optimizer:

@@ -53,12 +53,12 @@ class GridCells:
         self.planned = {cell.id: cell for seed, nuisance in planned for cell in [point.cell(nuisance, seed)]}
         """Those of the planned seeds."""
         self.cells = dict(self.planned)
+        self._judges = len(point.spec.judge_seeds)
 
     @property
     def n_cells(self) -> int:
         """All cells, those of seeds that are yet to judge, too."""
-        judges = self.point.spec.judge_seeds
-        return len(self.cells) + (len(judges) if len(self.cells) == len(self.planned) else 0)
+        return len(self.cells) + (self._judges if len(self.cells) == len(self.planned) else 0)
 
     @property
     def trials(self) -> dict[str, Trial]:
@@ -70,7 +70,9 @@ class GridCells:
         judges = self.point.spec.judge_seeds
         if judges and self.planned.keys() <= records.keys():
             mean, best = min(mean_losses(self.planned.values(), records), key=lambda rate: rate[0])
-            for seed in judges if math.isfinite(mean) else ():
+            if not math.isfinite(mean):  # each value diverged on some seed: nothing to judge
+                self._judges, judges = 0, []
+            for seed in judges:
                 cell = self.point.cell(best, seed, judged=True)
                 self.cells[cell.id] = cell
 

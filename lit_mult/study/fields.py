@@ -149,6 +149,8 @@ class StudyFields(Part):
         self._check_seeds_of_trials()
         self._check_precision()
         self._check_judges()
+        if self.experiment == "arena" and ("AdamW" not in self.arms or set(self.factors) - {WIDTH}):
+            raise ConfigError("experiment", "arena", f"needs an arm AdamW, its baseline, and no factor but {WIDTH}")
         return self
 
     def _check_grids(self, group: str, grids: dict[str, Grid]) -> None:

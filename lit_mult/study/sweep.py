@@ -18,6 +18,7 @@ from lit_mult.data.cache import prepare
 from lit_mult.errors import Interrupted, UserError
 from lit_mult.method.plan import plan_run
 from lit_mult.method.presets import run_multipliers
+from lit_mult.optim import imported
 from lit_mult.registry.optimizers import check_any_stacked_form
 from lit_mult.schema import RunRecord
 from lit_mult.stacked.size import MOST_SUGGESTIONS, asked_members, members_that_fit
@@ -137,6 +138,7 @@ def check_cells(spec: StudySpec) -> list[str]:
             TrainWindows(corpora[data].train, of_data.seq_len, config.train.batch_size, config.seed)
             validation_windows(corpora[data].val, of_data.seq_len, of_data.val_windows, of_data.val_offset)
         plan_run(config, corpora[data].vocab_size)
+        imported.check(config.optimizer, config.optim)
         for nuisance in point.searched():
             run_multipliers(point.config(nuisance, config.seed))
     return sorted({corpus.hash for corpus in corpora.values()})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from lit_mult.analysis.comparison import warnings_of
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import judging, rows
-from lit_mult.analysis.questions import answers, answers_table, differences_by_seed
+from lit_mult.analysis.questions import answers, answers_table
 from lit_mult.analysis.seeds import mean_interval
 from lit_mult.analysis.tables import interval, number, scientific, signed, spanned
 from lit_mult.analysis.verdict import BELOW_0, Verdict, judge
@@ -105,14 +105,14 @@ def findings(evidence: Evidence) -> Findings:
     asked = [Question(of=name, against=BASELINE, over=[]) for name in names]
     answered, sooner = answers(runs, asked), speedup.speedups(runs, asked)
     steps, bill = step_costs(runs, BASELINE), cost.bill(runs, points, None)
-    table = _contestants(runs, answered, sooner, steps, bill)
+    table = _contestants(runs, points, answered, sooner, steps, bill)
     found = Findings(
         tables={"contestants": table, "answers": answered, "speedups": sooner, "steps": steps, "bill": bill},
         display_tables={"contestants": _contestants_table(table), "against_the_baseline": answers_table(answered)},
         figures={"contestants": _forest(table), "loss_vs_cost": _against_cost(table)},
         captions=_CAPTIONS,
         statements={"Ranking": list(_ranking(table))},
-        warnings=list(warnings_of(runs, points)),
+        warnings=[*_unjudged(points), *warnings_of(runs, points)],
         how_to_read=_HOW_TO_READ,
         unit="Losses in nats per token",
     )
@@ -120,14 +120,20 @@ def findings(evidence: Evidence) -> Findings:
 
 
 def _contestants(
-    runs: pd.DataFrame, answered: pd.DataFrame, sooner: pd.DataFrame, steps: pd.DataFrame, bill: pd.DataFrame
+    runs: pd.DataFrame,
+    points: pd.DataFrame,
+    answered: pd.DataFrame,
+    sooner: pd.DataFrame,
+    steps: pd.DataFrame,
+    bill: pd.DataFrame,
 ) -> pd.DataFrame:
     """A row a contestant and width, best loss first: what is in the figure and the table."""
     widths = sorted(runs["d_model"].unique())
     within = {width: f"width {width}" if len(widths) > 1 else "" for width in widths}
     found = []
     for (arm, width), group in runs.groupby(["arm", "d_model"], sort=False):
-        losses = judging(group)["final_loss"]
+        own = points[(points["arm"] == arm) & (points["d_model"] == width)]
+        losses = own.loc[own["judged"], "best_loss"]
         mean, low, high = mean_interval(losses)
         row = {"arm": arm, "d_model": width, "seeds": len(losses), "loss": mean, "loss_low": low, "loss_high": high}
         searched = group[~group["judged"]]
@@ -141,8 +147,8 @@ def _contestants(
             ("speedup", sooner.rename(columns={"of": "arm"}), "speedup", within[width]),
             ("step", steps.assign(within=steps["d_model"].map(within)), "ratio", within[width]),
         ):
-            own = table[(table["arm"] == arm) & (table["within"] == key)]
-            values = own[[value, "low", "high"]].iloc[0] if len(own) else [math.nan] * 3
+            here = table[(table["arm"] == arm) & (table["within"] == key)]
+            values = here[[value, "low", "high"]].iloc[0] if len(here) else [math.nan] * 3
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), map(float, values), strict=True))
         found.append(row)
     return pd.DataFrame(found).sort_values(["d_model", "loss"], ignore_index=True)
@@ -172,8 +178,15 @@ def _contestants_table(table: pd.DataFrame) -> pd.DataFrame:
 
 def _ranking(table: pd.DataFrame) -> Iterator[str]:
     for width, group in table.groupby("d_model"):
-        ranked = ", ".join(f"{row.arm} {number(row.loss)}" for row in rows(group))
+        ranked = ", ".join(f"{row.arm} {number(row.loss)}" for row in rows(group.dropna(subset="loss")))
         yield f"d = {width}, lowest loss first: {ranked}."
+
+
+def _unjudged(points: pd.DataFrame) -> Iterator[str]:
+    judges = points[points["judged"]].groupby("seed").size()
+    for (arm, width), group in points.groupby(["arm", "d_model"], sort=False):
+        if (found := int(group["judged"].sum())) < max(len(judges), 1):
+            yield f"{arm}, d = {width}: {found} of {len(judges)} seeds have judged it"
 
 
 def _verdicts(runs: pd.DataFrame, points: pd.DataFrame) -> Iterator[Verdict]:
@@ -188,21 +201,39 @@ def _verdicts(runs: pd.DataFrame, points: pd.DataFrame) -> Iterator[Verdict]:
             yield from _drift(claim, points)
         elif claim.measure == "speedup":
             question = Question(of=claim.of, against=claim.against, over=[])
-            by_seed = speedup.by_seed(runs, [question]).groupby("seed")["log"].mean()
-            said = f"Speed-up of {claim.of} over {claim.against}"
-            yield judge(claim.text, said, np.exp(by_seed), claim.within, tested=tested and len(by_seed) > 0)
+            measured = speedup.by_seed(runs, [question])
+            by_seed = np.exp(measured.groupby("seed")["log"].mean())
+            said = f"Speed-up of {claim.of} over {claim.against}, on {', '.join(measured['measured_on'].unique())}"
+            found = judge(claim.text, said, by_seed, claim.within, tested=tested and len(by_seed) > 0)
+            is_bound = "curves" in set(measured["measured_on"])  # from below: it can show a claim, and refute none
+            yield replace(found, tested=found.tested and not (is_bound and found.outcome != "reproduced"))
         else:
-            question = Question(of=claim.of, against=claim.against)
-            differences = differences_by_seed(runs, question)["difference"]
+            differences, is_doubtful = _differences(points, claim)
             said = f"Final loss of {claim.of} - {claim.against}, nats per token, mean over widths"
-            yield judge(claim.text, said, differences, claim.within, tested=tested)
+            yield judge(claim.text, said, differences, claim.within, tested=tested and not is_doubtful)
+
+
+def _differences(points: pd.DataFrame, claim: _Claim) -> tuple[pd.Series, bool]:
+    """Seed that judges -> difference of the best losses, mean over widths; and whether a best rate is doubtful.
+
+    NaN for a seed that some width lacks, or where a run diverged.
+    """
+    judged = points[points["judged"]].assign(loss=points["best_loss"].where(points["trained"]))
+    by_arm = dict(iter(judged.groupby("arm")))
+    if not {claim.of, claim.against} <= by_arm.keys():
+        return pd.Series(dtype=float), True
+    of, against = (by_arm[name].set_index(["d_model", "seed"]) for name in (claim.of, claim.against))
+    gaps = (of["loss"] - against["loss"]).unstack("d_model")
+    ends = pd.concat([of["at_edge"], against["at_edge"], ~of["complete"], ~against["complete"]])
+    return gaps.mean(axis="columns", skipna=False), bool(ends.any())
 
 
 def _drift(claim: _Claim, points: pd.DataFrame) -> Iterator[Verdict]:
     """Octaves from the best rate at the least width to that at the largest, of each seed that has both."""
-    own = points[(points["arm"] == claim.of) & points["optimum_lr"].notna()]
+    is_usable = points["optimum_lr"].notna() & ~points["optimum_at_edge"]
+    own = points[(points["arm"] == claim.of) & is_usable]
     by_width = own.pivot(index="seed", columns="d_model", values="optimum_lr").dropna()
-    if len(by_width.columns) > 1:
+    if len(by_width.columns) > 1 and len(by_width):
         octaves = np.log2(by_width.iloc[:, -1] / by_width.iloc[:, 0])
         ends = f"d = {by_width.columns[0]} to {by_width.columns[-1]}"
         yield judge(claim.text, f"Octaves by which the optimum moves, {ends}", octaves, claim.within)
