@@ -28,7 +28,7 @@ def write(folder: Path, arm: str, loss: float, lr: float, seed: int, fields: dic
     """A record of a cell whose scientific factors are `fields`; without a study where there are none."""
     config = RunConfig().with_overrides({"optim.lr": lr, "seed": seed, **fields})
     name = "-".join(map(str, (arm, *fields.values(), lr, seed)))
-    nuisance = {"optim.lr": lr, "seed": seed}
+    nuisance = {"optim.lr": lr}
     cell = CellInfo(study=folder.name, cell=name, arm=arm, sampler="grid", factors=fields, nuisance=nuisance)
     path = folder / "records" / f"{name}.json"
     if not fields:

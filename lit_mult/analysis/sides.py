@@ -71,7 +71,7 @@ def load_sides(sides: Sequence[str]) -> pd.DataFrame:
             cell = _cell(record, name, str(len(records)), factors)
             records.append(record.model_copy(update={"cell": cell}))
             paths.append(path)
-            place = json.dumps([name, cell.factors, cell.nuisance], sort_keys=True)
+            place = json.dumps([name, cell.factors, cell.nuisance, record.seed], sort_keys=True)
             if places.setdefault(place, path) != path:
                 raise UserError(
                     f"{path} and {places[place]}: two runs of {name} at equal lr and seed; name one of them"
