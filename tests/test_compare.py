@@ -145,6 +145,12 @@ def test_speed_up_over_budgets_and_over_curves(tmp_path: Path) -> None:
         == "vectors reaches the loss of muP 2.00 [2.00, 2.00] times as fast (budgets with a schedule each, 2 seeds)."
     )
 
+    write(tmp_path / "single", "muP", 3.0, 0.01, 1, {"train.steps": 400})
+    assert speedups(
+        load_sides([str(tmp_path / "budgets"), str(tmp_path / "single")]),
+        [Question(of="single", against="budgets:muP")],
+    ).empty
+
     for arm, steps in (("muP", 100), ("vectors", 200)):  # the same curve, of runs that end at different steps
         for name, far in (("lengths", steps), ("long", 200)):
             curve = [(step, 9 - math.log(max(step, 1))) for step in range(0, far + 1, 10)]

@@ -95,9 +95,9 @@ def reached(curve: Sequence[tuple[float, float]], target: float) -> float:
 
 
 def _budgets(best: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
-    """A row a line and seed, with its final losses over budgets as `curve`."""
+    """A row a line and seed of two budgets or more, with its final losses over them as `curve`."""
     lines = best.sort_values(BUDGET).groupby([*factors, "seed"], sort=False)
-    curves = [(*key, list(zip(line[BUDGET], line["final_loss"], strict=True))) for key, line in lines]
+    curves = [(*key, list(zip(line[BUDGET], line["final_loss"], strict=True))) for key, line in lines if len(line) > 1]
     return pd.DataFrame(curves, columns=[*factors, "seed", "curve"])
 
 
