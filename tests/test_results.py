@@ -49,6 +49,7 @@ def read(study: str) -> Records:
         "pays_ablation",
         "pays_other_text",
         "pays_downstream",
+        "sphere_or_decay",
         "reference",
         "lr_width",
         "mup_tuning",
@@ -317,3 +318,23 @@ def test_the_readme_gives_the_losses_and_scores_in_the_balance() -> None:
             assert f"{value:+.1f} [{low:+.1f}, {high:+.1f}]" in said, row
             given += 1
     assert given == 2 + 3
+
+
+def test_the_readme_gives_the_gains_on_a_sphere() -> None:
+    said = " ".join(README.split("**On a sphere**")[1].split("\n## ")[0].split())
+    answers = table("sphere_or_decay", "answers")
+    assert len(answers) == 4 + 2 + 2 + 1 + 1 + 4
+    for row in answers:
+        value, low, high = (float(row[name]) for name in ("difference", "low", "high"))
+        assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said, row
+    best = {
+        (row["arm"], row["optimizer"], int(row["seed"])): float(row["best_loss"])
+        for row in table("sphere_or_decay", "points")
+    }
+    for sphere, decay in (("sphere", "adamw"), ("muon-sphere", "muon")):
+        gains = {
+            optimizer: [best["vectors", optimizer, seed] - best["muP", optimizer, seed] for seed in range(3, 8)]
+            for optimizer in (sphere, decay)
+        }
+        value, low, high = interval_of_five([a - b for a, b in zip(gains[sphere], gains[decay], strict=True)])
+        assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said
