@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +151,7 @@ def _value(record: RunRecord, field: str) -> Any:
     """Value of a config field of a run; of its cell, where that has it."""
     if record.cell is not None and field in (varied := record.cell.factors | record.cell.nuisance):
         return varied[field]
-    for config in (record.config, RunConfig().to_dict()):  # of fields that were added later, the default
-        value: Any = config
+    for value in (record.config, _defaults()):  # of fields that were added later, the default
         for part in field.split("."):
             value = value.get(part, _MISSING) if isinstance(value, Mapping) else _MISSING
         if value is not _MISSING:
@@ -159,6 +159,11 @@ def _value(record: RunRecord, field: str) -> Any:
     if field.startswith(tuple(f"{name}." for name in OPEN_FIELDS)):
         return 1.0 if field.startswith("parametrization.") else None
     raise UserError(f"{field}: unknown field")
+
+
+@cache
+def _defaults() -> Any:
+    return RunConfig().to_dict()
 
 
 def _is(value: Any, text: str) -> bool:
