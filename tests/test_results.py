@@ -45,6 +45,7 @@ def read(study: str) -> Records:
         "dose",
         "dose_groups",
         "dose_noise",
+        "dose_vocabulary",
         "plane",
         "pays_ablation",
         "pays_other_text",
@@ -80,7 +81,8 @@ def test_the_study_is_complete_and_is_the_one_that_ships(study: str, records: Re
 
 
 def test_every_record_says_where_it_comes_from(records: Records) -> None:
-    assert len({record["corpus_hash"] for record in records}) == 1
+    hashes = {(record["config"]["data"]["tokenizer"], record["corpus_hash"]) for record in records}
+    assert len(hashes) == len({tokenizer for tokenizer, _ in hashes})
     assert all(len(record["git_commit"]) == 40 for record in records)  # and not +dirty
 
 
@@ -338,3 +340,10 @@ def test_the_readme_gives_the_gains_on_a_sphere() -> None:
         }
         value, low, high = interval_of_five([a - b for a, b in zip(gains[sphere], gains[decay], strict=True)])
         assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said
+
+
+def test_the_readme_gives_the_answers_by_vocabulary() -> None:
+    said = " ".join(README.split("It does not hang on the vocabulary")[1].split("\n\n")[0].split())
+    for row in table("dose_vocabulary", "answers"):
+        value, low, high = (float(row[name]) for name in ("difference", "low", "high"))
+        assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said, row
