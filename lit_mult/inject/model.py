@@ -33,7 +33,6 @@ from lit_mult.inject.layers import (
 )
 from lit_mult.inject.table import parameters
 from lit_mult.method.placement import PLACEMENTS, parse_axes
-from lit_mult.nn.multipliers import PRODUCT
 from lit_mult.optim.sharding import as_dtensor
 from lit_mult.registry import load
 from lit_mult.registry.contracts import NONE, Axes
@@ -183,7 +182,7 @@ def _check_choices(kind: str, table: str, split: str | None) -> None:
             raise ConfigError(field, value, f"must be one of {', '.join(allowed)}")
     if split not in (None, "rms", "rms_power_of_two"):
         raise ConfigError("split", split, "must be None, rms or rms_power_of_two")
-    if split and not (KINDS[kind].is_learnable and load(KINDS[kind].formula) == PRODUCT):
+    if split and not (KINDS[kind].is_learnable and KINDS[kind].is_plain):
         raise ConfigError("split", split, f"needs learnable multipliers of a plain product, not kind {kind}")
 
 

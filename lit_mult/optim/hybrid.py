@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_mult.nn.precision import NARROW
+from lit_mult.optim.closure import evaluated
 from lit_mult.optim.decay import decaying
 from lit_mult.registry import load
 from lit_mult.registry.contracts import OptimizerSettings
@@ -85,10 +86,7 @@ class HybridOptimizer(Optimizer):
         self._link()
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         with decaying(self.param_groups):
             for part in self._parts:
                 part.step()

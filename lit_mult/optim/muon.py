@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_mult.errors import UserError
+from lit_mult.optim.closure import evaluated
 from lit_mult.optim.noise import Autocorrelation, NoiseReference
 from lit_mult.optim.sharding import Shards, local, local_gradients, on_owners, placement_of, sharding_of
 from lit_mult.optim.stacking import StackedUpdate
@@ -40,7 +41,7 @@ COEFFICIENTS: Final[Mapping[str, Coefficients]] = {
     ),
 }
 """Values of `optim.muon_coefficients`."""
-_EPS = 1e-7  # of torch.optim.Muon
+NS_EPS = 1e-7  # of torch.optim.Muon
 
 
 def orthogonalize(updates_NxAxB: Tensor, coefficients: Coefficients, steps: int, eps: float) -> Tensor:
@@ -162,10 +163,7 @@ class Muon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         sharded = defaultdict(list)
         for group in self.param_groups:
             for parameters in by_shape(group["params"]):
@@ -236,7 +234,7 @@ def autocorrelation(config: OptimConfig, shape: Shape) -> Autocorrelation:
     mu = config.muon_momentum
     momentum = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     coefficients = COEFFICIENTS[config.muon_coefficients]
-    update = orthogonalize(momentum[None], coefficients, config.muon_ns_steps, _EPS)[0]
+    update = orthogonalize(momentum[None], coefficients, config.muon_ns_steps, NS_EPS)[0]
     linear = float((update * momentum).sum() / momentum.norm()) ** 2
     power = float(update.square().sum())
     unit = RMS_OF_ADAM**2 * max(shape) / (shape[0] * shape[1])
@@ -263,7 +261,7 @@ class StackedMuon(StackedUpdate):
         for index, (columns, shape) in enumerate(self.matrices):
             part = momentum_MP[:, columns]
             matrices_NxAxB = part.to(dtype).reshape(-1, *shape)
-            matrices_NxAxB = orthogonalize(matrices_NxAxB, coefficients, self.config.muon_ns_steps, _EPS)
+            matrices_NxAxB = orthogonalize(matrices_NxAxB, coefficients, self.config.muon_ns_steps, NS_EPS)
             update_MP[:, columns] = self.finish(index, matrices_NxAxB.to(part.dtype)).reshape(part.shape)
             update_MP[:, columns] *= self.scale(shape)
         return update_MP

@@ -25,7 +25,8 @@ from torch.optim import Optimizer
 
 from lit_mult.errors import ConfigError
 from lit_mult.optim.adamw import adam_updates
-from lit_mult.optim.muon import COEFFICIENTS, RMS_OF_ADAM, by_shape, orthogonalize
+from lit_mult.optim.closure import evaluated
+from lit_mult.optim.muon import COEFFICIENTS, NS_EPS, RMS_OF_ADAM, by_shape, orthogonalize
 from lit_mult.optim.sharding import check_whole_matrices
 
 if TYPE_CHECKING:
@@ -54,10 +55,7 @@ class Muown(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for group in self.param_groups:
             for parameters in by_shape(group["params"]):
                 self._step_alike(parameters, group)
@@ -108,6 +106,6 @@ def _start(weight: Tensor, along: int, group: Mapping[str, Any]) -> dict[str, Te
 def build(groups: list[dict[str, Any]], config: OptimConfig) -> Muown:
     """The optimizer; each group has an lr and weight_decay."""
     coefficients = COEFFICIENTS[config.muon_coefficients]
-    iteration = {"ns_coefficients": coefficients, "ns_steps": config.muon_ns_steps, "ns_eps": 1e-7}
+    iteration = {"ns_coefficients": coefficients, "ns_steps": config.muon_ns_steps, "ns_eps": NS_EPS}
     adam = {"betas": config.betas, "eps": config.eps}
     return Muown(groups, norm_lr=config.muown_norm_lr, momentum=config.muon_momentum, **adam, **iteration)

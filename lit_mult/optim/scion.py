@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lit_mult.optim.closure import evaluated
 from lit_mult.optim.muon import Muon, StackedMuon, by_shape, settings
 from lit_mult.optim.sharding import local, local_gradients
 from lit_mult.optim.stacking import StackedUpdate
@@ -41,10 +42,7 @@ class ScionSign(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for group in self.param_groups:
             for parameters in by_shape(group["params"]):
                 for parameter in parameters:

@@ -29,7 +29,8 @@ from torch.optim import Optimizer
 
 from lit_mult.errors import ConfigError
 from lit_mult.optim.adamw import StackedAdamW, adam_updates
-from lit_mult.optim.muon import COEFFICIENTS, RMS_OF_ADAM, StackedMuon, by_shape, orthogonal_momenta
+from lit_mult.optim.closure import evaluated
+from lit_mult.optim.muon import COEFFICIENTS, NS_EPS, RMS_OF_ADAM, StackedMuon, by_shape, orthogonal_momenta
 from lit_mult.optim.noise import NoiseReference
 from lit_mult.optim.sharding import check_whole_matrices
 from lit_mult.optim.stacking import StackedUpdate
@@ -70,10 +71,7 @@ class Sphere(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for group in self.param_groups:
             for parameters in by_shape(group["params"]):
                 for parameter in parameters:
@@ -149,7 +147,7 @@ def _of_adam(config: OptimConfig) -> dict[str, Any]:
 def _of_muon(config: OptimConfig) -> dict[str, Any]:
     momentum = {"momentum": config.muon_momentum, "nesterov": True}
     iteration = {"ns_coefficients": COEFFICIENTS[config.muon_coefficients], "ns_steps": config.muon_ns_steps}
-    return {"sphere": config.sphere, **momentum, **iteration, "eps": 1e-7}
+    return {"sphere": config.sphere, **momentum, **iteration, "eps": NS_EPS}
 
 
 HYPERBALL_NOISE = NoiseReference(

@@ -245,7 +245,7 @@ def _forest(table: pd.DataFrame) -> style.Figure:
     panels = (
         ("difference", f"loss - {BASELINE}'s\n(nats per token)", 0),
         ("speedup", "speed-up", 1),
-        ("step", "step", 1),
+        ("step", f"seconds of a step\n/ {BASELINE}'s", 1),
     )
     figure, axes = style.panel_grid(1, len(panels), 0.8 + 0.24 * len(order), sharey=True, width=7)
     widths = sorted(table["d_model"].unique())
@@ -260,7 +260,7 @@ def _forest(table: pd.DataFrame) -> style.Figure:
             ends = np.abs(line[[f"{name}_low", f"{name}_high"]].to_numpy(float).T - line[name].to_numpy(float))
             dots = {"color": look["color"], "marker": look["marker"], "ls": "none"}
             ax.errorbar(line[name], y, xerr=np.nan_to_num(ends), elinewidth=0.9, capsize=1.5, **dots)
-        ax.set(xlabel=label if name != "step" else f"seconds of a step\n/ {BASELINE}'s")
+        ax.set(xlabel=label)
         ax.set_yticks(range(len(order)), order)
     style.mark_legend(figure, [(label, look | {"ls": "none"}) for label, look in looks.items()])
     return figure
