@@ -4,7 +4,7 @@ VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CHECKOUT = pyproject.toml constraints.txt
 
-.PHONY: quickstart test test-slow lint wheel clean
+.PHONY: quickstart test test-slow lint docs wheel clean
 
 ## Train the quick study here and now, nine cells at once on a core, and write results/quick/ (six minutes on two cores).
 quickstart: $(VENV)/.core
@@ -23,6 +23,10 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+## Build the pages of docs/ into build/docs; warnings are errors, and nothing is fetched.
+docs: $(VENV)/.docs
+	$(VENV)/bin/python -m sphinx -b html -W --keep-going -q docs build/docs
 
 ## Build the wheel and check that, installed elsewhere, it brings its studies and presets along.
 wheel: $(VENV)/.dev
@@ -47,6 +51,10 @@ $(VENV)/.torch: constraints.txt
 $(VENV)/.core: $(VENV)/.torch $(CHECKOUT)
 	$(PIP) --editable .
 	touch $@
+
+$(VENV)/.docs: $(VENV)/.torch $(CHECKOUT)
+	$(PIP) --editable '.[docs]'
+	touch $@ $(VENV)/.core
 
 $(VENV)/.dev: $(VENV)/.torch $(CHECKOUT)
 	$(PIP) --editable '.[dev]'
