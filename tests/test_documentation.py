@@ -19,6 +19,7 @@ from unittest import mock
 import pytest
 import yaml
 from jsonargparse import ArgumentParser
+from matplotlib.figure import Figure
 from test_evaluate import write_task
 
 import lit_mult
@@ -47,7 +48,11 @@ NOT_RUN = {
 }
 """Parts of commands that are parsed and not run, with the reason."""
 
-PYTHON_NOT_RUN = {"docs/how-to/own_model.md": "needs a model and its batches; tests/test_examples.py"}
+PYTHON_NOT_RUN = {
+    "README.md": "has a test of its own below",
+    "docs/how-to/own_model.md": "needs a model and its batches; tests/test_examples.py",
+}
+"""Pages whose Python blocks do not run with the page, with the reason."""
 
 SHELL = {"cd", "export", "lm_eval", "mkdir", "sbatch", "source", "srun"}
 """Other programs that pages name; what `srun` starts is a command of ours."""
@@ -219,6 +224,8 @@ def folder(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> 
         return SweepResult(out, cells=0)  # hence no report, whose command comes later
 
     monkeypatch.setattr(sweep_module, "sweep", sweep)
+    for slow in ("savefig", "draw_without_rendering"):  # figures are looked at elsewhere
+        monkeypatch.setattr(Figure, slow, lambda *given, **options: None)
     return tmp_path
 
 

@@ -23,12 +23,13 @@ _PAGES = {"README.md": "index", "CONTRIBUTING.md": "design/contributing"}
 
 
 def _write_report_pages(app: Sphinx) -> None:
-    """A page for each report that a page links to."""
+    """A page for each report that a page links to, and one that lists them."""
     folder = app.srcdir / "results" / "reports"
     folder.mkdir(parents=True, exist_ok=True)
     sources = [path for path in app.srcdir.rglob("*.md") if folder not in path.parents]
     named = {name for path in sources for name in _REPORT.findall(path.read_text(encoding="utf-8"))}
-    wanted = {f"{name}.md": _report_page(name) for name in named if (ROOT / "results" / name / "report.md").is_file()}
+    names = sorted(name for name in named if (ROOT / "results" / name / "report.md").is_file())
+    wanted = {f"{name}.md": _report_page(name) for name in names} | {"index.md": _list_of_reports(names)}
     for path in folder.glob("*.md"):
         if path.name not in wanted:
             path.unlink()
@@ -39,6 +40,12 @@ def _write_report_pages(app: Sphinx) -> None:
 
 def _report_page(name: str) -> str:
     return f"```{{include}} ../../../results/{name}/report.md\n:relative-images:\n```\n"
+
+
+def _list_of_reports(names: list[str]) -> str:
+    titles = [(ROOT / "results" / name / "report.md").read_text(encoding="utf-8").splitlines()[0] for name in names]
+    entries = [f"{name}: {title.lstrip('# ')} <{name}>" for name, title in zip(names, titles, strict=True)]
+    return "\n".join(["# Whole reports", "", "```{toctree}", ":maxdepth: 1", "", *entries, "```", ""])
 
 
 class _LinksToPages(SphinxTransform):
