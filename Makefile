@@ -24,9 +24,10 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-## Build the pages of docs/ into build/docs; warnings are errors, and nothing is fetched.
+## Build the pages of docs/ into build/docs, all of them, as the code may have changed where they have not. Warnings are
+## errors, and nothing is fetched.
 docs: $(VENV)/.docs
-	$(VENV)/bin/python -m sphinx -b html -W --keep-going -q docs build/docs
+	$(VENV)/bin/python -m sphinx -b html --fresh-env --write-all -W --keep-going -q docs build/docs
 
 ## Build the wheel and check that, installed elsewhere, it brings its studies and presets along.
 wheel: $(VENV)/.dev

@@ -37,6 +37,7 @@ autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 python_use_unqualified_type_names = True
+smartquotes = False  # two dashes are those of an option
 default_role = "code"  # docstrings mark code with single backticks
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False

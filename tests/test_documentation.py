@@ -311,7 +311,8 @@ def test_every_public_name_is_on_the_page_of_the_python_interface() -> None:
 
 
 def test_the_page_of_commands_says_what_each_leaves() -> None:
-    assert re.findall(r"^\| `([\w-]+)` \|", PAGES["docs/reference/commands.md"], re.M) == list(COMMANDS)
+    said = re.findall(r"^\| `([\w-]+)` \|", PAGES["docs/reference/commands.md"], re.M)
+    assert sorted(said) == sorted(COMMANDS)
 
 
 def slug(heading: str) -> str:

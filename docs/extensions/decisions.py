@@ -14,17 +14,21 @@ from sphinx.util.typing import ExtensionMetadata
 
 _DECISION = re.compile(r"^\*\*(?P<date>\d{4}-\d\d-\d\d) · (?P<title>[^*]+?)\.?\*\*", re.M)
 
-# The first topic with a word of the title, or else of the text, has the decision.
+# The first topic with a word of the title has the decision, or else the first with a word of the text.
 _TOPICS: Final = {
-    "Statistics and verdicts": r"interval|verdict|seed|Student|question|paired|speed-up|power|judge|precision",
-    "Multipliers on other models": r"inject|foreign|fused|class of its own|width rules of|backward pass forms",
-    "Optimizers and decay": r"muon|hyperball|scion|sphere|decay|clip|adam|optimizer|muown|normuon|softplus|timescale",
-    "Width, depth and placement": r"width|depth|muP|redundan|coordinate|embedding|factor|placement|preset",
-    "Studies and sweeps": r"optuna|sweep|cell|lease|trial|worker|grid|rate|tuning|study|profile",
-    "Speed and stacks": r"stack|compile|speed|benchmark|process|kernel|faster|softmax",
-    "Training and records": r"checkpoint|record|dropout|bf16|shard|device|NaN|metric|validation|hash",
-    "Diagnostics and noise": r"noise|brownian|diagnostic|reading|outputs|norm",
-    "Scores and export": r"export|lm-eval|evaluat|benchmark|mini|tokenizer|pretrained|scores|import",
+    "Documentation": r"readme|^pages",
+    "What studies have shown": r"the gain|the stronger|tuned plane|vocabulary|2 x 2|batches|carry|lr_width|ablation"
+    r"|a lag|rows of the head|quick|rates around|at this size|standard deviation 1|downstream study",
+    "Statistics and verdicts": r"interval|verdict|seed|student|question|speed-up|choose|sides of|trapped|counting",
+    "Multipliers on other models": r"somebody else|fused|foreign|backward pass forms|clip scales",
+    "Optimizers and decay": r"muon|ball|scion|sphere|decay|adam|optimizer|muown|softplus|timescale|magnitude|heavyball",
+    "Width, depth and placement": r"width|depth|plan |three rules|redundan|coordinate|factor|placement|preset's"
+    r"|norms of",
+    "Studies and sweeps": r"optuna|sweep|cell|lease|deaths|parent|workers|trial|pruner|round|experiment|profiles|study",
+    "Speed and stacks": r"stack|compile|contestants|z-loss|hand-written|sixteen|member",
+    "Training and records": r"checkpoint|nan |dropout|bf16|shard|mean with|regime|pretrained|trained model",
+    "Diagnostics and noise": r"noise|brownian|reading|outputs|frozen|columns|norm weight|scales vary",
+    "Scores, export and tokenizers": r"export|`mini`|benchmark|bfloat16|import|evaluations|lines to continue",
 }
 
 
