@@ -49,6 +49,4 @@ html_css_files = ["lit_mult.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {"sidebar_hide_name": False, "navigation_with_keys": True}
-pygments_style = "friendly"
-pygments_dark_style = "monokai"
 copybutton_prompt_text = "$ "

@@ -7,6 +7,7 @@ that ships is not trained, its committed results stand in for it.
 
 from __future__ import annotations
 
+import html
 import re
 import shlex
 import shutil
@@ -18,13 +19,18 @@ from unittest import mock
 
 import pytest
 import yaml
+from extensions.decisions import decisions
 from jsonargparse import ArgumentParser
 from matplotlib.figure import Figure
+from sphinx.cmd.build import build_main
 from test_evaluate import write_task
 
 import lit_mult
 from lit_mult.cli import COMMANDS, main
-from lit_mult.config import RunConfig
+from lit_mult.config import RunConfig, flatten
+from lit_mult.registry.kinds import KINDS
+from lit_mult.registry.optimizers import OPTIMIZERS
+from lit_mult.schema import EvaluationRecord, Question, RunRecord
 from lit_mult.study import sweep as sweep_module
 from lit_mult.study.files import load_study
 from lit_mult.study.spec import StudySpec
@@ -111,7 +117,11 @@ def is_not_yet(line: Line) -> bool:
     return any(set(entry.split()) <= {*line.words, "lit-mult"} for entry in NOT_YET)
 
 
-OURS = [line for line in SHELL_LINES if command_of(line) is not None and not is_not_yet(line)]
+OURS = [
+    line
+    for line in SHELL_LINES
+    if (arguments := command_of(line)) is not None and not arguments[0].startswith("-") and not is_not_yet(line)
+]
 
 
 class Parsed(Exception):  # noqa: N818
@@ -174,8 +184,8 @@ def load_without(study: str) -> bool:
 @pytest.mark.parametrize("line", SHELL_LINES, ids=lambda line: f"{line.page}: {line.text}")
 def test_what_else_a_line_of_the_shell_names_exists(line: Line) -> None:
     match line.words:
-        case ["lit-mult", *_]:
-            assert is_not_yet(line) or line in OURS
+        case ["lit-mult", command, *_]:
+            assert is_not_yet(line) or line in OURS or command in ("--help", "--version")
         case ["make", *targets]:
             makefile = (ROOT / "Makefile").read_text()
             assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
@@ -348,3 +358,43 @@ def test_links_of_a_page_lead_somewhere(page: str) -> None:
         if anchor:
             made = FROM_CODE.get(str(file.resolve().relative_to(ROOT)), set)()
             assert anchor in anchors(file) | made, target
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the reference pages show of the code, as text: a page built by the extensions of docs/."""
+    source = tmp_path_factory.mktemp("reference")
+    shutil.copy(ROOT / "docs" / "conf.py", source)
+    shutil.copytree(ROOT / "docs" / "static", source / "static")
+    names = ("commands", "config", "study", "studies", "records", "kinds", "optimizers")
+    for name in names:
+        (source / f"{name}.md").write_text(f"# Page\n\n```{{from-code}} {name}\n```\n")
+    (source / "index.md").write_text("\n".join(["# Pages", "", "```{toctree}", *names, "```", "", "$a_b$", ""]))
+    assert build_main(["-q", "-b", "html", str(source), str(source / "out")]) == 0
+    pages = (source / "out" / f"{name}.html" for name in ("index", *names))
+    text = "".join(page.read_text() for page in pages).replace("</dt>", "\n")  # each term on a line of its own
+    assert "<msub>" in text  # formulas need no script
+    return html.unescape(re.sub(r"<[^>]+>", "", text))
+
+
+def test_the_reference_has_every_option_and_field(reference: str) -> None:
+    for name, command in COMMANDS.items():
+        assert " ".join((command.__doc__ or "").replace("`", "").split()) in reference, name
+    for option in ("--retry-failed", "--include_path INCLUDE_PATH", "--widths WIDTHS", "--dtype {float32,bfloat16}"):
+        assert option in reference
+    models = (StudySpec, RunRecord, EvaluationRecord, Question)
+    fields = [*flatten(RunConfig().to_dict()), *(name for model in models for name in model.model_fields)]
+    assert [name for name in fields if not re.search(rf"^{re.escape(name)}$", reference, re.M)] == []
+    assert "default 0.015625 · in the hash\n" in reference  # optim.lr
+    assert "true or false · default false · in the hash unless default" in reference  # model.qk_norm
+    assert "int or null, > 0 · default null · not in the hash" in reference  # train.keep_every
+    for name in [*KINDS, *OPTIMIZERS, *(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))]:
+        assert re.search(rf"^{name}$", reference, re.M), name
+
+
+def test_the_index_has_every_decision_once() -> None:
+    text = PAGES["docs/decisions.md"]
+    found = decisions(text)
+    assert len(found) == len(re.findall(r"^\*\*\d{4}-\d\d-\d\d", text, re.M))
+    assert len({one.anchor for one in found}) == len(found)
+    assert all(one.title and one.text.strip() for one in found)
