@@ -64,6 +64,7 @@ def test_shipped_studies_are_valid_and_fair() -> None:
         ("depth", 4 * 4 * 4 * 3),
         ("pays_downstream", 2 * 2 * 3 * 5),
         ("pays_other_text", 2 * 2 * 3 * 5),
+        ("pays_wide", 3 * 2 * 3 * 5),
         ("lr_width", 3 * 3 * 7 * 3 * 2),
         ("mup_tuning", 2 * 100),
         ("adam_vs_muon", None),
