@@ -34,8 +34,8 @@ _HOW_TO_READ = """\
   and one run at the best. A best rate at the edge of those that were tried has a warning.
 - *Speed-up* is N / n where a contestant needs n of the baseline's N steps to reach its final loss, on validation
   curves, which understate it: a curve falls with the learning rate at the end.
-- *At* are the values at which it is judged. *Sensitivity* to the learning rate is over as many octaves as stand beside it,
-  on the seeds that choose: compare it at equal octaves.
+- *At* are the values at which it is judged. *Sensitivity* to the learning rate is over as many octaves as stand beside
+  it, on the seeds that choose: compare it at equal octaves.
 - *Resolved* is the half width of the interval of the difference: smaller ones cannot be told from 0 here.
 """
 _CAPTIONS = {
