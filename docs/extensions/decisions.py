@@ -12,7 +12,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-_DECISION = re.compile(r"^\*\*(?P<date>\d{4}-\d\d-\d\d) · (?P<title>[^*]+?)\.?\*\*", re.M)
+_DECISION = re.compile(r"^\*\*(?P<date>\d{4}-\d\d-\d\d)(?: ·|\.) (?P<title>[^*]+?)\.?\*\*", re.M)
 
 # The first topic with a word of the title has the decision, or else the first with a word of the text.
 _TOPICS: Final = {
