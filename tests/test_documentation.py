@@ -51,6 +51,7 @@ NOT_RUN = {
     "--tasks paper": "needs the hub; tests/test_evaluate.py",
     "evaluate results/": "needs the checkpoints of a study of an hour; tests/test_evaluate.py",
     "--print_config": "ends in SystemExit; tests/test_cli.py",
+    "lit-mult watch": "serves until it is stopped",
 }
 """Parts of commands that are parsed and not run, with the reason."""
 
