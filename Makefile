@@ -41,7 +41,7 @@ wheel: $(VENV)/.dev
 	  print(lit_mult.load_study('quick').n_cells, 'cells;', load_preset('falcon-h1-0.5b').name)"
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) dist build docs/results/reports .pytest_cache .mypy_cache .ruff_cache
 
 # torch alone first: with it in place nothing that follows resolves another build of it.
 $(VENV)/.torch: constraints.txt
