@@ -56,6 +56,8 @@ class _LinksToPages(SphinxTransform):
     def apply(self, **options: Any) -> None:
         folder = Path(self.env.doc2path(self.env.docname)).parent
         for link in list(self.document.findall(addnodes.pending_xref)):
+            if link["reftype"] != "myst":
+                continue  # not of Markdown
             path = (folder / link["reftarget"]).resolve()
             if link["refdomain"] == "doc":
                 link["reftarget"] = _page_of(path) or link["reftarget"]
