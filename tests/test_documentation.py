@@ -221,7 +221,6 @@ def smaller(study: dict[str, Any]) -> dict[str, Any]:
 def folder(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder in which a page is run: a text, a study, tasks, and committed results in place of hours."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LIT_MULT_CACHE", str(tmp_path / "cache"))
     shutil.copy(text_file, tmp_path / "notes.txt")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(smaller(page_files("docs/how-to/study.md")["mine.yaml"])))
     (tmp_path / "my" / "tasks").mkdir(parents=True)
