@@ -83,7 +83,7 @@ def test_print_config_prints_a_config_that_fit_takes(
         (["fit", "--model.width", "3"], "--model.width"),
         (["fit", "--model.d_model", "-3"], "model.d_model: Input should be greater than 0"),
         (["fit", "--model.d_model", "100"], "model.d_model = 100: must be a multiple of model.head_dim"),
-        (["fit", "--multipliers", "matrix"], "multipliers: Expected"),
+        (["fit", "--multipliers", "matrix"], "multipliers = 'matrix': must be one of none, fixed"),
         (["fit", "--config", "missing.yaml"], "missing.yaml"),
         (["fit", "--data.corpus", "missing.txt"], "missing.txt: no such file"),
         (["fit", "--data.tokenizer", "bpe:12"], "data.tokenizer = 'bpe:12'"),

@@ -10,7 +10,7 @@ from lit_mult.cli.parsing import BAD_INPUT, INTERRUPTED
 from lit_mult.cli.runs import export, fit, import_, parameters
 from lit_mult.cli.scores import evaluate, tasks
 from lit_mult.cli.studies import compare, preset, report, status, sweep
-from lit_mult.errors import Interrupted, UserError
+from lit_mult.errors import Interrupted, UserError, one_of
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "fit": fit,
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(version("lit-mult"))
         return 0
     if name not in COMMANDS:
-        print(f"lit-mult: {name}: no such command; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"lit-mult: {name}: no such command; there are {one_of(name, COMMANDS)}", file=sys.stderr)
         return BAD_INPUT
     try:
         return COMMANDS[name](arguments[1:])

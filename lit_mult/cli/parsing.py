@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from lit_mult.errors import UserError
+from lit_mult.errors import UserError, did_you_mean, one_of
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -23,17 +23,42 @@ def make_parser(name: str, command: Callable[..., Any]) -> ArgumentParser:
 
     class Parser(jsonargparse.ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise UserError(_one_line(message))
+            raise UserError(_one_line(message, self))
 
     return Parser(prog=f"lit-mult {name}", description=command.__doc__)
 
 
-def _one_line(message: str) -> str:
-    """The parser's message without pydantic's boilerplate."""
+def _one_line(message: str, parser: ArgumentParser) -> str:
+    """The parser's message without pydantic's boilerplate, and the name that an unknown one was meant to be."""
     for noise in (r"\[type=.*?\]\s", r"For further information visit \S+", r"\d+ validation errors? for \S+"):
         message = re.sub(noise, "", message)
     message = re.sub(r'Parser key "(.*?)":', r"\1:", " ".join(message.split()))
-    return message.replace("typing.Literal", "one of ").replace(". Got value:", ", got")
+    for pattern in _CHOICES:
+        message = re.sub(pattern, _choices, message)
+    for pattern in _UNKNOWN:
+        if unknown := re.search(pattern, message):
+            options = [option for action in parser._actions for option in action.option_strings]
+            # What a config file names has no dashes before it.
+            known = options if unknown["name"].startswith("-") else [option.lstrip("-") for option in options]
+            return message + did_you_mean(".".join(unknown.groupdict(default="").values()).strip("."), known)
+    return message.replace(". Got value:", ", got")
+
+
+_CHOICES = (
+    r"(?P<name>\S+): Expected a typing\.Literal\[(?P<choices>.*?)\]\. Got value: (?P<value>\S+)",
+    r"argument (?P<name>\S+): invalid choice: '(?P<value>.*?)' \(choose from (?P<choices>.*)\)",
+)
+_UNKNOWN = (
+    r"unrecognized arguments: (?P<name>[^\s=]+)",
+    r"Group '(?P<group>.+?)' does not accept option '(?P<name>.+?)'",
+    r"Option '(?P<name>.+?)' is not accepted",
+)
+"""How jsonargparse words what it does not know."""
+
+
+def _choices(found: re.Match[str]) -> str:
+    choices = re.findall(r"'(.*?)'", found["choices"])
+    return f"{found['name']} = {found['value']!r}: must be one of {one_of(found['value'], choices)}"
 
 
 def add_run_config(parser: ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lit_mult.config import RunConfig, config_error
+from lit_mult.config import RunConfig, config_error, field_names
 from lit_mult.errors import ConfigError
 from lit_mult.method.presets import apply_preset
 from lit_mult.method.search_space import neutral, search_space
@@ -38,7 +38,7 @@ class StudySpec(StudyFields):
         try:
             spec = cls.model_validate(data)
         except ValidationError as error:
-            raise config_error(error) from None
+            raise config_error(error, field_names(cls)) from None
         for point in spec.points():
             trials, possible = spec.budget.trials, point.n_possible
             if not point.is_grid and trials is not None and possible is not None and trials > possible:

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_mult.config import RunConfig
-from lit_mult.errors import ConfigError, Interrupted, UserError
+from lit_mult.errors import ConfigError, Interrupted, UserError, did_you_mean
 from lit_mult.training import fsdp2
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.history import History
@@ -50,7 +50,8 @@ def check_trainer_arguments(config: RunConfig) -> None:
     known = set(inspect.signature(Trainer).parameters)
     for name, value in config.trainer.extra.items():
         if name not in known:
-            raise ConfigError(f"trainer.extra.{name}", value, "not an argument of lightning.Trainer")
+            unknown = f"not an argument of lightning.Trainer{did_you_mean(name, known)}"
+            raise ConfigError(f"trainer.extra.{name}", value, unknown)
         if name in _OWN_TRAINER_ARGUMENTS or name in type(config.trainer).model_fields:
             raise ConfigError(f"trainer.extra.{name}", value, "is set through other fields of the config")
 
