@@ -17,7 +17,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from lit_mult.cli import main
 from lit_mult.schema import RunRecord
 from lit_mult.study.progress import SweepProgress
-from lit_mult.study.queue import Counts
+from lit_mult.study.queue import BestLosses, Counts
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.storage import open_storage
 from lit_mult.study.sweep import sweep
@@ -65,43 +65,109 @@ def test_optuna_dashboard_shows_every_cell(folder: Path) -> None:
     assert [trial["state"] for trial in trials] == ["Complete", "Complete"]
 
 
+def shown(progress: SweepProgress, width: int = 80) -> list[str]:
+    """The live display on a terminal of this width."""
+    console = Console(file=io.StringIO(), width=width)
+    console.print(progress.render())
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined, no-any-return]
+
+
 def test_the_display_gives_every_cell_a_line_of_its_own() -> None:
-    console = Console(file=io.StringIO(), width=100, force_terminal=False)
-    counts = Counts(cells=4, waiting=3, cost=40.0, cost_to_come=30.0)
-    progress = SweepProgress(counts, console=console)
-    progress.started("a", "muP adamw 64 lr 0.0055242717 seed 0", steps=200, cost=10.0)
+    progress = SweepProgress(Counts(cells=4, waiting=3, cost=40.0, cost_to_come=30.0))
+    progress.started("a", "muP adamw 64 lr 2^-7.5 seed 0", steps=200, cost=10.0)
     progress.started("b", "vectors muon 128 lr 0.125 seed 0", steps=200, cost=10.0)
     progress.update(Counts(cells=4, waiting=1, here=2, cost=40.0, cost_to_come=10.0))
     progress.stepped("b", step=50, loss=2.5)
 
-    console.print(progress.render())
-
-    headline, bar, first, second = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    headline, bar, heading, first, second, hint = shown(progress)
     assert headline.startswith("1/4 cells")
     assert set(bar.strip()) <= {"━", "╸", "╺", "-", " "}
-    assert first.split() == ["muP", "adamw", "64", "lr", "0.0055242717", "seed", "0", "step", "0/200"]
-    assert second.split()[-4:] == ["step", "50/200", "loss", "2.500"]
+    assert heading.split() == ["2", "running", "step", "loss"]
+    assert first.split() == ["muP", "adamw", "64", "lr", "2^-7.5", "seed", "0", "0/200"]
+    assert second.split()[-2:] == ["50/200", "2.500"]
+    assert "Ctrl-C" in hint
     # A quarter of one of three cells of equal cost is done: what is left takes eleven times as long as what was.
     left = progress.seconds_left()
     assert left is not None
     assert left == pytest.approx(11 * (time.monotonic() - progress.start), rel=0.2)
 
 
-def test_the_display_stays_within_a_screen(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    console = Console(file=io.StringIO(), width=100, force_terminal=False)
-    progress = SweepProgress(Counts(cells=64, waiting=64, cost=64.0, cost_to_come=64.0), console=console)
+def test_the_display_stays_within_a_screen() -> None:
+    best = {f"arm {number} adamw": {16: 4.0, 32: 3.0 + number} for number in range(20)}
+    progress = SweepProgress(Counts(cells=64, waiting=64, cost=64.0, cost_to_come=64.0), best)
+    for number in range(64):
+        progress.started(f"c{number}", "a label that is longer than a terminal is wide " * 2, steps=20_000, cost=1.0)
+    progress.update(Counts(cells=64, here=64, cost=64.0))
+    progress.stepped("c0", step=10_000, loss=2.5)
+
+    lines = shown(progress)
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    (first,) = (line for line in lines if "10000/20000" in line)  # a label is cut, numbers are not
+    assert first.rstrip().endswith("…  10000/20000  2.500")
+    assert {"and 12 more", "and 56 more"} <= {line.strip() for line in lines}
+
+
+def test_the_display_shows_the_best_losses_and_their_lowest() -> None:
+    best = {"muP adamw": {16: 3.41, 32: 3.2}, "vectors adamw": {16: 3.4}}
+    progress = SweepProgress(Counts(cells=64), best)
+
+    assert [line.split() for line in shown(progress)[2:5]] == [
+        ["best", "loss", "so", "far", "d", "=", "16", "d", "=", "32"],
+        ["muP", "adamw", "3.4100", "3.2000"],
+        ["vectors", "adamw", "3.4000"],
+    ]
+    assert progress.line().endswith(" · best 3.200 (muP adamw, d = 32)")
+
+
+def test_elsewhere_than_on_a_terminal_a_line_says_it_all(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = SweepProgress(Counts(cells=64, waiting=64, cost=64.0, cost_to_come=64.0))
+    progress.start -= 3600.0
     for number in range(64):
         progress.started(f"c{number}", "the same label", steps=200, cost=1.0)
     progress.update(Counts(cells=64, here=64, cost=64.0))
     for number in range(5):
         progress.stepped(f"c{number}", step=100, loss=float(number))
-    console.print(progress.render())
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("lit_mult.training.progress._PLAIN_EVERY_SECONDS", 0.0)
 
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert [line.split()[:3] for line in lines[2:]] == [["the", "same", "label"]] * 12 + [["and", "52", "more"]]
-    monkeypatch.setattr("lit_mult.study.progress._PLAIN_EVERY_SECONDS", 0.0)
-    progress.ended("c0", Counts(cells=64, here=63, cost=64.0), status="completed")
+    progress.ended("c0", Counts(cells=64, here=63, cost=64.0), {"muP": {32: 1.5}}, status="completed")
+
     said = capsys.readouterr().err
-    shown = [f"the same label step 100 loss {number}.000" for number in (1, 2, 3)]
-    assert said.endswith(f" · {', '.join(shown)} and 1 more\n")
-    assert said.startswith("1/64 cells")
+    # Of 64 cells one is done in an hour, and four are half done: a third of the 61 that are left took as long.
+    assert said == (
+        "1/64 cells · 1:00:00 elapsed · 1 cells/h · ETA 20:20:00 · 63 running (loss 1.000 to 4.000)"
+        " · best 1.500 (muP, d = 32)\n"
+    )
+
+
+def test_a_sweep_shows_the_best_losses_of_its_records(
+    folder: Path, study_dict: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown_first = []
+
+    class Watched(SweepProgress):
+        def __init__(self, counts: Counts, best: BestLosses) -> None:
+            super().__init__(counts, best)
+            shown_first.append(best)
+
+    monkeypatch.setattr("lit_mult.study.sweep.SweepProgress", Watched)
+    sweep(StudySpec.from_dict(study_dict(arms={"muP": {"multipliers": "fixed"}})), folder, workers=0)
+
+    records = [RunRecord.read(path) for path in (folder / "records").glob("*.json")]
+    losses = {width: [r.final_loss for r in records if r.config["model"]["d_model"] == width] for width in (8, 16)}
+    assert [len(of_width) for of_width in losses.values()] == [2, 2]  # two learning rates
+    assert shown_first == [{"muP": {width: min(of_width) for width, of_width in losses.items()}}]  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(
+    ("rate", "written"),
+    [(2**-7.5, "2^-7.5"), (0.0055242717, "2^-7.5"), (0.125, "0.125"), (3e-4, "0.0003"), (0.0123456, "0.0123")],
+)
+def test_a_label_has_numbers_as_a_person_writes_them(
+    rate: float, written: str, study_dict: Callable[..., dict[str, Any]]
+) -> None:
+    spec = StudySpec.from_dict(study_dict(nuisance={"optim.lr": [rate]}))
+    assert next(spec.points()).first_cell().label == f"muP 8 lr {written} seed 0"

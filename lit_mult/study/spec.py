@@ -225,4 +225,12 @@ def _slug(value: Any) -> str:
 
 
 def _number(value: Any) -> str:
-    return f"{value:.8g}" if isinstance(value, float) else str(value)
+    """A value as a person writes it: 0.125, 2^-7.5 for a power of two that is longer, three digits of others."""
+    if not isinstance(value, float):
+        return str(value)
+    short = f"{value:.3g}"
+    if value > 0 and float(short) != value:
+        eighths = 8 * math.log2(value)
+        if math.isclose(eighths, round(eighths), abs_tol=1e-6):
+            return f"2^{round(eighths) / 8:g}"
+    return short

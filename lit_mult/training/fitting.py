@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -20,6 +20,7 @@ from lit_mult.errors import ConfigError, Interrupted, UserError, did_you_mean
 from lit_mult.training import fsdp2
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.history import History
+from lit_mult.training.progress import RunProgress
 
 # Trainer arguments that follow from other fields of the config, or that `make_trainer` sets itself.
 _OWN_TRAINER_ARGUMENTS = set(
@@ -56,15 +57,14 @@ def check_trainer_arguments(config: RunConfig) -> None:
             raise ConfigError(f"trainer.extra.{name}", value, "is set through other fields of the config")
 
 
-def make_trainer(config: RunConfig, folder: RunFolder, callbacks: list[Callback]) -> Trainer:
-    """The Trainer of a run in `folder`. Raises: UserError when Lightning refuses a flag."""
+def make_trainer(config: RunConfig, folder: RunFolder, history: History, callbacks: list[Callback]) -> Trainer:
+    """The Trainer of a run in `folder`; the history comes first. Raises: UserError when Lightning refuses a flag."""
     train, flags = config.train, config.trainer
+    callbacks = [history, *[RunProgress(history)] * flags.progress_bar, *callbacks]
     logger: TensorBoardLogger | bool = False
     if flags.tensorboard:
         logger = TensorBoardLogger(folder.path, name="tensorboard", version="", default_hp_metric=False)
         callbacks = [LearningRateMonitor(logging_interval="step"), *callbacks]
-    if flags.progress_bar:
-        callbacks = [TQDMProgressBar(refresh_rate=train.log_every), *callbacks]
     try:
         return Trainer(
             accelerator=flags.accelerator,
@@ -82,7 +82,7 @@ def make_trainer(config: RunConfig, folder: RunFolder, callbacks: list[Callback]
             num_sanity_val_steps=-1,  # the whole validation set: the loss at initialization
             log_every_n_steps=train.log_every,
             enable_checkpointing=False,
-            enable_progress_bar=flags.progress_bar,
+            enable_progress_bar=False,  # `RunProgress` knows the steps, their rate and the time left
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=folder.path,
