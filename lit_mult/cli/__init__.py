@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 
 from lit_mult.cli.checks import brownian, coord_check, lint_placement
+from lit_mult.cli.doctor import doctor
 from lit_mult.cli.parsing import BAD_INPUT, INTERRUPTED
 from lit_mult.cli.runs import export, fit, import_, parameters
 from lit_mult.cli.scores import evaluate, tasks
@@ -27,6 +29,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "coord-check": coord_check,
     "export": export,
     "import": import_,
+    "doctor": doctor,
 }
 
 
@@ -41,9 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n`lit-mult COMMAND --help` lists the options of a command.")
         return 0
     if name == "--version":
-        from importlib.metadata import version
+        from lit_mult.cli.machine import headline
 
-        print(version("lit-mult"))
+        print(headline())
         return 0
     if name not in COMMANDS:
         print(f"lit-mult: {name}: no such command; there are {one_of(name, COMMANDS)}", file=sys.stderr)
@@ -56,5 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code, message = BAD_INPUT, f"{error.filename or ''}: {error.strerror or error}"
     except (Interrupted, KeyboardInterrupt) as stopped:
         code, message = INTERRUPTED, str(stopped) or "interrupted"
+        if isinstance(stopped, Interrupted):
+            message += f": lit-mult {shlex.join(arguments)}"
     print(f"lit-mult {name}: {message}", file=sys.stderr)
     return code

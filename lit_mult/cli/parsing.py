@@ -1,12 +1,13 @@
-"""Shared by commands: parsers, the run config from flags, exit codes, printing of tables."""
+"""Shared by commands: parsers, the run config from flags, exit codes, the report of a folder."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from lit_mult.cli.printing import say, warn
 from lit_mult.errors import UserError, did_you_mean, one_of
 
 if TYPE_CHECKING:
@@ -69,18 +70,16 @@ def add_run_config(parser: ArgumentParser) -> None:
     parser.add_class_arguments(RunConfig)
 
 
+def add_json(parser: ArgumentParser, keys: str) -> None:
+    """The option --json; `keys`: those of the object that it prints."""
+    parser.add_argument("--json", action="store_true", help=f"print JSON, and nothing else: {keys}")
+
+
 def add_retries(parser: ArgumentParser) -> None:
     """The option --retries."""
     from lit_mult.study.attempts import RETRIES
 
     parser.add_argument("--retries", type=int, default=RETRIES, help="deaths without progress that a cell is forgiven")
-
-
-def print_columns(table: Sequence[Sequence[str]]) -> None:
-    """Print rows of cells, aligned."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def vocab_size(config: RunConfig) -> int:
@@ -112,8 +111,8 @@ def print_report(folder: Path) -> None:
     made = write_report(folder)
     print(made.text)
     for warning in made.warnings:
-        print(f"warning: {warning}")
+        warn(warning)
     print(f"figures: {folder / 'figures'}/*.png, *.svg")
     print(f"report:  {folder / 'report.md'}")
-    if made.answers:
-        print("", *made.answers, sep="\n")
+    for number, answer in enumerate(made.answers):
+        say(answer if number else f"\n{answer}", "bold")

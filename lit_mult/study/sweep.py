@@ -338,7 +338,9 @@ class _Stop:
     def check(self) -> None:
         """Raise `Interrupted` once a stop was requested."""
         if self.requested:
-            raise Interrupted(f"stopped; finished cells are in {self.folder.path}, and the same command resumes")
+            raise Interrupted(
+                f"stopped; finished cells are in {self.folder.path}; to resume, give the same command again"
+            )
 
     def _request(self, number: int, frame: object) -> None:
         if self.requested and number == signal.SIGINT:

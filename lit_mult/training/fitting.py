@@ -102,7 +102,7 @@ def fit(
         if history.lacks_validation(trainer.global_step):
             trainer.validate(module, datamodule=data, verbose=False)
     except SIGTERMException:  # Lightning handled the signal: before the first step or in validation
-        raise Interrupted("stopped; the same command resumes from the last checkpoint") from None
+        raise Interrupted("stopped; to resume from the last checkpoint, give the same command again") from None
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning converts it
             raise KeyboardInterrupt from None
