@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from lit_mult.cli.checks import brownian, coord_check, lint_placement
+from lit_mult.cli.completion import completion
 from lit_mult.cli.doctor import doctor
 from lit_mult.cli.parsing import BAD_INPUT, INTERRUPTED
 from lit_mult.cli.runs import export, fit, import_, parameters
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "export": export,
     "import": import_,
     "doctor": doctor,
+    "completion": completion,
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,10 +23,34 @@ def make_parser(name: str, command: Callable[..., Any]) -> ArgumentParser:
     import jsonargparse
 
     class Parser(jsonargparse.ArgumentParser):
+        def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
+            if args == [_DESCRIBE]:
+                raise _Described(self)
+            return super().parse_args(args, *others, **options)
+
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise UserError(_one_line(message, self))
 
     return Parser(prog=f"lit-mult {name}", description=command.__doc__)
+
+
+_DESCRIBE = "--describe"
+
+
+class _Described(Exception):  # noqa: N818 - not an error
+    """Carries the parser of a command out of it."""
+
+    def __init__(self, parser: ArgumentParser) -> None:
+        self.parser = parser
+
+
+def parser_of(command: Callable[[Sequence[str]], int]) -> ArgumentParser:
+    """The parser that a command makes, without what the command does next."""
+    try:
+        command([_DESCRIBE])
+    except _Described as described:
+        return described.parser
+    raise AssertionError(f"{command.__name__} parsed nothing")
 
 
 def _one_line(message: str, parser: ArgumentParser) -> str:

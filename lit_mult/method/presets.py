@@ -133,7 +133,7 @@ def load_preset(name_or_path: str) -> Preset:
     if not entry.is_file():
         entry = Path(name_or_path)
     if not entry.is_file():
-        known = one_of(name_or_path, sorted(item.name.removesuffix(".yaml") for item in _SHIPPED.iterdir()))
+        known = one_of(name_or_path, shipped_presets())
         raise ConfigError("parametrization.preset", name_or_path, f"must be a YAML file or one of {known}")
     try:
         return _parsed(entry.read_text())
@@ -143,6 +143,11 @@ def load_preset(name_or_path: str) -> Preset:
         raise UserError(f"preset {name_or_path}: {config_error(error)}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"preset {name_or_path}: not a YAML file ({str(error).splitlines()[0]})") from None
+
+
+def shipped_presets() -> list[str]:
+    """Names of the presets that ship."""
+    return sorted(item.name.removesuffix(".yaml") for item in _SHIPPED.iterdir())
 
 
 @cache

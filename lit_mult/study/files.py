@@ -31,7 +31,7 @@ def load_study(name_or_path: str, presets: Sequence[str] = (), profile: str | No
     """
     path = Path(name_or_path)
     if not path.is_file():
-        shipped = _shipped_studies()
+        shipped = shipped_studies()
         if name_or_path not in shipped:
             known = f"({', '.join(sorted(shipped))}){did_you_mean(name_or_path, shipped)}"
             raise UserError(f"study {name_or_path}: no such file, nor a shipped study {known}")
@@ -88,7 +88,7 @@ def _presets(named: Any, given: Sequence[str]) -> dict[str, Any]:
     return sources
 
 
-def _shipped_studies() -> dict[str, Path]:
+def shipped_studies() -> dict[str, Path]:
     """Study files of the wheel (lit_mult/sweeps) or, in a checkout, of its top-level sweeps/."""
     package = Path(str(resources.files("lit_mult")))
     folder = package / "sweeps"
