@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from lit_mult.cli import main
+from lit_mult.config import RunConfig, TrainConfig
 from lit_mult.schema import RunRecord
+from lit_mult.stacked.run import Member, run_stack
 from lit_mult.study.progress import SweepProgress
 from lit_mult.study.queue import BestLosses, Counts
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.storage import open_storage
 from lit_mult.study.sweep import sweep
+from lit_mult.training.history import History
+from lit_mult.training.progress import RunProgress
+from lit_mult.training.run import run
 
 
 @pytest.fixture
@@ -65,7 +71,7 @@ def test_optuna_dashboard_shows_every_cell(folder: Path) -> None:
     assert [trial["state"] for trial in trials] == ["Complete", "Complete"]
 
 
-def shown(progress: SweepProgress, width: int = 80) -> list[str]:
+def shown(progress: SweepProgress | RunProgress, width: int = 80) -> list[str]:
     """The live display on a terminal of this width."""
     console = Console(file=io.StringIO(), width=width)
     console.print(progress.render())
@@ -141,6 +147,64 @@ def test_elsewhere_than_on_a_terminal_a_line_says_it_all(
         "1/64 cells · 1:00:00 elapsed · 1 cells/h · ETA 20:20:00 · 63 running (loss 1.000 to 4.000)"
         " · best 1.500 (muP, d = 32)\n"
     )
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_shows_its_steps_rate_and_losses(
+    tiny: Callable[..., RunConfig],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lit_mult.training.progress._PLAIN_EVERY_SECONDS", 0.0)
+    shown = {"trainer.progress_bar": True, "train.eval_every": 6}
+
+    record = run(tiny(shown), tmp_path / "a")
+    # The line of the last step comes before its validation.
+    losses = f"training loss {record.train_curve[-1][1]:.3f} · validation loss {record.val_curve[-2][1]:.3f}"
+    number = r"[\d.,]+"
+    pattern = rf"step 12/12 · 0:00:\d\d elapsed · {number} steps/s · ETA 0:00:00 · {re.escape(losses)}"
+    assert re.fullmatch(pattern, last_line(capsys))
+
+    members = [Member(tiny(shown | {"seed": seed}), tmp_path / f"member {seed}") for seed in (0, 1)]
+    records = run_stack(members)
+    mean = sum(record.train_curve[-1][1] for record in records) / 2
+    assert f" · training loss {mean:.3f} · " in last_line(capsys)
+
+    run(tiny({"train.eval_every": 6}), tmp_path / "b")  # asks for none
+    assert capsys.readouterr().err == ""
+
+
+def test_the_display_of_a_run_fits_a_terminal() -> None:
+    history = History(TrainConfig(steps=100_000))
+    history.train_curve, history.val_curve = [(10, 2.5)], [(0, 5.5)]
+    progress = RunProgress(history)
+    progress.step = 50_000
+    progress._start -= 10_000  # 5 steps/s
+
+    headline, _, losses = shown(progress)
+    assert headline.strip() == "step 50,000/100,000 · 2:46:40 elapsed · 5 steps/s · ETA 2:46:40"
+    assert losses.strip() == "training loss 2.500 · validation loss 5.500"
+
+
+def test_a_live_display_goes_away_and_leaves_what_was_printed() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    with SweepProgress(Counts(cells=1, waiting=1), console=console) as progress:
+        progress.print("failed muP 8: out of luck", "red")
+
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "\x1b[31mfailed muP 8: out of luck" in said
+    assert said.rstrip().endswith("0/1 cells · 0:00:00 elapsed · ETA unknown yet")
+
+
+def test_without_colours_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    SweepProgress(Counts(cells=1, waiting=1), console=console).print("failed", "red")
+    assert console.file.getvalue() == "failed\n"  # type: ignore[attr-defined]
 
 
 def test_a_sweep_shows_the_best_losses_of_its_records(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 
 from lit_mult.cli.checks import brownian, coord_check, lint_placement
@@ -41,8 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
         print("usage: lit-mult COMMAND [options]\n\nStudy learnable multipliers in language-model pretraining.\n")
+        width = shutil.get_terminal_size().columns
         for command, function in COMMANDS.items():
-            print(f"  {command:16}{function.__doc__}")
+            print(textwrap.fill(f"  {command:16}{function.__doc__}", width, subsequent_indent=" " * 18))
         print("\n`lit-mult COMMAND --help` lists the options of a command.")
         return 0
     if name == "--version":

@@ -84,19 +84,25 @@ class RunProgress(Callback):
         self.display.stop()
 
     def line(self) -> str:
-        """`step 120/300 · 0:00:15 elapsed · 8.1 steps/s · ETA 0:00:22 · loss 3.412 (training), 3.521 (validation)`."""
+        """`step 120/300 · 0:00:15 elapsed · 8.1 steps/s · ETA 0:00:22 · training loss 3.41 · validation loss 3.52`."""
+        return " · ".join([self._headline(), *self._losses()])
+
+    def render(self) -> RenderableType:
+        """The same, with a bar."""
+        display = bar_below(self._headline(), self.step, self.steps)
+        display.add_row(" · ".join(self._losses()))
+        return display
+
+    def _headline(self) -> str:
         seconds = time.monotonic() - self._start
         parts = [f"step {self.step:,}/{self.steps:,}", f"{clock(seconds)} elapsed"]
         if done := self.step - self._first_step:
             parts += [f"{rate(done / seconds)} steps/s", f"ETA {clock(seconds * (self.steps - self.step) / done)}"]
-        losses = zip(self.history.last_losses(), ("training", "validation"), strict=True)
-        if shown := [f"{loss:.3f} ({of})" for loss, of in losses if loss is not None]:
-            parts.append(f"loss {', '.join(shown)}")
         return " · ".join(parts)
 
-    def render(self) -> RenderableType:
-        """The line, and a bar."""
-        return bar_below(self.line(), self.step, self.steps)
+    def _losses(self) -> list[str]:
+        losses = zip(("training", "validation"), self.history.last_losses(), strict=True)
+        return [f"{of} loss {loss:.3f}" for of, loss in losses if loss is not None]
 
 
 def bar_below(headline: str, completed: float, total: float) -> Table:
