@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,10 @@ def test_bash_offers(typed: list[str], offered: set[str], script: Path, tmp_path
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
 
     assert set(done.stdout.split()) == offered
+
+
+def test_what_asks_a_command_for_its_parser_cannot_be_typed(refused: Callable[..., str]) -> None:
+    assert "unrecognized arguments: --describe" in refused("status", "".join(["--", "describe"]), "folder")
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish", "tcsh"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lit_mult.cli.parsing import FAILED, add_json, make_parser
@@ -32,7 +32,7 @@ def doctor(arguments: Sequence[str]) -> int:
         "results": machine.results(),
         "offline": os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"),
     }
-    problems, advice = list(_problems(found)), list(_advice(found))
+    problems, advice = list(_problems(found)), list(_advice(found, machine.EXTRAS))
     if namespace.json:
         print_json(found | {"problems": problems, "advice": advice})
     else:
@@ -78,7 +78,7 @@ def _problems(found: dict[str, Any]) -> Iterator[str]:
             yield f"{found[folder]['path']}: {found[folder]['free_gib']:.1f} GiB are left; free some, or {remedy}"
 
 
-def _advice(found: dict[str, Any]) -> Iterator[str]:
+def _advice(found: dict[str, Any], extras: Mapping[str, str]) -> Iterator[str]:
     """Which options pay here. The figures are those of docs/performance.md."""
     cpu, speed = found["processor"], found["speed"]
     if found["gpus"]:
@@ -100,16 +100,4 @@ def _advice(found: dict[str, Any]) -> Iterator[str]:
         yield f"Products in bf16 have {ratio:.1f} of the speed of float32: leave --trainer.precision at 32-true."
     for extra, lacking in found["extras"].items():
         if lacking:
-            yield f"pip install 'lit-mult[{extra}]' brings {_EXTRAS[extra]} (not here: {', '.join(lacking)})."
-
-
-_EXTRAS = {
-    "data": "data sets of Hugging Face and diagnostics in parquet",
-    "export": "export to and import from Hugging Face",
-    "eval": "evaluate, through lm-eval",
-    "paper": "the paper's seven benchmarks",
-    "ray": "sweep --executor ray",
-    "postgresql": "sweep --storage postgresql://...",
-    "dashboard": "optuna-dashboard",
-    "notebooks": "JupyterLab, for the notebooks",
-}
+            yield f"pip install 'lit-mult[{extra}]' brings {extras[extra]} (not here: {', '.join(lacking)})."

@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-EXTRAS = ("data", "export", "eval", "paper", "ray", "postgresql", "dashboard", "notebooks")
+EXTRAS = {
+    "data": "data sets of Hugging Face and diagnostics in parquet",
+    "export": "export to and import from Hugging Face",
+    "eval": "evaluate, through lm-eval",
+    "paper": "the paper's seven benchmarks",
+    "ray": "sweep --executor ray",
+    "postgresql": "sweep --storage postgresql://...",
+    "dashboard": "optuna-dashboard",
+    "notebooks": "JupyterLab, for the notebooks",
+}
+"""Extra -> what it brings."""
 _GIB = 2**30
 _SIDE = 512
 """Of the square matrices whose product is timed."""
@@ -31,8 +41,8 @@ def headline() -> str:
     counts = {name: names.count(name) for name in names}
     devices = [f"{count} x {name}" if count > 1 else name for name, count in counts.items()]
     device = ", ".join(devices) or f"CPU, {torch.get_num_threads()} threads"
-    torch_version = torch.__version__.removesuffix("+cpu")
-    return f"lit-mult {_version('lit-mult')} · torch {torch_version} ({device}) · Python {platform.python_version()}"
+    own, of_torch = _version("lit-mult") or "unknown", torch.__version__.removesuffix("+cpu")
+    return f"lit-mult {own} · torch {of_torch} ({device}) · Python {platform.python_version()}"
 
 
 def versions() -> dict[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -24,7 +25,7 @@ def make_parser(name: str, command: Callable[..., Any]) -> ArgumentParser:
 
     class Parser(jsonargparse.ArgumentParser):
         def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
-            if args == [_DESCRIBE]:
+            if args and args[0] is _DESCRIBE:
                 raise _Described(self)
             return super().parse_args(args, *others, **options)
 
@@ -35,6 +36,7 @@ def make_parser(name: str, command: Callable[..., Any]) -> ArgumentParser:
 
 
 _DESCRIBE = "--describe"
+"""In place of a command's arguments, this very object asks for its parser; nobody can type it."""
 
 
 class _Described(Exception):  # noqa: N818 - not an error
@@ -62,7 +64,8 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
         message = re.sub(pattern, _choices, message)
     for pattern in _UNKNOWN:
         if unknown := re.search(pattern, message):
-            options = [option for action in parser._actions for option in action.option_strings]
+            shown = (action for action in parser._actions if action.help != SUPPRESS)
+            options = [option for action in shown for option in action.option_strings]
             # What a config file names has no dashes before it.
             known = options if unknown["name"].startswith("-") else [option.lstrip("-") for option in options]
             return message + did_you_mean(".".join(unknown.groupdict(default="").values()).strip("."), known)
