@@ -17,7 +17,6 @@ import yaml
 from test_evaluate import write_task
 
 from lit_mult.cli import main
-from lit_mult.cli.next_steps import after_sweep
 from lit_mult.study import sweep as sweep_module
 from lit_mult.study.spec import StudySpec
 from lit_mult.study.sweep import SweepResult
@@ -137,6 +136,22 @@ def test_parameters_prints_a_row_for_every_parameter(capsys: pytest.CaptureFixtu
     assert len(rows) == 9 + 3 + 11 + 2
 
 
+def test_parameters_for_programs_are_those_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = "parameters --model.n_layers 1 --multipliers vector --optim.weight_decay_mode cautious".split()
+    assert main(arguments) == 0
+    *table, short = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+
+    assert found["shortfall"].split() == short
+    for row, shown in zip(found["parameters"], table[1:], strict=True):
+        assert [row["name"], row["role"], "x".join(map(str, row["shape"]))] == shown[:3]
+        assert f"{row['lr']:.4g}" in shown
+        balance = {"equilibrium_steps": ",.0f", "decay_times": ".3g"}
+        assert ["-" if row[key] is None else f"{row[key]:{style}}" for key, style in balance.items()] == shown[-2:]
+    assert {row["decay_rule"] for row in found["parameters"]} == {"plain", "cautious"}
+
+
 # At width 64 (m = 2) lr * weight decay of hidden matrices is 2^-7 * 0.1; of 4000 steps wsd has 4000 - 400 - 667 at the
 # peak rate, which makes 2.29.
 @pytest.mark.parametrize(
@@ -183,65 +198,6 @@ def test_parameters_shows_what_a_depth_rule_does(capsys: pytest.CaptureFixture[s
     assert rows["layers.7.self_attn.k_norm.weight"][1:5] == ["norm", "32", "adamw", "0.01"]
     names = ("layers.0.mlp.down_proj.weight", "layers.0.self_attn.q_norm.weight", "norm.weight", "lm_head.weight")
     assert [rows[name][-1] for name in names] == ["-", "2.5e-09", "-", "-"]
-
-
-def test_parameters_for_programs_are_those_for_people(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [
-        "parameters",
-        "--model.n_layers",
-        "1",
-        "--multipliers",
-        "vector",
-        "--optim.weight_decay_mode",
-        "cautious",
-    ]
-    assert main(arguments) == 0
-    *table, short = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert main([*arguments, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-
-    assert found["shortfall"].split() == short
-    for row, shown in zip(found["parameters"], table[1:], strict=True):
-        assert [row["name"], row["role"], "x".join(map(str, row["shape"]))] == shown[:3]
-        assert f"{row['lr']:.4g}" in shown
-        times = ["-" if row[key] is None else f"{row[key]:{style}}" for key, style in _BALANCE.items()]
-        assert times == shown[-2:]
-    assert {row["decay_rule"] for row in found["parameters"]} == {"plain", "cautious"}
-
-
-_BALANCE = {"equilibrium_steps": ",.0f", "decay_times": ".3g"}
-
-
-def test_what_comes_next_runs(
-    study_dict: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    study = study_dict(factors={"model.d_model": [8]}, keep_checkpoints=True)
-    study["base"]["data"]["val_windows"] = 2
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(study))
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(study["base"] | {"train": {"steps": 6, "batch_size": 4}}))
-
-    def commands_after(*arguments: str) -> list[str]:
-        capsys.readouterr()
-        assert main(list(arguments)) == 0
-        return re.findall(r"^(?:next:)? +lit-mult (.*?) +# ", capsys.readouterr().err, re.M)
-
-    after_study = commands_after(
-        "sweep", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "a study"), "--workers", "0"
-    )
-    after_fit = commands_after("fit", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "a run"))
-
-    assert [command.split()[0] for command in after_study] == ["evaluate", "compare"]
-    assert [command.split()[0] for command in after_fit] == ["report", "evaluate", "export"]
-    for command in {*after_study, *after_fit}:
-        arguments = shlex.split(command)
-        longer = ["--max_length", "512", "--limit", "1"] if arguments[0] == "evaluate" else []
-        assert main([*arguments, *longer]) == 0, command
-
-
-def test_a_tuning_study_ends_with_its_preset(study_dict: Callable[..., dict[str, Any]]) -> None:
-    tuned = {"sampler": "random", "search_multipliers": True, "budget": {"steps": 6, "batch_size": 4, "trials": 2}}
-    spec = StudySpec.from_dict(study_dict(**tuned))
-    assert [command for command, _ in after_sweep(spec, "out")] == ["lit-mult preset out --arm muP -o tuned.yaml"]
 
 
 def test_the_example_study_of_the_readme_runs_from_yaml_to_report(

@@ -13,7 +13,7 @@ def say(line: str, style: str = "", *, stderr: bool = False) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=stderr).print(Text(line, style), soft_wrap=True)
+    Console(stderr=stderr, force_jupyter=False).print(Text(line, style), soft_wrap=True)
 
 
 def warn(line: str) -> None:

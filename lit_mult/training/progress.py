@@ -26,7 +26,7 @@ class Display:
         self, render: Callable[[], RenderableType], line: Callable[[], str], console: Console | None = None
     ) -> None:
         """`render()` is shown on a terminal, `line()` elsewhere."""
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or Console(stderr=True, highlight=False, force_jupyter=False)
         self._render, self._line = render, line
         self._live: Live | None = None
         self._last_plain = time.monotonic()
