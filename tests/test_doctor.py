@@ -41,6 +41,20 @@ def test_the_version_names_torch_its_device_and_python(capsys: pytest.CaptureFix
     assert re.fullmatch(rf"lit-mult \d\S* · torch \d\S* \({device}\) · Python {python}\n", said)
 
 
+def test_the_version_names_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["NVIDIA H100", "NVIDIA H100", "NVIDIA A100"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_name", names.__getitem__)
+    assert "(2 x NVIDIA H100, NVIDIA A100)" in machine.headline()
+
+
+def test_memory_that_the_system_does_not_tell_is_left_out(capsys: pytest.CaptureFixture[str], doctor: Doctor) -> None:
+    code, found = doctor(processor=machine.processor() | {"free_memory_gib": float("nan")})
+    assert (code, found["processor"]["free_memory_gib"]) == (0, None)
+    assert main(["doctor"]) == 0
+    assert re.search(r"^memory +[\d.]+ GiB$", capsys.readouterr().out, re.M)
+
+
 def test_a_machine_that_passes_its_tests_is_well(doctor: Doctor, tmp_path: Path) -> None:
     code, found = doctor()
 
@@ -71,10 +85,17 @@ def test_what_is_broken_gives_exit_code_1(doctor: Doctor, tmp_path: Path, capsys
     assert [f"broken: {line}" in capsys.readouterr().out for line in found["problems"][:1]] == [True]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission_cannot_be_written(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    assert machine._folder(tmp_path / "new")["writable"] is False
+def test_a_folder_without_permission_cannot_be_written(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(dir: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr(machine.tempfile, "TemporaryFile", refuse)
+    code, found = doctor()
+    assert code == 1
+    assert [line.split(": ")[1] for line in found["problems"]] == [
+        "cannot be written; set LIT_MULT_CACHE to another folder",
+        "cannot be written; give --out another folder",
+    ]
 
 
 def test_advice_fits_the_machine(doctor: Doctor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -53,7 +54,8 @@ def _facts(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     cpu = found["processor"]
     bf16 = f"bf16 by {', '.join(cpu['bf16_instructions'])}" if cpu["bf16_instructions"] else "no unit for bf16"
     yield "processor", f"{cpu['name']}: {cpu['cores']} cores, {cpu['threads']} threads, {bf16}"
-    yield "memory", f"{cpu['memory_gib']:.1f} GiB, {cpu['free_memory_gib']:.1f} free"
+    free = "" if math.isnan(cpu["free_memory_gib"]) else f", {cpu['free_memory_gib']:.1f} free"
+    yield "memory", f"{cpu['memory_gib']:.1f} GiB{free}"
     gpus = [f"{gpu['name']} ({gpu['memory_gib']:.0f} GiB{', bf16' * gpu['bf16']})" for gpu in found["gpus"]]
     yield "GPUs", ", ".join(gpus) or "none"
     yield "products", ", ".join(f"{name} {rate:,.0f} GFLOP/s" for name, rate in found["speed"].items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
@@ -71,17 +72,14 @@ def processor() -> dict[str, Any]:
     from lit_mult.study.machine import cores
     from lit_mult.training.recording import describe_device
 
-    total, free = (
-        os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") / _GIB for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES")
-    )
     return {
         "name": describe_device(torch.device("cpu")).removeprefix("cpu: ").rpartition(",")[0],
         "cores": cores(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
         "bf16_instructions": sorted({"amx_bf16", "avx512_bf16", "bf16"} & _cpu_flags()),
-        "memory_gib": min(total, _memory_limit()),
-        "free_memory_gib": min(free, _memory_limit()),
+        "memory_gib": _memory("SC_PHYS_PAGES"),
+        "free_memory_gib": _memory("SC_AVPHYS_PAGES"),
     }
 
 
@@ -190,9 +188,13 @@ def _cpu_flags() -> set[str]:
         return set()
 
 
-def _memory_limit() -> float:
-    """Of the container, GiB."""
+def _memory(pages: str) -> float:
+    """Of the machine, or of the container where that is less, GiB; NaN where the system does not say."""
     try:
-        return int(Path("/sys/fs/cgroup/memory.max").read_text()) / _GIB
+        memory = os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE") / _GIB
+    except (OSError, ValueError):
+        return math.nan
+    try:
+        return min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()) / _GIB)
     except (OSError, ValueError):  # no such limit
-        return float("inf")
+        return memory
