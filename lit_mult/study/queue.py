@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from optuna.storages import BaseStorage
 
-from lit_mult.schema import WIDTH, RunRecord
+from lit_mult.schema import RunRecord
 from lit_mult.stacked.key import stack_key
 from lit_mult.study.cells import StudyCells
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.search import PointSearch, Ticket, make_pruner
-from lit_mult.study.spec import StudySpec
+from lit_mult.study.spec import StudySpec, line_of
 
 BestLosses = dict[str, dict[int, float]]
 """Line (arm, and factors but the width) -> width -> lowest final loss."""
@@ -103,10 +102,11 @@ class CellQueue:
 
     def best_losses(self) -> BestLosses:
         """The lowest final loss so far, nats per token, over rates and seeds; lines in the order of the study."""
-        best: BestLosses = {_line(known.point.arm, known.point.factors): {} for known in self._cells.points}
+        best: BestLosses = {line_of(known.point.arm, known.point.factors): {} for known in self._cells.points}
         for record in self._records.values():
             if record.cell is not None and record.status == "completed" and record.final_loss is not None:
-                row, width = best[_line(record.cell.arm, record.cell.factors)], record.config["model"]["d_model"]
+                row = best.setdefault(line_of(record.cell.arm, record.cell.factors), {})
+                width = record.config["model"]["d_model"]
                 row[width] = min(record.final_loss, row.get(width, math.inf))
         return {line: row for line, row in best.items() if row}
 
@@ -210,7 +210,3 @@ class CellQueue:
             for record in self._records.values()
             if record.cell and (record.cell.arm, record.cell.factors) == (point.arm, point.factors)
         ]
-
-
-def _line(arm: str, factors: Mapping[str, Any]) -> str:
-    return " ".join([arm, *(str(value) for name, value in factors.items() if name != WIDTH)])

@@ -18,7 +18,7 @@ from lit_mult.errors import ConfigError
 from lit_mult.method.presets import apply_preset
 from lit_mult.method.search_space import neutral, search_space
 from lit_mult.registry.kinds import KINDS
-from lit_mult.schema import CellInfo
+from lit_mult.schema import WIDTH, CellInfo
 from lit_mult.study.fields import StudyFields
 from lit_mult.study.grids import Distribution, Grid, grid_values
 
@@ -218,6 +218,11 @@ def canonical(spec: StudySpec) -> dict[str, Any]:
     """The fields that determine a study's results, as plain values."""
     data = spec.model_dump(mode="json", exclude={"title", "experiment", "keep_checkpoints", "base"})
     return data | {"base": spec.base_config.hashed_fields()}
+
+
+def line_of(arm: str, factors: Mapping[str, Any]) -> str:
+    """What points of one arm and several widths have in common, for displays."""
+    return " ".join([arm, *(_number(value) for name, value in factors.items() if name != WIDTH)])
 
 
 def _slug(value: Any) -> str:
