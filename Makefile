@@ -29,11 +29,12 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.docs
 	$(VENV)/bin/python -m sphinx -b html --fresh-env --write-all -W --keep-going -q docs build/docs
 
-## Build the wheel and check that, installed elsewhere, it brings its studies and presets along.
+## Build the sdist and, from it, the wheel; check both, and that the wheel, installed elsewhere, brings its studies and
+## presets along.
 wheel: $(VENV)/.dev
 	rm -rf dist build/wheel-check
-	$(PIP) build
-	$(VENV)/bin/python -m build --quiet --wheel
+	$(VENV)/bin/python -m build --quiet --no-isolation
+	$(VENV)/bin/python -m twine check --strict dist/*
 	$(PIP) --no-deps --target build/wheel-check dist/*.whl
 	cd build/wheel-check && ../../$(VENV)/bin/python -P -c "import sys; sys.path.insert(0, '.'); \
 	  import lit_mult; assert 'wheel-check' in lit_mult.__file__, lit_mult.__file__; \

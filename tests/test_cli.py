@@ -26,7 +26,7 @@ def config_file(tiny_dict: Callable[..., dict[str, Any]], tmp_path: Path) -> Pat
 def test_help_lists_the_commands_and_loads_nothing_heavy() -> None:
     code = (
         "import sys; from lit_mult.cli import main; main(['--help']);"
-        "heavy = {'torch', 'lightning', 'optuna', 'pandas', 'matplotlib', 'pydantic', 'jsonargparse'};"
+        "heavy = {'torch', 'lightning', 'optuna', 'pandas', 'matplotlib', 'pydantic', 'jsonargparse', 'rich', 'shtab'};"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -74,7 +74,7 @@ def test_print_config_prints_a_config_that_fit_takes(
         (["fit", "--model.width", "3"], "--model.width"),
         (["fit", "--model.d_model", "-3"], "model.d_model: Input should be greater than 0"),
         (["fit", "--model.d_model", "100"], "model.d_model = 100: must be a multiple of model.head_dim"),
-        (["fit", "--multipliers", "matrix"], "multipliers: Expected"),
+        (["fit", "--multipliers", "matrix"], "multipliers = 'matrix': must be one of none, fixed"),
         (["fit", "--config", "missing.yaml"], "missing.yaml"),
         (["fit", "--data.corpus", "missing.txt"], "missing.txt: no such file"),
         (["fit", "--data.tokenizer", "bpe:12"], "data.tokenizer = 'bpe:12'"),
@@ -125,6 +125,22 @@ def test_parameters_prints_a_row_for_every_parameter(capsys: pytest.CaptureFixtu
     assert rows["norm.weight"][-2:] == ["-", "-"]
     # 9 matrices, 3 norms, 11 multipliers, the heading, and the line at the end
     assert len(rows) == 9 + 3 + 11 + 2
+
+
+def test_parameters_for_programs_are_those_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = "parameters --model.n_layers 1 --multipliers vector --optim.weight_decay_mode cautious".split()
+    assert main(arguments) == 0
+    *table, short = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+
+    assert found["shortfall"].split() == short
+    for row, shown in zip(found["parameters"], table[1:], strict=True):
+        assert [row["name"], row["role"], "x".join(map(str, row["shape"]))] == shown[:3]
+        assert f"{row['lr']:.4g}" in shown
+        balance = {"equilibrium_steps": ",.0f", "decay_times": ".3g"}
+        assert ["-" if row[key] is None else f"{row[key]:{style}}" for key, style in balance.items()] == shown[-2:]
+    assert {row["decay_rule"] for row in found["parameters"]} == {"plain", "cautious"}
 
 
 # At width 64 (m = 2) lr * weight decay of hidden matrices is 2^-7 * 0.1; of 4000 steps wsd has 4000 - 400 - 667 at the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -397,7 +398,7 @@ def test_a_stopped_sweep_goes_on(study_dict: MakeStudy, tmp_path: Path, number: 
     _, stderr = process.communicate(timeout=60)
 
     assert process.returncode == 130
-    assert "the same command resumes" in stderr
+    assert f"to resume, give the same command again: lit-mult {shlex.join(command[3:])}\n" in stderr
     assert "Traceback" not in stderr
     finished = losses(tmp_path / "out")
     assert 0 < len(finished) < 10
