@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import re
 from argparse import Action
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
-from unittest import mock
 
 import yaml
 from docutils import nodes
 from docutils.parsers.rst import directives
-from jsonargparse import ArgumentParser
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from sphinx.application import Sphinx
@@ -22,29 +20,12 @@ from sphinx.util.typing import ExtensionMetadata
 
 from lit_mult import schema
 from lit_mult.cli import COMMANDS
+from lit_mult.cli.parsing import parser_of
 from lit_mult.config import RunConfig, flatten
 from lit_mult.registry.kinds import KINDS
 from lit_mult.registry.optimizers import OPTIMIZERS
 from lit_mult.study import fields
 from lit_mult.study.grids import Distribution, Grid, PowersOfTwo
-
-
-class _FoundError(Exception):
-    """Carries the parser of a command out of the command."""
-
-
-def parser_of(command: Callable[..., Any]) -> ArgumentParser | None:
-    """The parser that a command makes, stopped before it parses; None if it makes none."""
-
-    def stop(parser: ArgumentParser, *_: Any, **__: Any) -> None:
-        raise _FoundError(parser)
-
-    with mock.patch.object(ArgumentParser, "parse_args", stop):
-        try:
-            command([])
-        except _FoundError as found:
-            return found.args[0]  # type: ignore[no-any-return]
-    return None
 
 
 _RUN_OPTIONS = (
@@ -58,8 +39,7 @@ def commands() -> Iterator[str]:
     of_a_run = {"config", "print_config"} | set(flatten(RunConfig().to_dict()))
     for name, function in COMMANDS.items():
         yield from (f"(command-{name})=", f"## {name}", "", " ".join((function.__doc__ or "").split()), "")
-        parser = parser_of(function)
-        actions = [] if parser is None else [one for one in parser._actions if one.dest not in ("help", "")]
+        actions = [one for one in parser_of(function)._actions if one.dest not in ("help", "")]
         takes_run = any(action.dest == "model.d_model" for action in actions)
         own = [one for one in actions if one.dest not in of_a_run and not _is_section(one)] if takes_run else actions
         for action in own:
