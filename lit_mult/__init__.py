@@ -9,7 +9,9 @@
     lit_mult.sweep(lit_mult.load_study("quick"), "results/quick")
     runs = lit_mult.load_records("results/quick")                 # -> DataFrame, a row a run
     points = lit_mult.sensitivity_points(runs)                    # best loss, optimum and sensitivity of every curve
-    figure = lit_mult.loss_vs_lr(runs, points)                    # -> matplotlib Figure
+    figure = lit_mult.loss_vs_lr(runs, points, lit_mult.arm_labels(runs))  # -> matplotlib Figure
+    with lit_mult.figure_style("talk"):                           # figures for slides, these and any others
+        figure = lit_mult.loss_vs_lr(runs, points)
     lit_mult.write_report("results/quick")                        # tables, figures, report.md
     lit_mult.load_diagnostics("runs/a")                           # -> DataFrame, what train.diagnostics asked for
 
@@ -36,13 +38,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lit_mult.analysis.arms import arm_labels
     from lit_mult.analysis.diagnostics import load_diagnostics
     from lit_mult.analysis.frame import load_curves, load_records
+    from lit_mult.analysis.latex import to_latex
     from lit_mult.analysis.plots import adam_vs_muon, loss_vs_lr, optimum_drift
     from lit_mult.analysis.report import write_report
     from lit_mult.analysis.scores import load_scores
     from lit_mult.analysis.sensitivity import interpolated_optimum, lr_sensitivity, paired_differences
     from lit_mult.analysis.sensitivity import points as sensitivity_points
+    from lit_mult.analysis.styles import figure_style
     from lit_mult.checks import coord_check, lint_placement
     from lit_mult.config import RunConfig
     from lit_mult.errors import ConfigError, UserError
@@ -75,9 +80,11 @@ _HOMES = {
     "UserError": "lit_mult.errors",
     "adam_vs_muon": "lit_mult.analysis.plots",
     "add_multipliers": "lit_mult.inject.model",
+    "arm_labels": "lit_mult.analysis.arms",
     "build_param_groups": "lit_mult.inject.groups",
     "clip_grad_norm_": "lit_mult.inject.groups",
     "coord_check": "lit_mult.checks",
+    "figure_style": "lit_mult.analysis.styles",
     "interpolated_optimum": "lit_mult.analysis.sensitivity",
     "lint_placement": "lit_mult.checks",
     "load_curves": "lit_mult.analysis.frame",
@@ -97,6 +104,7 @@ _HOMES = {
     "run_stack": "lit_mult.stacked.run",
     "sensitivity_points": "lit_mult.analysis.sensitivity:points",
     "sweep": "lit_mult.study.sweep",
+    "to_latex": "lit_mult.analysis.latex",
     "width_rules": "lit_mult.inject.widths",
     "write_report": "lit_mult.analysis.report",
 }
@@ -114,9 +122,11 @@ __all__ = [
     "UserError",
     "adam_vs_muon",
     "add_multipliers",
+    "arm_labels",
     "build_param_groups",
     "clip_grad_norm_",
     "coord_check",
+    "figure_style",
     "interpolated_optimum",
     "lint_placement",
     "load_curves",
@@ -136,6 +146,7 @@ __all__ = [
     "run_stack",
     "sensitivity_points",
     "sweep",
+    "to_latex",
     "width_rules",
     "write_report",
 ]

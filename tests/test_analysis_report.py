@@ -58,6 +58,14 @@ def test_a_report_twice_is_the_same_bytes(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob(".*"))  # no scratch files left
     page = before["report.md"].decode()
     assert all(f"](figures/{name}.png)" in page for name in figures)
+    assert {name.removesuffix(".md") for name in before if name.endswith(".md")} - {"report"} == {
+        name.removesuffix(".tex") for name in before if name.endswith(".tex")
+    }
+    assert (
+        before["summary.tex"]
+        .decode()
+        .startswith(f"% lit-mult report {tmp_path.name}\n% Git commits of the runs: c0ffee\n\\begin{{tabular}}")
+    )
     assert str(tmp_path) not in page
 
 

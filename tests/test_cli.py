@@ -203,6 +203,10 @@ def test_the_example_study_of_the_readme_runs_from_yaml_to_report(
 
     assert main(["report", str(out)]) == 0
     assert {path: path.read_bytes() for path in before} == before
+    assert main(["report", str(out), "--style", "talk", "--width", "column"]) == 0
+    assert {path.suffix for path in before if path.read_bytes() != before[path]} == {".png", ".svg"}
+    assert main(["report", str(out), "--style", "slides"]) == 2
+    assert "style" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_file: Path) -> None:

@@ -25,7 +25,7 @@ def downstream(means: pd.DataFrame, differences: pd.DataFrame) -> Figure:
     tasks = list(means["task"].unique())
     position = {task: number + 0.7 * (task in AVERAGES) for number, task in enumerate(tasks)}
     compared = differences.drop_duplicates(["of", "against", "within"])
-    figure, axes = panel_grid(2 if len(compared) else 1, 1, 2.7, width=7.0)
+    figure, axes = panel_grid(2 if len(compared) else 1, 1, 2.7, wide=True)
     styles, lines = s.arm_styles(means), list(means["label"].unique())
     top = axes[0, 0]
     for number, (_, line) in enumerate(means.groupby("label", sort=False)):

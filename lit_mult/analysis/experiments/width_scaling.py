@@ -135,7 +135,7 @@ def _figure(means: pd.DataFrame) -> Figure:
         "RMS": {"logits": None, "attention logits": None},
         "norm of the matrices": {"‖W‖ of hidden matrices": None, "‖W‖ of the head": None},
     }
-    figure, axes = panel_grid(2, 2, 2.3, width=7.0)
+    figure, axes = panel_grid(2, 2, 2.3, wide=True)
     for (label, lines), ax in zip(panels.items(), axes.flat, strict=True):
         against_width(ax, means["d_model"])
         styles = line_styles(lines)
