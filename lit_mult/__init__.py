@@ -16,6 +16,7 @@
     lit_mult.load_diagnostics("runs/a")                           # -> DataFrame, what train.diagnostics asked for
 
     trained = lit_mult.load_trained("runs/a")                     # -> model, tokenizer and corpus of a finished run
+    plain = lit_mult.merged(trained.model)                        # -> a copy with W_eff in place of W, equal logits
     scores = lit_mult.load_scores("results/downstream", lit_mult.load_records("results/downstream"))
 
 Multipliers on a model of any library, in a training script of its own (needs torch alone):
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from lit_mult.analysis.report import write_report
     from lit_mult.analysis.scores import load_scores
     from lit_mult.analysis.sensitivity import interpolated_optimum, lr_sensitivity, paired_differences
+    from lit_mult.analysis.sensitivity import optimum_drift as optimum_slopes
     from lit_mult.analysis.sensitivity import points as sensitivity_points
     from lit_mult.analysis.styles import figure_style
     from lit_mult.checks import coord_check, lint_placement
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from lit_mult.inject.noise import NoiseTwin
     from lit_mult.inject.table import parameters
     from lit_mult.inject.widths import width_rules
+    from lit_mult.nn.merging import merged
     from lit_mult.optim.hybrid import HybridOptimizer
     from lit_mult.schema import RunRecord
     from lit_mult.stacked.run import Member, run_stack
@@ -96,7 +99,9 @@ _HOMES = {
     "loss_vs_lr": "lit_mult.analysis.plots",
     "lr_sensitivity": "lit_mult.analysis.sensitivity",
     "merge_and_unload": "lit_mult.inject.model",
+    "merged": "lit_mult.nn.merging",
     "optimum_drift": "lit_mult.analysis.plots",
+    "optimum_slopes": "lit_mult.analysis.sensitivity:optimum_drift",
     "paired_differences": "lit_mult.analysis.sensitivity",
     "parameters": "lit_mult.inject.table",
     "remove_multipliers": "lit_mult.inject.model",
@@ -138,7 +143,9 @@ __all__ = [
     "loss_vs_lr",
     "lr_sensitivity",
     "merge_and_unload",
+    "merged",
     "optimum_drift",
+    "optimum_slopes",
     "paired_differences",
     "parameters",
     "remove_multipliers",

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from lit_mult.analysis.seeds import Floats
-from lit_mult.analysis.style import Axes, grid_of
-from lit_mult.analysis.styles import scale
+from lit_mult.analysis.styles import Axes, grid_of, scale
 
 _GAP = np.array([3.0, 2.0])  # between a label and its points, or another label
 _SIDES = tuple(map(np.array, ((-1, -1), (1, 1), (-1, 1), (1, -1), (0, 1), (0, -1))))  # left or right, below or above

@@ -21,7 +21,7 @@ from lit_mult.analysis.frame import rows
 from lit_mult.analysis.seeds import mean_interval, means_over_seeds, paired
 from lit_mult.analysis.sensitivity import capped
 from lit_mult.analysis.style import Axes, Figure, panel_grid, styled
-from lit_mult.analysis.styles import scale
+from lit_mult.analysis.styles import letters, scale
 from lit_mult.method.decay import BY_LR
 from lit_mult.schema import RunRecord
 
@@ -187,14 +187,17 @@ def _heat(ax: Axes, table: pd.DataFrame, value: str, **colours: Any) -> None:
     """Values over learning rate (x) and weight decay (y) as colours, with the number of thousandths in each field."""
     grid = table.pivot(index=_DECAY, columns=_LR, values=value)
     image = ax.imshow(grid, origin="lower", aspect="auto", **colours)
-    ax.set_xticks(range(len(grid.columns)), [f"$2^{{{np.log2(lr):.3g}}}$" for lr in grid.columns])
+    every = -(-5 * len(grid.columns) // letters(ax))  # a label is about five letters wide
+    rates = dict(list(enumerate(grid.columns))[::every])
+    ax.set_xticks(list(rates), [f"$2^{{{np.log2(lr):.3g}}}$" for lr in rates.values()])
     ax.set_yticks(range(len(grid.index)), [f"{decay:g}" for decay in grid.index])
     ax.grid(visible=False)
+    size = 6 * scale() * min(1.0, letters(ax) / (3.6 * len(grid.columns)))
     for (row, column), number in np.ndenumerate(grid.to_numpy(float)):
         if np.isfinite(number):
             light = sum(image.cmap(image.norm(number))[:3]) > 1.5
             text = f"{1000 * number:+.0f}" if value == "difference" else f"{1000 * number:.0f}"
-            ax.text(column, row, text, ha="center", va="center", size=6 * scale(), color="black" if light else "white")
+            ax.text(column, row, text, ha="center", va="center", size=size, color="black" if light else "white")
 
 
 def _star(ax: Axes, table: pd.DataFrame, best: pd.Series) -> None:

@@ -5,7 +5,6 @@ Each function returns a matplotlib Figure made without pyplot; `style.save` turn
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from lit_mult.analysis.labels import label_points
 from lit_mult.analysis.seeds import Floats, mean_interval
 from lit_mult.analysis.sensitivity import ALL_WIDTHS, MEASURES, lines, loss_curves, summary
 from lit_mult.analysis.style import Axes, Figure, Mark, Styles, add_legend, arm_styles, panel_grid, styled
+from lit_mult.analysis.styles import grid_of, letters
 from lit_mult.analysis.tables import NO_INTERVAL
 from lit_mult.method.regime import BALANCED
 
@@ -207,9 +207,9 @@ def optimum_drift(points: pd.DataFrame, drift: pd.DataFrame) -> Figure:
             ends = np.array([line["d_model"].min(), line["d_model"].max()], dtype=float)
             for row in rows(slopes):
                 ax.plot(ends, row.intercept + row.slope * np.log2(ends), **style | {"marker": ""})
-            ax.plot([], [], **style, label=_slope_label(str(arm), slopes, s.letters(ax) - 6))
+            ax.plot([], [], **style, label=_slope_label(str(arm), slopes, letters(ax) - 6))
     legends = [ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.2) for _, ax, _ in panels]
-    _, down, _ = s.grid_of(panels[0][1])
+    _, down, _ = grid_of(panels[0][1])
     s.make_room(figure, down * max(legend.get_window_extent().height for legend in legends) / figure.dpi)
     return figure
 
@@ -248,14 +248,14 @@ def _panels(
 ) -> tuple[Figure, list[tuple[str, Axes, pd.DataFrame]]]:
     """One panel per setting, two in a row on a page and one in a column, with its rows of the table."""
     settings = _settings(table)
-    across = min(len(settings), 2 if s.most_across() > 2 else 1)
+    across = min(len(settings), s.pairs_across())
     figure, axes = panel_grid(-(-len(settings) // across), across, height, sharey=True, ylabel=ylabel)
     for ax in axes.flat[len(settings) :]:
         ax.set_axis_off()
     panels = []
     for setting, ax in zip(settings, axes.flat, strict=False):
         s.entitle(ax, setting)
-        ax.set_xlabel(textwrap.fill(xlabel, s.letters(ax)))
+        ax.set_xlabel(xlabel)
         panels.append((setting, ax, _at(table, setting=setting)))
     return figure, panels
 

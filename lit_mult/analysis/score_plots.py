@@ -38,7 +38,7 @@ def downstream(means: pd.DataFrame, differences: pd.DataFrame) -> Figure:
             top.hlines(row.chance, position[row.task] - 0.4, position[row.task] + 0.4, color="0.4", lw=0.9, ls=":")
     top.set(ylabel="score", ylim=(0, 1.03))
     if len(compared):
-        _difference_panel(axes[1, 0], differences, compared, position)
+        compared_marks = _difference_panel(axes[1, 0], differences, compared, position)
     for ax in axes[:, 0]:
         _name_tasks(ax, means, position)
     marks: list[Mark] = [("chance", {"color": "0.4", "ls": ":"})]
@@ -46,7 +46,7 @@ def downstream(means: pd.DataFrame, differences: pd.DataFrame) -> Figure:
     points_only = {arm: style | {"ls": "none"} for arm, style in styles.items()}
     s.add_legend(figure, means, points_only, marks, loc="outside upper center")
     if len(compared):
-        figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        s.mark_legend(figure, compared_marks)
     return figure
 
 
@@ -76,16 +76,20 @@ def _optimizer_marks(means: pd.DataFrame) -> list[Mark]:
     return s.optimizer_marks(optimizers) if len(optimizers) > 1 else []
 
 
-def _difference_panel(ax: Axes, differences: pd.DataFrame, compared: pd.DataFrame, position: dict[str, float]) -> None:
-    colours = s.comparison_colours(len(compared))
+def _difference_panel(
+    ax: Axes, differences: pd.DataFrame, compared: pd.DataFrame, position: dict[str, float]
+) -> list[Mark]:
+    """Draw the differences of scores; entries of a legend for them."""
+    colours, marks = s.comparison_colours(len(compared)), list[Mark]()
     for number, row in enumerate(rows(compared)):
         line = differences.merge(pd.DataFrame([{"of": row.of, "against": row.against, "within": row.within}]))
         x = np.array([position[task] for task in line["task"]]) + _beside(number, len(compared))
         look: dict[str, Any] = {"color": colours[number], "marker": "osDvPh"[number % 6], "ls": "none", "ms": 4}
         draw_means(ax, x, line, "difference", look)
-        ax.plot([], [], **look, label=f"{row.of} - {row.against}{f' ({row.within})' if row.within else ''}")
+        marks.append((f"{row.of} - {row.against}{f' ({row.within})' if row.within else ''}", look))
     ax.axhline(0, color="0.3", lw=0.8)
     ax.set_ylabel("difference of scores")
+    return marks
 
 
 def _name_tasks(ax: Axes, means: pd.DataFrame, position: dict[str, float]) -> None:

@@ -15,7 +15,7 @@ import pandas as pd
 from lit_mult.analysis.frame import optimizer_name
 from lit_mult.analysis.styles import Axes as Axes
 from lit_mult.analysis.styles import Figure as Figure
-from lit_mult.analysis.styles import colours, page, scale
+from lit_mult.analysis.styles import colours, letters, letters_of, page, scale
 from lit_mult.analysis.styles import save as save
 from lit_mult.analysis.styles import styled as styled
 from lit_mult.registry.optimizers import OPTIMIZERS
@@ -150,8 +150,6 @@ def comparison_colours(n: int) -> list[str]:
 
 
 Place = Literal["outside lower center", "outside upper center"]
-_LETTERS = 16
-"""Letters of an inch of text, on paper."""
 _PANEL = 1.35
 """Inches of a panel under which labels of its ticks still fit, on paper."""
 _LOWEST = 1.4
@@ -190,7 +188,7 @@ def mark_legend(
     """
     from matplotlib.lines import Line2D
 
-    most = max(int(_LETTERS * figure.get_figwidth() / scale()) - 8, 12)
+    most = max(letters_of(figure) - 8, 12)
     handles = [Line2D([], [], **{"ls": "none", **mark}, label=textwrap.fill(label, most)) for label, mark in marks]
     for columns in range(min(len(handles), 4), 0, -1):
         legend = figure.legend(handles=handles, loc=loc, ncols=columns)
@@ -203,6 +201,11 @@ def mark_legend(
         return False
     make_room(figure, box.height / figure.dpi - 0.35 * scale())
     return True
+
+
+def pairs_across() -> int:
+    """Of panels that stand in pairs, and need more room than others, how many stand side by side: one in a column."""
+    return 2 if most_across() > 2 else 1
 
 
 def make_room(figure: Figure, inches: float) -> None:
@@ -243,21 +246,6 @@ def label_bottoms(axes: Any, xlabel: str) -> None:
     for column in axes.T:
         shown = [ax for ax in column if ax.axison]
         shown[-1].set_xlabel(xlabel)
-
-
-def grid_of(ax: Axes) -> tuple[Figure, int, int]:
-    """The figure of a panel of `panel_grid`, and its numbers of rows and columns."""
-    figure, place = ax.get_figure(root=True), ax.get_subplotspec()
-    assert figure is not None
-    assert place is not None
-    down, across = place.get_gridspec().get_geometry()
-    return figure, down, across
-
-
-def letters(ax: Axes) -> int:
-    """How many letters of text the width of a panel has room for."""
-    figure, _, across = grid_of(ax)
-    return int(0.9 * _LETTERS * (figure.get_figwidth() / scale() - 0.5) / across)
 
 
 def entitle(ax: Axes, *parts: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -73,7 +74,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Draw in the style in force, without changing matplotlib's global settings.
 
     A plotting function gives sizes of lines and markers as the paper's style has them: they grow with `lines.linewidth`
-    and `lines.markersize`.
+    and `lines.markersize`. Labels of axes that are longer than their panel are broken.
     """
 
     @wraps(draw)
@@ -86,6 +87,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
             lines, markers = (settings[name] / size for name, size in paper.items())
             with matplotlib.rc_context(paper):
                 figure = draw(*args, **kwargs)
+            _break_labels(figure)
             if (lines, markers) != (1, 1):
                 _enlarge(figure, lines, markers)
         return figure
@@ -123,6 +125,26 @@ def page() -> tuple[float, float]:
     return float(matplotlib.rcParams["figure.figsize"][0]) / scale(), _SLIDE / scale() if style == "talk" else math.inf
 
 
+def grid_of(ax: Axes) -> tuple[Figure, int, int]:
+    """The figure of a panel, and the numbers of rows and columns of its panels."""
+    figure, place = ax.get_figure(root=True), ax.get_subplotspec()
+    assert figure is not None
+    assert place is not None
+    down, across = place.get_gridspec().get_geometry()
+    return figure, down, across
+
+
+def letters(ax: Axes) -> int:
+    """How many letters of text the width of a panel has room for."""
+    figure, _, across = grid_of(ax)
+    return int((0.8 * letters_of(figure) - 5) / across)
+
+
+def letters_of(figure: Figure) -> int:
+    """How many letters of text the width of a figure has room for: 16 an inch on paper."""
+    return int(16 * figure.get_figwidth() / scale())
+
+
 def colours() -> list[str]:
     """The colours of lines in the style in force."""
     import matplotlib
@@ -141,6 +163,20 @@ def _sheet(style: str) -> Any:
         path = Path(__file__).with_name(f"{name}.mplstyle")
         settings |= matplotlib.rc_params_from_file(path, use_default_template=False)
     return settings
+
+
+def _break_labels(figure: Figure) -> None:
+    """Break labels of axes that are longer than their panel, if they are not broken yet."""
+    height = letters_of(figure) * figure.get_figheight() / figure.get_figwidth()
+    for ax in figure.axes:
+        if ax.get_subplotspec() is not None:
+            _, down, _ = grid_of(ax)
+            for axis, room in ((ax.xaxis, letters(ax)), (ax.yaxis, int(0.9 * height / down) - 3)):
+                text = axis.get_label_text()
+                if "\n" not in text and len(text) > room:
+                    # Formulas stay whole: they are long words.
+                    broken = textwrap.fill(text, max(room, 1), break_long_words=False, break_on_hyphens=False)
+                    axis.set_label_text(broken)
 
 
 def _enlarge(figure: Figure, lines: float, markers: float) -> None:
