@@ -65,12 +65,12 @@ with lit_mult.figure_style("paper"):
         ax.set(title=name, xlabel="step", yscale="log")
     axes[0].set_ylabel("root mean square")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-figure
 
 # %% [markdown]
-# - Without multipliers the data pull each `W` away from the norm of noise, against the decay: `o_proj` down, `q_proj` up.
-# - With multipliers every `W` stays near the norm of noise. It can: the vectors have taken over the scale.
-# - `W_eff` is what the model computes with. It goes further than `W` alone did, in both directions.
+# - In attention the data pull `W` away from the norm of noise where nothing else can give: `o_proj` down, `q_proj` up.
+#   With multipliers `W` stays closer to it.
+# - `W_eff` is what the model computes with, and its norm is free: that of the embedding ends at twice the norm of its `W`,
+#   that of `o_proj` at less than half.
 #
 # The same in numbers, for every matrix at the end of the run. `W` spans a narrow range, `W_eff` a wide one.
 
@@ -92,7 +92,7 @@ assert spread["effective_rms"] > 1.5 * spread["weight_rms"]
 
 # %%
 trained = lit_mult.load_trained(folder / "with multipliers")
-tokens = torch.tensor([trained.tokenizer.encode("def forward(self, x):")])
+tokens = torch.tensor(trained.tokenizer.encode("def forward(self, x):"), dtype=torch.long)[None]
 merged = lit_mult.merged(trained.model)
 with torch.no_grad():
     gap = (merged(tokens) - trained.model(tokens)).abs().max().item()

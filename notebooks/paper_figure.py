@@ -59,7 +59,6 @@ with lit_mult.figure_style("paper", width="column"), plt.rc_context({"font.famil
     ax.set(yticks=range(len(order)), yticklabels=[names[arm] for arm in order], ylim=(2.5, -0.5))
     ax.set_xlabel("best loss - muP's (nats per token)")
     figure.legend(loc="outside upper center", ncols=2)
-figure
 
 # %% [markdown]
 # Below 0, an arm ends lower than muP as it comes. Bars are 95 % intervals over five seeds. Saved as PDF (with type that

@@ -14,6 +14,7 @@
 # and fourth arm. Point `folder` at any other results folder to read that one.
 
 # %%
+# %matplotlib inline
 from pathlib import Path
 
 import lit_mult

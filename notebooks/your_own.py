@@ -6,6 +6,7 @@
 # notebook takes less than a minute on a CPU core, and no network.
 
 # %%
+# %matplotlib inline
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -79,8 +80,8 @@ sys.path.insert(0, str(folder))
 
 # %% [markdown]
 # A study compares *arms*, each with its rates searched, at equal data and over equal seeds. As a file it is run by
-# `lit-mult sweep mine.yaml`; here it is a dict. Two rates and two seeds are few: enough to see the machinery, not to
-# conclude.
+# `lit-mult sweep mine.yaml`; here it is a dict. Sixty steps, three rates and three seeds are few: enough to see the
+# machinery, not to conclude.
 
 # %%
 study = lit_mult.StudySpec.from_dict(
@@ -93,13 +94,13 @@ study = lit_mult.StudySpec.from_dict(
             "Signum": {"optimizer": "import:signum.Signum", "multipliers": "none"},
             "Signum-vectors": {"optimizer": "import:signum.Signum", "multipliers": "vector"},
         },
-        "nuisance": {"optim.lr": [0.001, 0.004]},
-        "seeds": [0, 1],
+        "nuisance": {"optim.lr": [0.002, 0.008, 0.032]},
+        "seeds": [0, 1, 2],
         "budget": {"steps": 60, "batch_size": 8},
         "sampler": "grid",
     }
 )
-lit_mult.sweep(study, folder / "study", workers=0)
+result = lit_mult.sweep(study, folder / "study", workers=0)  # in this process
 
 # %%
 runs = lit_mult.load_records(folder / "study")

@@ -53,9 +53,14 @@ def differing_fields(runs: pd.DataFrame) -> dict[str, dict[str, Any]]:
 def arm_words(runs: pd.DataFrame) -> dict[str, str]:
     """Arm -> what it is, from the fields in which arms differ, as in "learnable row + column multipliers".
 
-    Words that its name has already are left out; there may be none. Of a single arm its kind of multipliers is said.
-    Raises and takes what `differing_fields` does.
+    Words that its name has already are left out; there may be none, as for records in memory (`frame.frame_of`). Of a
+    single arm its kind of multipliers is said.
+
+    Raises:
+        UserError: a record has gone or is damaged.
     """
+    if "path" not in runs:
+        return {str(arm): "" for arm in runs["arm"].unique()}
     configs, varied = _configs(runs)
     if len(configs) == 1:
         differing = {_KIND} - varied
@@ -79,7 +84,7 @@ def _configs(runs: pd.DataFrame) -> tuple[dict[str, dict[str, Any]], set[str]]:
 
 
 def _words(arm: str, config: Mapping[str, Any], differing: set[str]) -> str:
-    parts = [part for part in _parts(config, differing) if part.casefold() not in arm.casefold()]
+    parts = [part for part in _parts(config, differing) if part.partition(" (")[0].casefold() not in arm.casefold()]
     shown = parts[:1]
     for part in parts[1:]:
         if len(", ".join([*shown, part])) > _LONGEST:

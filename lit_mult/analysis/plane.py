@@ -187,7 +187,7 @@ def _heat(ax: Axes, table: pd.DataFrame, value: str, **colours: Any) -> None:
     """Values over learning rate (x) and weight decay (y) as colours, with the number of thousandths in each field."""
     grid = table.pivot(index=_DECAY, columns=_LR, values=value)
     image = ax.imshow(grid, origin="lower", aspect="auto", **colours)
-    every = -(-5 * len(grid.columns) // letters(ax))  # a label is about five letters wide
+    every = -(-4 * len(grid.columns) // letters(ax))  # a label is about four letters wide
     rates = dict(list(enumerate(grid.columns))[::every])
     ax.set_xticks(list(rates), [f"$2^{{{np.log2(lr):.3g}}}$" for lr in rates.values()])
     ax.set_yticks(range(len(grid.index)), [f"{decay:g}" for decay in grid.index])

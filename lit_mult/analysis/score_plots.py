@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ _TINT = {"knowledge": "#0072B2", "reasoning": "#D55E00"}
 
 
 @styled
-def downstream(means: pd.DataFrame, differences: pd.DataFrame) -> Figure:
+def downstream(means: pd.DataFrame, differences: pd.DataFrame, labels: Mapping[str, str] | None = None) -> Figure:
     """Scores of each task and of the means over tasks (above), and differences between arms (below), with intervals.
 
-    `means` and `differences` are those of one suite and one width; of `means`, the last checkpoints.
+    `means` and `differences` are those of one suite and one width; of `means`, the last checkpoints. `labels` has a
+    text of the legend for arms, such as `arms.arm_labels`.
     """
     tasks = list(means["task"].unique())
     position = {task: number + 0.7 * (task in AVERAGES) for number, task in enumerate(tasks)}
@@ -44,28 +46,32 @@ def downstream(means: pd.DataFrame, differences: pd.DataFrame) -> Figure:
     marks: list[Mark] = [("chance", {"color": "0.4", "ls": ":"})]
     marks += [(name, mark | {"ls": "none"}) for name, mark in _optimizer_marks(means)]
     points_only = {arm: style | {"ls": "none"} for arm, style in styles.items()}
-    s.add_legend(figure, means, points_only, marks, loc="outside upper center")
+    s.add_legend(figure, means, points_only, marks, loc="outside upper center", labels=labels)
     if len(compared):
         s.mark_legend(figure, compared_marks)
     return figure
 
 
 @styled
-def scores_along_training(means: pd.DataFrame) -> Figure:
+def scores_along_training(means: pd.DataFrame, labels: Mapping[str, str] | None = None) -> Figure:
     """Means over tasks against the tokens trained on (arXiv:2601.04890 fig. 11): a panel a mean, a line an arm.
 
-    `means` are those of one suite and one width, of several checkpoints. A suite of one task shows that.
+    `means` are those of one suite and one width, of several checkpoints. A suite of one task shows that. For `labels`,
+    see `downstream`.
     """
+    from matplotlib.ticker import EngFormatter
+
     shown = [name for name in AVERAGES if name in set(means["task"])] or list(means["task"].unique())[:3]
     figure, axes = panel_grid(1, len(shown), 2.3, xlabel="training tokens", ylabel="score")
     styles = s.arm_styles(means)
     for name, ax in zip(shown, axes[0], strict=True):
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
         for _, line in means[means["task"] == name].groupby("label", sort=False):
             first = next(rows(line))
             look, line = _look(styles, first.arm, first.optimizer), line.sort_values("tokens")
             s.draw_band(ax, line["tokens"], line, "value", look)
         ax.set_title("mean over all tasks" if name == "average" else name)
-    s.add_legend(figure, means, styles, _optimizer_marks(means))
+    s.add_legend(figure, means, styles, _optimizer_marks(means), labels=labels)
     return figure
 
 

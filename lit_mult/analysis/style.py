@@ -232,7 +232,7 @@ def panel_grid(
     width = max(most if wide else min(most, 1.0 + 2.4 * across), 0.5 + _PANEL * across)
     row = height if wide else min(height, 1.45 * width / across)
     whole = max(min(0.5 + row * down, highest), 0.5 + min(row, _LOWEST) * down)
-    figure = Figure(figsize=(scale() * width, scale() * whole))
+    figure = Figure(figsize=(scale() * width, scale() * whole), layout="constrained")
     axes = figure.subplots(down, across, squeeze=False, **shared)
     for ax in axes[-1]:
         ax.set_xlabel(xlabel)
