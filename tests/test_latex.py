@@ -44,6 +44,7 @@ def test_rows_have_equal_cells_whatever_is_in_them(rows: list[list[str]], commen
         ("2^-6.25", "$2^{-6.25}$"),
         ("3.1e15", r"$3.1 \times 10^{15}$"),
         ("1,234", "$1{,}234$"),
+        ("< 0.0001", "$< 0.0001$"),
         ("27.0 ± 1.9", r"$27.0$ $\pm$ $1.9$"),
         ("vectors - muP", "vectors - muP"),
         ("mini_facts", r"mini\_facts"),

@@ -1,4 +1,4 @@
-"""Notebooks are pairs of a notebook without outputs and a script, which `jupytext --sync` keeps alike; nbmake runs them."""
+"""Notebooks are pairs of a notebook without outputs and a script, which jupytext keeps alike; nbmake runs them."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ _ESCAPED = {
     "\n": " ",
     "\r": " ",
 } | {sign: f"\\{sign}" for sign in "&%$#_{}"}
-_NUMBER = r"[+-]?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?"
-# 2^-6.25, 3.1e15, -0.0131 or [-0.0216, -0.0047]: a number by itself, not one in a word or a name such as mini-0.7.
+_NUMBER = r"(?:< )?[+-]?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?"
+# 2^-6.25, 3.1e15, < 0.0001 or [-0.0216, -0.0047]: numbers by themselves, not those in a name such as mini-0.7.
 _MATH = re.compile(rf"(?<![\w.^-])(?:2\^{_NUMBER}|{_NUMBER})(?![\w^])(?!\.[0-9])")
 _NUMERIC = re.compile(rf"(?:2\^)?{_NUMBER}|n/a|")
 

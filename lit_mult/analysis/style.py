@@ -154,7 +154,7 @@ _PANEL = 1.35
 """Inches of a panel under which labels of its ticks still fit, on paper."""
 _LOWEST = 1.4
 """Inches of a row of panels, on paper, that a page of little height leaves it at least."""
-_ROOM = 1.1
+_ROOM = 1.4
 """Inches of a legend, on paper, from which on arms have names without words."""
 
 
@@ -172,10 +172,12 @@ def add_legend(
     """
     references = set(points.loc[points["reference"], "arm"])
     marks = list(marks)
-    for words in filter(None, (labels, {"": ""})):
-        arms = [(words.get(arm, arm) + " (one lr)" * (arm in references), look) for arm, look in styles.items()]
-        if mark_legend(figure, [*arms, *marks], loc, at_most=_ROOM if words is labels else math.inf):
-            break
+
+    def entries(words: Mapping[str, str]) -> list[Mark]:
+        return [(words.get(arm, arm) + " (one lr)" * (arm in references), look) for arm, look in styles.items()] + marks
+
+    if not labels or not mark_legend(figure, entries(labels), loc, at_most=_ROOM):
+        mark_legend(figure, entries({}), loc)
 
 
 def mark_legend(
@@ -190,6 +192,8 @@ def mark_legend(
 
     most = max(letters_of(figure) - 8, 12)
     handles = [Line2D([], [], **{"ls": "none", **mark}, label=textwrap.fill(label, most)) for label, mark in marks]
+    if not handles:
+        return True
     for columns in range(min(len(handles), 4), 0, -1):
         legend = figure.legend(handles=handles, loc=loc, ncols=columns)
         box = legend.get_window_extent()
