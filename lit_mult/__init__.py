@@ -9,11 +9,14 @@
     lit_mult.sweep(lit_mult.load_study("quick"), "results/quick")
     runs = lit_mult.load_records("results/quick")                 # -> DataFrame, a row a run
     points = lit_mult.sensitivity_points(runs)                    # best loss, optimum and sensitivity of every curve
-    figure = lit_mult.loss_vs_lr(runs, points)                    # -> matplotlib Figure
+    figure = lit_mult.loss_vs_lr(runs, points, lit_mult.arm_labels(runs))  # -> matplotlib Figure
+    with lit_mult.figure_style("talk"):                           # figures for slides, these and any others
+        figure = lit_mult.loss_vs_lr(runs, points)
     lit_mult.write_report("results/quick")                        # tables, figures, report.md
     lit_mult.load_diagnostics("runs/a")                           # -> DataFrame, what train.diagnostics asked for
 
     trained = lit_mult.load_trained("runs/a")                     # -> model, tokenizer and corpus of a finished run
+    plain = lit_mult.merged(trained.model)                        # -> a copy with W_eff in place of W, equal logits
     scores = lit_mult.load_scores("results/downstream", lit_mult.load_records("results/downstream"))
 
 Multipliers on a model of any library, in a training script of its own (needs torch alone):
@@ -36,13 +39,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lit_mult.analysis.arms import arm_labels
     from lit_mult.analysis.diagnostics import load_diagnostics
     from lit_mult.analysis.frame import load_curves, load_records
+    from lit_mult.analysis.latex import to_latex
     from lit_mult.analysis.plots import adam_vs_muon, loss_vs_lr, optimum_drift
     from lit_mult.analysis.report import write_report
     from lit_mult.analysis.scores import load_scores
     from lit_mult.analysis.sensitivity import interpolated_optimum, lr_sensitivity, paired_differences
+    from lit_mult.analysis.sensitivity import optimum_drift as optimum_slopes
     from lit_mult.analysis.sensitivity import points as sensitivity_points
+    from lit_mult.analysis.styles import figure_style
     from lit_mult.checks import coord_check, lint_placement
     from lit_mult.config import RunConfig
     from lit_mult.errors import ConfigError, UserError
@@ -53,6 +60,7 @@ if TYPE_CHECKING:
     from lit_mult.inject.noise import NoiseTwin
     from lit_mult.inject.table import parameters
     from lit_mult.inject.widths import width_rules
+    from lit_mult.nn.merging import merged
     from lit_mult.optim.hybrid import HybridOptimizer
     from lit_mult.schema import RunRecord
     from lit_mult.stacked.run import Member, run_stack
@@ -75,9 +83,11 @@ _HOMES = {
     "UserError": "lit_mult.errors",
     "adam_vs_muon": "lit_mult.analysis.plots",
     "add_multipliers": "lit_mult.inject.model",
+    "arm_labels": "lit_mult.analysis.arms",
     "build_param_groups": "lit_mult.inject.groups",
     "clip_grad_norm_": "lit_mult.inject.groups",
     "coord_check": "lit_mult.checks",
+    "figure_style": "lit_mult.analysis.styles",
     "interpolated_optimum": "lit_mult.analysis.sensitivity",
     "lint_placement": "lit_mult.checks",
     "load_curves": "lit_mult.analysis.frame",
@@ -89,7 +99,9 @@ _HOMES = {
     "loss_vs_lr": "lit_mult.analysis.plots",
     "lr_sensitivity": "lit_mult.analysis.sensitivity",
     "merge_and_unload": "lit_mult.inject.model",
+    "merged": "lit_mult.nn.merging",
     "optimum_drift": "lit_mult.analysis.plots",
+    "optimum_slopes": "lit_mult.analysis.sensitivity:optimum_drift",
     "paired_differences": "lit_mult.analysis.sensitivity",
     "parameters": "lit_mult.inject.table",
     "remove_multipliers": "lit_mult.inject.model",
@@ -97,6 +109,7 @@ _HOMES = {
     "run_stack": "lit_mult.stacked.run",
     "sensitivity_points": "lit_mult.analysis.sensitivity:points",
     "sweep": "lit_mult.study.sweep",
+    "to_latex": "lit_mult.analysis.latex",
     "width_rules": "lit_mult.inject.widths",
     "write_report": "lit_mult.analysis.report",
 }
@@ -114,9 +127,11 @@ __all__ = [
     "UserError",
     "adam_vs_muon",
     "add_multipliers",
+    "arm_labels",
     "build_param_groups",
     "clip_grad_norm_",
     "coord_check",
+    "figure_style",
     "interpolated_optimum",
     "lint_placement",
     "load_curves",
@@ -128,7 +143,9 @@ __all__ = [
     "loss_vs_lr",
     "lr_sensitivity",
     "merge_and_unload",
+    "merged",
     "optimum_drift",
+    "optimum_slopes",
     "paired_differences",
     "parameters",
     "remove_multipliers",
@@ -136,6 +153,7 @@ __all__ = [
     "run_stack",
     "sensitivity_points",
     "sweep",
+    "to_latex",
     "width_rules",
     "write_report",
 ]

@@ -13,6 +13,7 @@ from test_analysis_frame import tuned_spec, tuning, write_run, write_study
 
 from lit_mult.analysis import tables
 from lit_mult.analysis.report import write_report
+from lit_mult.cli import main
 from lit_mult.config import Experiment
 from lit_mult.errors import UserError
 
@@ -32,6 +33,16 @@ def small_study(folder: Path, seeds: int, better: float = 0.1) -> None:
 
 def contents(paths: tuple[Path, ...]) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in paths}
+
+
+def test_a_style_changes_the_figures_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_study(tmp_path, seeds=2)
+    before = contents(write_report(tmp_path).paths)
+    assert main(["report", str(tmp_path), "--style", "talk", "--width", "column"]) == 0
+    after = {name: (next(tmp_path.rglob(name))).read_bytes() for name in before}
+    assert {Path(name).suffix for name in before if after[name] != before[name]} == {".png", ".svg"}
+    assert main(["report", str(tmp_path), "--style", "slides"]) == 2
+    assert "style" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", get_args(Experiment))
@@ -58,6 +69,14 @@ def test_a_report_twice_is_the_same_bytes(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob(".*"))  # no scratch files left
     page = before["report.md"].decode()
     assert all(f"](figures/{name}.png)" in page for name in figures)
+    assert {name.removesuffix(".md") for name in before if name.endswith(".md")} - {"report"} == {
+        name.removesuffix(".tex") for name in before if name.endswith(".tex")
+    }
+    assert (
+        before["summary.tex"]
+        .decode()
+        .startswith(f"% lit-mult report {tmp_path.name}\n% Git commits of the runs: c0ffee\n\\begin{{tabular}}")
+    )
     assert str(tmp_path) not in page
 
 

@@ -329,7 +329,7 @@ def test_the_command_exports_a_run_with_its_card(
     card = (out / "README.md").read_text()
     for said in (
         "license: apache-2.0",
-        "learnable vector multipliers (placement full)",
+        "learnable row + column multipliers (placement full)",
         "arXiv:2601.04890",
         "eq. 2 and 3",
         "| steps | 12 of 12 |",

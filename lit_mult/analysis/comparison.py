@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from lit_mult.analysis import cost, plots, questions, sensitivity, speedup, tables
+from lit_mult.analysis.arms import arm_labels
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import rows
 from lit_mult.schema import StudyPlan
@@ -54,7 +55,7 @@ def comparison(study: StudyPlan | None, runs: pd.DataFrame) -> Findings:
     """Findings on losses and learning rates."""
     points = sensitivity.points(runs)
     summary, drift = sensitivity.summary(points), sensitivity.optimum_drift(points)
-    differences = sensitivity.paired_differences(points)
+    differences, labels = sensitivity.paired_differences(points), arm_labels(runs)
     found = Findings(
         tables={"points": points, "summary": summary, "differences": differences, "drift": drift},
         display_tables={
@@ -62,16 +63,16 @@ def comparison(study: StudyPlan | None, runs: pd.DataFrame) -> Findings:
             "differences": tables.differences_table(differences),
             "drift": tables.drift_table(drift),
         },
-        figures={"loss_vs_lr": plots.loss_vs_lr(runs, points)},
+        figures={"loss_vs_lr": plots.loss_vs_lr(runs, points, labels)},
         warnings=list(warnings_of(runs, points)),
         how_to_read=_HOW_TO_READ,
         unit="Losses and differences in nats per token",
         text=tables.to_text(shown),
     )
     if points["sensitivity"].notna().any() or points["d_model"].nunique() > 1:
-        found.figures["sensitivity"] = plots.sensitivity(points)
+        found.figures["sensitivity"] = plots.sensitivity(points, labels)
     if not plots.optimizer_pairs(points, differences).empty:
-        found.figures["adam_vs_muon"] = plots.adam_vs_muon(points, differences)
+        found.figures["adam_vs_muon"] = plots.adam_vs_muon(points, differences, labels)
     if not drift.empty:
         found.figures["optimum_drift"] = plots.optimum_drift(points, drift)
     if study and study.questions:
@@ -97,7 +98,7 @@ def comparison(study: StudyPlan | None, runs: pd.DataFrame) -> Findings:
             found.statements["Cost"] = statements
         found.how_to_read += _HOW_TO_READ_COST
         if ((bill["total_flops"] > bill["search_flops"]) & bill["best_loss"].notna()).any():  # a tuning to show
-            found.figures["loss_vs_compute"] = plots.loss_vs_compute(bill)
+            found.figures["loss_vs_compute"] = plots.loss_vs_compute(bill, labels)
     found.captions = {name: _CAPTIONS[name] for name in found.figures}
     return found
 

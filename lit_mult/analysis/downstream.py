@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from lit_mult.analysis import score_plots, scores, tables
+from lit_mult.analysis.arms import arm_labels
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import rows
 
@@ -31,9 +32,10 @@ def downstream(folder: Path, runs: pd.DataFrame) -> Findings:
     table = scores.load_scores(folder, runs)
     if table.empty:
         return found
+    labels = arm_labels(runs)
     found.how_to_read, found.unit = _HOW_TO_READ, "scores per cent, differences in points"
     for suite, part in table[table["best"]].groupby("suite", sort=False):
-        _suite(found, str(suite), part)
+        _suite(found, str(suite), part, labels)
     if others := table.loc[~table["best"], "run"].nunique():
         found.warnings.append(
             f"scores of {others} runs are left out: they are not at the best learning rate of their arm"
@@ -43,7 +45,7 @@ def downstream(folder: Path, runs: pd.DataFrame) -> Findings:
     return found
 
 
-def _suite(found: Findings, suite: str, table: pd.DataFrame) -> None:
+def _suite(found: Findings, suite: str, table: pd.DataFrame, labels: Mapping[str, str]) -> None:
     slug = "scores_" + re.sub(r"\W+", "_", suite).strip("_")
     means, compared = scores.means(table), scores.differences(table)
     last = means[means["last"]]
@@ -65,14 +67,14 @@ def _suite(found: Findings, suite: str, table: pd.DataFrame) -> None:
             continue
         name = f"{slug}_d{width}" if len(widths) > 1 else slug
         between = compared[(compared["d_model"] == width) & (compared["task"] != scores.CONTRAST) & compared["share"]]
-        found.figures[name] = score_plots.downstream(here, between)
+        found.figures[name] = score_plots.downstream(here, between, labels)
         found.captions[name] = (
             f"Scores on {suite} (d = {width}), and differences between arms and optimizers, with 95 % intervals over "
             "seeds and items. Blue: knowledge, orange: reasoning. Not shown: scores that are no share of right answers."
         )
         on_the_way = means[(means["d_model"] == width) & means["share"]]
         if on_the_way["step"].nunique() > 1:
-            found.figures[f"{name}_along"] = score_plots.scores_along_training(on_the_way)
+            found.figures[f"{name}_along"] = score_plots.scores_along_training(on_the_way, labels)
             found.captions[f"{name}_along"] = f"Scores on {suite} (d = {width}) along training."
     if statements := list(_statements(suite, compared)):
         found.statements.setdefault("Downstream", []).extend(statements)

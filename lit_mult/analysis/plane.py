@@ -21,6 +21,7 @@ from lit_mult.analysis.frame import rows
 from lit_mult.analysis.seeds import mean_interval, means_over_seeds, paired
 from lit_mult.analysis.sensitivity import capped
 from lit_mult.analysis.style import Axes, Figure, panel_grid, styled
+from lit_mult.analysis.styles import letters, scale
 from lit_mult.method.decay import BY_LR
 from lit_mult.schema import RunRecord
 
@@ -158,7 +159,7 @@ def _figure(means: pd.DataFrame, differences: pd.DataFrame) -> Figure:
     """A row a setting and width; a panel for each arm, and one for each pair of arms."""
     places = list(means[["setting", "d_model"]].drop_duplicates().itertuples(index=False))
     arms, pairs = list(means["arm"].unique()), differences[["of", "against"]].drop_duplicates()
-    figure, axes = panel_grid(len(places), len(arms) + len(pairs), 2.2, width=7.0)
+    figure, axes = panel_grid(len(places), len(arms) + len(pairs), 2.2, wide=True)
     scale = float(differences["difference"].abs().max()) if len(pairs) else 1.0
     for (setting, width), panels in zip(places, axes, strict=True):
         here = means[(means["setting"] == setting) & (means["d_model"] == width)]
@@ -169,12 +170,12 @@ def _figure(means: pd.DataFrame, differences: pd.DataFrame) -> Figure:
             _heat(ax, one, "above", cmap="viridis_r", vmin=0, vmax=most)
             best = one.loc[one["loss"].idxmin()]
             _star(ax, one, best)
-            ax.set_title(f"{arm}\n{setting}, $d$ = {width}" if setting else f"{arm}\n$d$ = {width}")
+            s.entitle(ax, arm, setting, f"$d$ = {width}")
         for pair, ax in zip(rows(pairs), panels[len(arms) :], strict=True):
             one = differences[(differences["of"] == pair.of) & (differences["against"] == pair.against)]
             one = one[(one["setting"] == setting) & (one["d_model"] == width)]
             _heat(ax, one, "difference", cmap="RdBu_r", vmin=-scale, vmax=scale)
-            ax.set_title(f"{pair.of} - {pair.against}\n{setting}".rstrip())
+            s.entitle(ax, f"{pair.of} - {pair.against}", setting)
     for ax in axes[-1]:
         ax.set_xlabel("learning rate")
     for ax in axes[:, 0]:
@@ -186,14 +187,17 @@ def _heat(ax: Axes, table: pd.DataFrame, value: str, **colours: Any) -> None:
     """Values over learning rate (x) and weight decay (y) as colours, with the number of thousandths in each field."""
     grid = table.pivot(index=_DECAY, columns=_LR, values=value)
     image = ax.imshow(grid, origin="lower", aspect="auto", **colours)
-    ax.set_xticks(range(len(grid.columns)), [f"$2^{{{np.log2(lr):.3g}}}$" for lr in grid.columns])
+    every = -(-4 * len(grid.columns) // letters(ax))  # a label is about four letters wide
+    rates = dict(list(enumerate(grid.columns))[::every])
+    ax.set_xticks(list(rates), [f"$2^{{{np.log2(lr):.3g}}}$" for lr in rates.values()])
     ax.set_yticks(range(len(grid.index)), [f"{decay:g}" for decay in grid.index])
     ax.grid(visible=False)
+    size = 6 * scale() * min(1.0, letters(ax) / (3.6 * len(grid.columns)))
     for (row, column), number in np.ndenumerate(grid.to_numpy(float)):
         if np.isfinite(number):
             light = sum(image.cmap(image.norm(number))[:3]) > 1.5
             text = f"{1000 * number:+.0f}" if value == "difference" else f"{1000 * number:.0f}"
-            ax.text(column, row, text, ha="center", va="center", size=6, color="black" if light else "white")
+            ax.text(column, row, text, ha="center", va="center", size=size, color="black" if light else "white")
 
 
 def _star(ax: Axes, table: pd.DataFrame, best: pd.Series) -> None:

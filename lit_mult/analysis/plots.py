@@ -5,7 +5,6 @@ Each function returns a matplotlib Figure made without pyplot; `style.save` turn
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,45 +17,42 @@ from lit_mult.analysis.labels import label_points
 from lit_mult.analysis.seeds import Floats, mean_interval
 from lit_mult.analysis.sensitivity import ALL_WIDTHS, MEASURES, lines, loss_curves, summary
 from lit_mult.analysis.style import Axes, Figure, Mark, Styles, add_legend, arm_styles, panel_grid, styled
+from lit_mult.analysis.styles import grid_of, letters
 from lit_mult.analysis.tables import NO_INTERVAL
 from lit_mult.method.regime import BALANCED
 
-MAX_COLUMNS = 4
-"""Panels side by side."""
-
 
 @styled
-def loss_vs_lr(runs: pd.DataFrame, points: pd.DataFrame) -> Figure:
+def loss_vs_lr(runs: pd.DataFrame, points: pd.DataFrame, labels: Mapping[str, str] | None = None) -> Figure:
     """Final loss against learning rate: a row a setting, a column a width, a line an arm with its band over seeds.
+
+    `labels` has a text of the legend for arms, such as `arms.arm_labels`; others have their names.
 
     The loss axis follows the bulk of the runs: a diverged run is a cross at the top, one above the axis a triangle.
     Shaded are rates at which lr * weight_decay * steps of hidden matrices stays below 2 in all arms (`method.regime`).
     """
     curves, styles = loss_curves(runs), arm_styles(points)
-    panels = [
-        (setting, widths[start : start + MAX_COLUMNS])
-        for setting in _settings(points)
-        for widths in [sorted(points.loc[points["setting"] == setting, "d_model"].unique())]
-        for start in range(0, len(widths), MAX_COLUMNS)
-    ]
-    most = max(len(widths) for _, widths in panels)
-    figure, axes = panel_grid(len(panels), most, 1.75, sharey="row", ylabel=s.LOSS)
+    panels = _rows_of_panels(points)
+    single = len({width for row in panels for _, width in row}) == 1
+    shared = False if single else "row"
+    figure, axes = panel_grid(len(panels), max(map(len, panels)), 1.75, sharey=shared, ylabel=s.LOSS)
     above = shaded = False
-    for (setting, widths), row in zip(panels, axes, strict=True):
-        in_row = _at(curves, setting=setting).query("d_model in @widths")
-        low, high = _limits(in_row["loss"])
-        above |= bool((in_row["loss"] > high).any())
-        for width, ax in zip(widths, row, strict=False):
-            title = [*textwrap.wrap(setting, 24), f"$d$ = {width}"]
-            ax.set(title=("\n" if len(setting) > 10 else ", ").join(title), xlabel="learning rate", ylim=(low, high))
+    for in_row, row in zip(panels, axes, strict=True):
+        drawn = pd.concat([_at(curves, setting=setting, d_model=width) for setting, width in in_row])
+        for (setting, width), ax in zip(in_row, row, strict=False):
+            curve, point = (_at(frame, setting=setting, d_model=width) for frame in (curves, points))
+            low, high = _limits((curve if single else drawn)["loss"])
+            above |= bool((curve["loss"] > high).any())
+            s.entitle(ax, setting, f"$d$ = {width}")
+            ax.set_ylim(low, high)
             ax.set_xscale("log", base=2)
-            curve, point = (_at(frame, setting=setting, d_model=width) for frame in (in_row, points))
             _loss_panel(ax, curve, point, styles)
             shaded |= _shade_short_runs(ax, _at(runs, setting=setting, d_model=width))
             if curve["lr"].nunique() == 1:  # the default limits of a log axis fail for a single value
                 ax.set_xlim(curve["lr"].min() / 2, curve["lr"].max() * 2)
-        for ax in row[len(widths) :]:
+        for ax in row[len(in_row) :]:
             ax.set_axis_off()
+    s.label_bottoms(axes, "learning rate")
     swept = points[~points["reference"]]
     marks: list[tuple[Mark, Any]] = [
         (("optimum", s.STAR | {"mfc": "0.6"}), (~swept["at_edge"] & swept["optimum_lr"].notna()).any()),
@@ -65,34 +61,56 @@ def loss_vs_lr(runs: pd.DataFrame, points: pd.DataFrame) -> Figure:
         (("above the axis", s.TRIANGLE | {"color": "0.3"}), above),
         ((f"lr · wd · steps < {BALANCED:g}", s.SHADE_MARK), shaded),
     ]
-    add_legend(figure, points, styles, [mark for mark, present in marks if present])
+    add_legend(figure, points, styles, [mark for mark, present in marks if present], labels=labels)
     return figure
 
 
+def _rows_of_panels(points: pd.DataFrame) -> list[list[tuple[str, int]]]:
+    """(setting, width) of the panels of each row: those of a setting, or of several that have one width."""
+    most = s.most_across()
+    of_setting = [
+        [(setting, int(width)) for width in sorted(points.loc[points["setting"] == setting, "d_model"].unique())]
+        for setting in _settings(points)
+    ]
+    if points["d_model"].nunique() == 1:
+        of_setting = [[panel for panels in of_setting for panel in panels]]
+    return [panels[start : start + most] for panels in of_setting for start in range(0, len(panels), most)]
+
+
 @styled
-def sensitivity(points: pd.DataFrame) -> Figure:
-    """Learning-rate sensitivity (above) and best loss (below) against width: a column a setting, a line an arm."""
+def sensitivity(points: pd.DataFrame, labels: Mapping[str, str] | None = None) -> Figure:
+    """Learning-rate sensitivity (above) and best loss (below) against width: a column a setting, a line an arm.
+
+    Settings that a page has no room for go on below. For `labels`, see `loss_vs_lr`.
+    """
     means, styles, settings = summary(points), arm_styles(points), _settings(points)
     swept, others = (means.loc[means["reference"] == reference, "best_loss"] for reference in (False, True))
     # Untuned references far above would press the swept arms into one line.
     far = bool(others.max() - swept.max() > 4 * max(swept.max() - swept.min(), 0.05))
-    figure, axes = panel_grid(2, len(settings), 1.9, sharey="row", sharex="col", xlabel="width $d$")
-    for setting, (top, bottom) in zip(settings, axes.T, strict=True):
-        here = _at(means, setting=setting)
-        for ax, measure in ((top, "sensitivity"), (bottom, "best_loss")):
-            s.against_width(ax, here["d_model"])
-            for arm, line in here.groupby("arm", sort=False):
-                _line(ax, line, measure, str(arm), styles)
-        if here["sensitivity"].isna().all():
-            _write(top, 0.5, "no complete sweep\nof learning rates")
-        top.set_title(textwrap.fill(setting, 36))
+    across = min(len(settings), s.most_across())
+    blocks = [settings[start : start + across] for start in range(0, len(settings), across)]
+    figure, axes = panel_grid(2 * len(blocks), across, 1.9, sharey="row")
+    for number, block in enumerate(blocks):
+        tops, bottoms = axes[2 * number], axes[2 * number + 1]
+        for setting, top, bottom in zip(block, tops, bottoms, strict=False):
+            here = _at(means, setting=setting)
+            for ax, measure in ((top, "sensitivity"), (bottom, "best_loss")):
+                s.against_width(ax, here["d_model"])
+                for arm, line in here.groupby("arm", sort=False):
+                    _line(ax, line, measure, str(arm), styles)
+            if here["sensitivity"].isna().all():
+                _write(top, 0.5, "no complete sweep\nof learning rates")
+            s.entitle(top, setting)
+            if far:
+                _references_above(bottom, here[here["reference"]], styles)
+        for ax in (*tops[len(block) :], *bottoms[len(block) :]):
+            ax.set_axis_off()
         if far:
-            _references_above(bottom, here[here["reference"]], styles)
-    if far:
-        axes[1, 0].set_ylim(*_limits(swept))
-    axes[0, 0].set_ylabel("lr sensitivity\n(nats per token)")
-    axes[1, 0].set_ylabel(f"best {s.LOSS}")
-    add_legend(figure, points, styles)
+            bottoms[0].set_ylim(*_limits(swept))
+        tops[0].set_ylabel("lr sensitivity\n(nats per token)")
+        bottoms[0].set_ylabel("best loss\n(nats per token)")
+    s.label_bottoms(axes, "width $d$")
+    add_legend(figure, points, styles, labels=labels)
     return figure
 
 
@@ -100,8 +118,11 @@ _COMPARED = ("adamw", "muon")
 
 
 @styled
-def adam_vs_muon(points: pd.DataFrame, differences: pd.DataFrame) -> Figure:
-    """Best loss under both optimizers against width, and their difference at equal arm and seed: a row a variant."""
+def adam_vs_muon(points: pd.DataFrame, differences: pd.DataFrame, labels: Mapping[str, str] | None = None) -> Figure:
+    """Best loss under both optimizers against width, and their difference at equal arm and seed: a row a variant.
+
+    For `labels`, see `loss_vs_lr`.
+    """
     points = points[~points["reference"]]
     means, styles, pairs = summary(points), arm_styles(points), optimizer_pairs(points, differences)
     variants = list(means["variant"].unique())
@@ -110,7 +131,7 @@ def adam_vs_muon(points: pd.DataFrame, differences: pd.DataFrame) -> Figure:
         here = _at(means, variant=variant)
         for ax in (left, right):
             s.against_width(ax, here["d_model"])
-            ax.set(xlabel="width $d$", title=variant)
+            s.entitle(ax, variant)
         for arm in here["arm"].unique():
             for optimizer in _COMPARED:
                 line = _at(here, arm=arm, optimizer=optimizer)
@@ -119,7 +140,8 @@ def adam_vs_muon(points: pd.DataFrame, differences: pd.DataFrame) -> Figure:
             _line(right, _at(pairs, within=name), "difference", arm, styles)
         right.axhline(0, color="0.3", lw=0.8)
         right.set_ylabel("Muon - AdamW\n(nats per token)")
-    s.add_legend(figure, points, styles, s.optimizer_marks(_COMPARED))
+    s.label_bottoms(axes, "width $d$")
+    add_legend(figure, points, styles, s.optimizer_marks(_COMPARED), labels=labels)
     return figure
 
 
@@ -151,7 +173,8 @@ def answers_along_factors(answers: pd.DataFrame) -> Figure:
             times = here.groupby("value").agg(low=("times_low", "min"), high=("times_high", "max"))
             ax.set_xticks(range(len(values)), [_with_times(row) for row in rows(times)])
             ax.axhline(0, color="0.3", lw=0.8)
-            ax.set(title=f"{place.question}: {MEASURES[measure]}", xlabel=f"{place.factor}\n(decay times)")
+            s.entitle(ax, place.question, MEASURES[measure])
+            ax.set_xlabel(f"{place.factor}\n(decay times)")
         row[0].set_ylabel("difference\n(nats per token)")
     s.mark_legend(figure, [(name, look) for name, look in styles.items() if name])
     return figure
@@ -168,7 +191,7 @@ def optimum_drift(points: pd.DataFrame, drift: pd.DataFrame) -> Figure:
     points = points[~points["reference"] & points["optimum_lr"].notna()]
     styles = arm_styles(points)
     points = points.assign(log2_lr=np.log2(points["optimum_lr"]))
-    figure, panels = _panels(points, "width $d$", "optimal learning rate")
+    figure, panels = _panels(points, "width $d$", "optimal learning rate", 2.0)
     for setting, ax, here in panels:
         s.against_width(ax, here["d_model"])
         ax.yaxis.set_major_formatter(lambda y, _: f"$2^{{{y:g}}}$")  # a log axis has one tick an octave: too few
@@ -184,23 +207,25 @@ def optimum_drift(points: pd.DataFrame, drift: pd.DataFrame) -> Figure:
             ends = np.array([line["d_model"].min(), line["d_model"].max()], dtype=float)
             for row in rows(slopes):
                 ax.plot(ends, row.intercept + row.slope * np.log2(ends), **style | {"marker": ""})
-            ax.plot([], [], **style, label=_slope_label(str(arm), slopes))
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22))
+            ax.plot([], [], **style, label=_slope_label(str(arm), slopes, letters(ax) - 6))
+    legends = [ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.2) for _, ax, _ in panels]
+    _, down, _ = grid_of(panels[0][1])
+    s.make_room(figure, down * max(legend.get_window_extent().height for legend in legends) / figure.dpi)
     return figure
 
 
 @styled
-def loss_vs_compute(bill: pd.DataFrame) -> Figure:
+def loss_vs_compute(bill: pd.DataFrame, labels: Mapping[str, str] | None = None) -> Figure:
     """Best loss against all FLOPs spent on it, search and tuning: a panel a setting, a line an arm across its widths.
 
     A thin line leads from the cost of the search alone to that with the tuning. Left out are reference arms that use no
-    tuned preset, and arms whose tuning is not on record.
+    tuned preset, and arms whose tuning is not on record. For `labels`, see `loss_vs_lr`.
     """
     bill = bill[
         (~bill["reference"] | (bill["tuning_flops"] > 0)) & bill[["total_flops", "best_loss"]].notna().all(axis=1)
     ]
     styles = arm_styles(bill)
-    figure, panels = _panels(bill, "training FLOPs of a seed", f"best {s.LOSS}")
+    figure, panels = _panels(bill, "training FLOPs of a seed", f"best {s.LOSS}", 2.7)
     ends = bill[["best_loss", "best_loss_low", "best_loss_high"]]
     low, high = ends.min(axis=1).min(), ends.max(axis=1).max()
     margin = 0.15 * max(high - low, 0.01)
@@ -214,19 +239,23 @@ def loss_vs_compute(bill: pd.DataFrame) -> Figure:
             ax.plot(x, y, **style)
             _bars(ax, x, y, line, "best_loss", style)
         _name_widths(ax, here)
-    add_legend(figure, bill, styles)
+    add_legend(figure, bill, styles, labels=labels)
     return figure
 
 
-def _panels(table: pd.DataFrame, xlabel: str, ylabel: str) -> tuple[Figure, list[tuple[str, Axes, pd.DataFrame]]]:
-    """One panel per setting, two in a row, with its rows of the table."""
+def _panels(
+    table: pd.DataFrame, xlabel: str, ylabel: str, height: float
+) -> tuple[Figure, list[tuple[str, Axes, pd.DataFrame]]]:
+    """One panel per setting, two in a row on a page and one in a column, with its rows of the table."""
     settings = _settings(table)
-    figure, axes = panel_grid(-(-len(settings) // 2), min(len(settings), 2), 2.7, sharey=True, ylabel=ylabel)
+    across = min(len(settings), s.pairs_across())
+    figure, axes = panel_grid(-(-len(settings) // across), across, height, sharey=True, ylabel=ylabel)
     for ax in axes.flat[len(settings) :]:
         ax.set_axis_off()
     panels = []
     for setting, ax in zip(settings, axes.flat, strict=False):
-        ax.set(title=textwrap.fill(setting, 36), xlabel=xlabel)
+        s.entitle(ax, setting)
+        ax.set_xlabel(xlabel)
         panels.append((setting, ax, _at(table, setting=setting)))
     return figure, panels
 
@@ -248,10 +277,11 @@ def _name_widths(ax: Axes, bill: pd.DataFrame) -> None:
     label_points(ax, labels, strokes)
 
 
-def _slope_label(arm: str, slopes: pd.DataFrame) -> str:
+def _slope_label(arm: str, slopes: pd.DataFrame, letters: int) -> str:
     for row in rows(slopes):
         span = NO_INTERVAL if np.isnan(row.slope_low) else f"[{row.slope_low:+.2f}, {row.slope_high:+.2f}]"
-        return f"{arm}: slope {row.slope:+.2f}, {span}{'' if row.trusted else ' (doubtful)'}"
+        parts = (f"{arm}: slope {row.slope:+.2f}", f"{span}{'' if row.trusted else ' (doubtful)'}")
+        return (", " if sum(map(len, parts)) < letters else "\n").join(parts)
     return f"{arm}: one width, no slope"
 
 

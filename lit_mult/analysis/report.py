@@ -12,19 +12,21 @@ from typing import get_args
 import pandas as pd
 
 from lit_mult import atomic
-from lit_mult.analysis import style, tables
+from lit_mult.analysis import styles, tables
+from lit_mult.analysis.arms import differing_fields
 from lit_mult.analysis.comparison import comparison
 from lit_mult.analysis.downstream import downstream
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import load_records
 from lit_mult.analysis.gains import gains
+from lit_mult.analysis.latex import to_latex
 from lit_mult.analysis.plane import plane
 from lit_mult.analysis.regime import regime
-from lit_mult.config import Experiment, flatten
+from lit_mult.config import Experiment
 from lit_mult.errors import UserError, one_of
 from lit_mult.layout import StudyPaths
-from lit_mult.schema import RunRecord, StudyPlan
+from lit_mult.schema import StudyPlan
 
 _BY_ROLE = re.compile(r"(parametrization\.(?:forward|lr|weight_decay))(?:\.(\w+))?")
 
@@ -43,15 +45,20 @@ class Report:
     """A sentence for each declared question."""
 
 
-def write_report(folder: Path | str) -> Report:
+def write_report(folder: Path | str, style: styles.StyleName | None = "paper", width: styles.Width = "page") -> Report:
     """Write `tables/`, `figures/` and `report.md` into the folder of a study or a run.
 
-    The output is deterministic. Files are replaced atomically.
+    The output is deterministic. Files are replaced atomically. `style` and `width` are those of the figures, as
+    `styles.figure_style` takes them.
 
     Raises:
-        UserError: there are no records, one is damaged, or the folder cannot be written.
+        UserError: there are no records, one is damaged, or the folder cannot be written; no such style or width.
     """
-    folder = Path(folder)
+    with styles.figure_style(style, width):
+        return _write_report(Path(folder))
+
+
+def _write_report(folder: Path) -> Report:
     study, runs = StudyPlan.read(StudyPaths(folder).plan), load_records(folder)
     if study and study.experiment:
         main = _experiment(study.experiment, Evidence(folder, runs))
@@ -61,14 +68,15 @@ def write_report(folder: Path | str) -> Report:
     parts = (main, *extra, plane(runs), regime(folder, runs), downstream(folder, runs))
     warnings = (*_warnings(study, runs), *(line for part in parts for line in part.warnings))
 
+    source = (_command(folder), f"Git commits of the runs: {_commits(runs)}")
     files = dict[str, bytes]()
     for part in parts:
         files |= {f"tables/{name}.csv": tables.to_csv(table).encode() for name, table in part.tables.items()}
-        files |= {
-            f"tables/{name}.md": tables.to_markdown(table).encode() for name, table in part.display_tables.items()
-        }
+        for name, table in part.display_tables.items():
+            files[f"tables/{name}.md"] = tables.to_markdown(table).encode()
+            files[f"tables/{name}.tex"] = to_latex(table, source).encode()
         for name, figure in part.figures.items():
-            files |= {f"figures/{name}.{ending}": content for ending, content in style.save(figure).items()}
+            files |= {f"figures/{name}.{ending}": content for ending, content in styles.save(figure).items()}
     title = (study.title or study.name) if study else folder.resolve().name
     files["report.md"] = _page(title, parts, warnings, list(_provenance(study, folder, runs))).encode()
     for path, content in ((folder / name, content) for name, content in files.items()):
@@ -142,8 +150,7 @@ def _list(heading: str, lines: list[str]) -> str:
 
 
 def _provenance(study: StudyPlan | None, folder: Path, runs: pd.DataFrame) -> Iterator[str]:
-    place = folder.resolve()
-    yield f"Study: {study.name if study else place.name}"
+    yield f"Study: {study.name if study else folder.resolve().name}"
     added, pruned = int(runs["added"].sum()), int((runs["status"] == "pruned").sum())
     refines = int(runs["refines"].sum())
     yield f"Records: {_is_planned(runs).sum()}{f' of {study.cells} planned' if study else ''}"
@@ -157,26 +164,28 @@ def _provenance(study: StudyPlan | None, folder: Path, runs: pd.DataFrame) -> It
         yield f"{pruned} of {len(runs)} runs were pruned: ended early by the study's pruner, so they have no final loss"
     if differing := _arms_differ_in(runs):
         yield f"Arms differ in: {differing}; all else is the same at equal factors and seed"
-    yield f"Git commits: {_listed(runs['git_commit'].fillna('none'))}"
+    yield f"Git commits: {_commits(runs)}"
     yield f"Corpus hash: {_listed(runs['corpus_hash'])}"
     yield f"Devices: {_listed(runs['device'])}"
     yield from (f"Versions: {versions}" for versions in sorted(runs["versions"].unique()))
     yield f"In total: {runs['tokens'].sum():,} training tokens, {runs['wall_seconds'].sum():,.0f} s of wall time"
-    # The last part of the path alone: the report must not depend on where the folder lies.
-    yield f"Made by: `lit-mult report {'results/' * (place.parent.name == 'results')}{place.name}`"
+    yield f"Made by: `{_command(folder)}`"
+
+
+def _command(folder: Path) -> str:
+    """The command that makes the report, with the last part of the path alone: it must not depend on the place."""
+    place = folder.resolve()
+    return f"lit-mult report {'results/' * (place.parent.name == 'results')}{place.name}"
+
+
+def _commits(runs: pd.DataFrame) -> str:
+    return _listed(runs["git_commit"].fillna("none"))
 
 
 def _arms_differ_in(runs: pd.DataFrame) -> str:
-    """Config fields in which the arms differ, with their values; without factors, nuisance factors and the seed."""
-    records = {str(arm): RunRecord.read(Path(group["path"].iloc[0])) for arm, group in runs.groupby("arm", sort=False)}
-    configs = {arm: flatten(record.config) for arm, record in records.items()}
-    cells = [record.cell for record in records.values() if record.cell]
-    varied = {"seed", *(name for cell in cells for name in (cell.factors | cell.nuisance))}
+    """Config fields in which the arms differ, with their values."""
     parts, roles = [], dict[str, list[str]]()
-    for name in dict.fromkeys(name for config in configs.values() for name in config if name not in varied):
-        values = {arm: config.get(name) for arm, config in configs.items()}
-        if len(set(map(str, values.values()))) == 1:
-            continue
+    for name, values in differing_fields(runs).items():
         if by_role := _BY_ROLE.fullmatch(name):  # a preset written into the config: names, as the values are too many
             roles.setdefault(by_role[1], []).extend(filter(None, [by_role[2]]))
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,16 @@ _TINT = {"knowledge": "#0072B2", "reasoning": "#D55E00"}
 
 
 @styled
-def downstream(means: pd.DataFrame, differences: pd.DataFrame) -> Figure:
+def downstream(means: pd.DataFrame, differences: pd.DataFrame, labels: Mapping[str, str] | None = None) -> Figure:
     """Scores of each task and of the means over tasks (above), and differences between arms (below), with intervals.
 
-    `means` and `differences` are those of one suite and one width; of `means`, the last checkpoints.
+    `means` and `differences` are those of one suite and one width; of `means`, the last checkpoints. `labels` has a
+    text of the legend for arms, such as `arms.arm_labels`.
     """
     tasks = list(means["task"].unique())
     position = {task: number + 0.7 * (task in AVERAGES) for number, task in enumerate(tasks)}
     compared = differences.drop_duplicates(["of", "against", "within"])
-    figure, axes = panel_grid(2 if len(compared) else 1, 1, 2.7, width=7.0)
+    figure, axes = panel_grid(2 if len(compared) else 1, 1, 2.7, wide=True)
     styles, lines = s.arm_styles(means), list(means["label"].unique())
     top = axes[0, 0]
     for number, (_, line) in enumerate(means.groupby("label", sort=False)):
@@ -38,34 +40,38 @@ def downstream(means: pd.DataFrame, differences: pd.DataFrame) -> Figure:
             top.hlines(row.chance, position[row.task] - 0.4, position[row.task] + 0.4, color="0.4", lw=0.9, ls=":")
     top.set(ylabel="score", ylim=(0, 1.03))
     if len(compared):
-        _difference_panel(axes[1, 0], differences, compared, position)
+        compared_marks = _difference_panel(axes[1, 0], differences, compared, position)
     for ax in axes[:, 0]:
         _name_tasks(ax, means, position)
     marks: list[Mark] = [("chance", {"color": "0.4", "ls": ":"})]
     marks += [(name, mark | {"ls": "none"}) for name, mark in _optimizer_marks(means)]
     points_only = {arm: style | {"ls": "none"} for arm, style in styles.items()}
-    s.add_legend(figure, means, points_only, marks, loc="outside upper center")
+    s.add_legend(figure, means, points_only, marks, loc="outside upper center", labels=labels)
     if len(compared):
-        figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        s.mark_legend(figure, compared_marks)
     return figure
 
 
 @styled
-def scores_along_training(means: pd.DataFrame) -> Figure:
+def scores_along_training(means: pd.DataFrame, labels: Mapping[str, str] | None = None) -> Figure:
     """Means over tasks against the tokens trained on (arXiv:2601.04890 fig. 11): a panel a mean, a line an arm.
 
-    `means` are those of one suite and one width, of several checkpoints. A suite of one task shows that.
+    `means` are those of one suite and one width, of several checkpoints. A suite of one task shows that. For `labels`,
+    see `downstream`.
     """
+    from matplotlib.ticker import EngFormatter
+
     shown = [name for name in AVERAGES if name in set(means["task"])] or list(means["task"].unique())[:3]
     figure, axes = panel_grid(1, len(shown), 2.3, xlabel="training tokens", ylabel="score")
     styles = s.arm_styles(means)
     for name, ax in zip(shown, axes[0], strict=True):
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
         for _, line in means[means["task"] == name].groupby("label", sort=False):
             first = next(rows(line))
             look, line = _look(styles, first.arm, first.optimizer), line.sort_values("tokens")
             s.draw_band(ax, line["tokens"], line, "value", look)
         ax.set_title("mean over all tasks" if name == "average" else name)
-    s.add_legend(figure, means, styles, _optimizer_marks(means))
+    s.add_legend(figure, means, styles, _optimizer_marks(means), labels=labels)
     return figure
 
 
@@ -76,16 +82,20 @@ def _optimizer_marks(means: pd.DataFrame) -> list[Mark]:
     return s.optimizer_marks(optimizers) if len(optimizers) > 1 else []
 
 
-def _difference_panel(ax: Axes, differences: pd.DataFrame, compared: pd.DataFrame, position: dict[str, float]) -> None:
-    colours = s.comparison_colours(len(compared))
+def _difference_panel(
+    ax: Axes, differences: pd.DataFrame, compared: pd.DataFrame, position: dict[str, float]
+) -> list[Mark]:
+    """Draw the differences of scores; entries of a legend for them."""
+    colours, marks = s.comparison_colours(len(compared)), list[Mark]()
     for number, row in enumerate(rows(compared)):
         line = differences.merge(pd.DataFrame([{"of": row.of, "against": row.against, "within": row.within}]))
         x = np.array([position[task] for task in line["task"]]) + _beside(number, len(compared))
         look: dict[str, Any] = {"color": colours[number], "marker": "osDvPh"[number % 6], "ls": "none", "ms": 4}
         draw_means(ax, x, line, "difference", look)
-        ax.plot([], [], **look, label=f"{row.of} - {row.against}{f' ({row.within})' if row.within else ''}")
+        marks.append((f"{row.of} - {row.against}{f' ({row.within})' if row.within else ''}", look))
     ax.axhline(0, color="0.3", lw=0.8)
     ax.set_ylabel("difference of scores")
+    return marks
 
 
 def _name_tasks(ax: Axes, means: pd.DataFrame, position: dict[str, float]) -> None:

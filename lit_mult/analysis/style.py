@@ -1,58 +1,33 @@
-"""Shared by figures: style, the style of each arm, and creating and saving figures without pyplot."""
+"""Shared by figures: the look of each arm, panels, axes and legends."""
 
 from __future__ import annotations
 
-import io
 import math
+import textwrap
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from functools import wraps
+from collections.abc import Iterable, Mapping
 from itertools import cycle
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from lit_mult.analysis.frame import optimizer_name
+from lit_mult.analysis.styles import Axes as Axes
+from lit_mult.analysis.styles import Figure as Figure
+from lit_mult.analysis.styles import colours, letters, letters_of, page, scale
+from lit_mult.analysis.styles import save as save
+from lit_mult.analysis.styles import styled as styled
 from lit_mult.registry.optimizers import OPTIMIZERS
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes as Axes
-    from matplotlib.figure import Figure as Figure
-else:
-    Axes = Figure = Any  # for annotations, here and elsewhere: matplotlib is loaded when a figure is drawn
-
-P = ParamSpec("P")
 Styles = dict[str, dict[str, Any]]
 Mark = tuple[str, dict[str, Any]]
 """(label, style) of an entry of a legend."""
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", (0, (5, 1.5)), "-.", (0, (1, 1)), (0, (3, 1, 1, 1, 1, 1)))
 _MARKERS = ("o", "s", "D", "v", "P", "h", "p")
 _GREYS = (("0.25", (0, (4, 2))), ("0.5", (0, (2, 2))), ("0.4", (0, (7, 2, 2, 2))))
 LOSS = "validation loss\n(nats per token)"
-_STYLE: Any = {
-    "axes.formatter.useoffset": False,
-    "axes.grid": True,
-    "axes.labelsize": 8,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 8,
-    "figure.constrained_layout.use": True,
-    "font.size": 8,
-    "grid.alpha": 0.3,
-    "grid.linewidth": 0.5,
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
-    "legend.handlelength": 2.8,
-    "lines.linewidth": 1.3,
-    "lines.markersize": 4,
-    "savefig.dpi": 200,
-    "svg.hashsalt": "lit_mult",
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
-}
 STAR: dict[str, Any] = {"marker": "*", "ms": 7, "mec": "black", "mew": 0.6}
 CROSS: dict[str, Any] = {"marker": "x", "ms": 4.5, "ls": "none"}
 DIVERGED: Mark = ("diverged", CROSS | {"color": "0.3"})
@@ -71,34 +46,6 @@ OPTIMIZER_LOOKS: Mapping[str, dict[str, Any]] = defaultdict(
     lambda: _OTHER_LOOK, zip(OPTIMIZERS, cycle(_OPTIMIZER_LOOKS), strict=False)
 )
 """Name -> look of lines; those of libraries look alike."""
-
-
-def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Apply the project's style in a plotting function, without changing matplotlib's global settings."""
-
-    @wraps(draw)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        import matplotlib
-
-        with matplotlib.rc_context(_STYLE):
-            return draw(*args, **kwargs)
-
-    return wrapper
-
-
-def save(figure: Figure) -> dict[str, bytes]:
-    """The figure as files: ending ("png", "svg") -> content; no dates inside."""
-    import matplotlib
-
-    files = {}
-    with matplotlib.rc_context(_STYLE):
-        figure.draw_without_rendering()  # the layout of long labels beside a legend takes a second pass to settle
-        for ending, metadata in (("png", {}), ("svg", {"Date": None})):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=ending, metadata=metadata)
-            files[ending] = buffer.getvalue()
-            figure.set_layout_engine("none")  # laid out by now: both files get the same layout, the second for nothing
-    return files
 
 
 def draw_means(ax: Axes, x: Any, line: pd.DataFrame, measure: str, look: Mapping[str, Any]) -> None:
@@ -154,7 +101,8 @@ def against_compute(ax: Axes, low: float, high: float) -> None:
     ratio = room**2 * high / low
     ax.set_xscale("log")
     ax.set_xlim(low / room, high * room)
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < 20 else (1, 3) if ratio < 100 else (1,)))
+    subs = (1, 2, 5) if ratio < 20 else (1, 3) if ratio < 100 else (1,)
+    ax.xaxis.set_major_locator(LogLocator(subs=subs) if letters(ax) > 24 else LogLocator(numticks=3))
     ax.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(math.inf, math.inf)))
     ax.xaxis.set_minor_formatter(NullFormatter())
 
@@ -186,7 +134,7 @@ def arm_styles(points: pd.DataFrame) -> Styles:
 
 def line_styles(names: Iterable[str]) -> Styles:
     """Colour, dashes and marker of each name."""
-    looks = (("color", _COLOURS), ("ls", _DASHES), ("marker", _MARKERS))
+    looks = (("color", colours()), ("ls", _DASHES), ("marker", _MARKERS))
     return {str(name): {look: values[i % len(values)] for look, values in looks} for i, name in enumerate(names)}
 
 
@@ -197,7 +145,17 @@ def optimizer_marks(optimizers: Iterable[str]) -> list[Mark]:
 
 def comparison_colours(n: int) -> list[str]:
     """Colours for n comparisons, other than those of the first arms."""
-    return [_COLOURS[(number + 2) % len(_COLOURS)] for number in range(n)]
+    every = colours()
+    return [every[(number + 2) % len(every)] for number in range(n)]
+
+
+Place = Literal["outside lower center", "outside upper center"]
+_PANEL = 1.35
+"""Inches of a panel under which labels of its ticks still fit, on paper."""
+_LOWEST = 1.4
+"""Inches of a row of panels, on paper, that a page of little height leaves it at least."""
+_ROOM = 1.4
+"""Inches of a legend, on paper, from which on arms have names without words."""
 
 
 def add_legend(
@@ -205,40 +163,98 @@ def add_legend(
     points: pd.DataFrame,
     styles: Styles,
     marks: Iterable[Mark] = (),
-    loc: Literal["outside lower center", "outside upper center"] = "outside lower center",
+    loc: Place = "outside lower center",
+    labels: Mapping[str, str] | None = None,
 ) -> None:
-    """Add a legend of the arms and other marks (label, style), by default below the panels."""
+    """Add a legend of the arms and other marks (label, style), by default below the panels.
+
+    `labels` say in words what an arm is (`arms.arm_labels`); where there is no room for that arms have their names.
+    """
     references = set(points.loc[points["reference"], "arm"])
-    arms = [(f"{arm} (one lr)" if arm in references else arm, style) for arm, style in styles.items()]
-    mark_legend(figure, [*arms, *marks], loc)
+    marks = list(marks)
+
+    def entries(words: Mapping[str, str]) -> list[Mark]:
+        return [(words.get(arm, arm) + " (one lr)" * (arm in references), look) for arm, look in styles.items()] + marks
+
+    if not labels or not mark_legend(figure, entries(labels), loc, at_most=_ROOM):
+        mark_legend(figure, entries({}), loc)
 
 
 def mark_legend(
-    figure: Figure,
-    marks: Iterable[Mark],
-    loc: Literal["outside lower center", "outside upper center"] = "outside lower center",
-) -> None:
-    """Add a legend of marks (label, style), by default below the panels; a mark without dashes has no line."""
+    figure: Figure, marks: Iterable[Mark], loc: Place = "outside lower center", at_most: float = math.inf
+) -> bool:
+    """Add a legend of marks (label, style), by default below the panels; a mark without dashes has no line.
+
+    It has as many columns as fit, up to four, and the figure grows by what it takes. A legend higher than `at_most`
+    inches on paper is not added; whether it was.
+    """
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], **{"ls": "none", **mark}, label=label) for label, mark in marks]
-    most = 4 if figure.get_figwidth() > 5 else 2  # columns that a figure of one panel has no room for are cut off
-    figure.legend(handles=handles, loc=loc, ncols=min(len(handles), most))
+    most = max(letters_of(figure) - 8, 12)
+    handles = [Line2D([], [], **{"ls": "none", **mark}, label=textwrap.fill(label, most)) for label, mark in marks]
+    if not handles:
+        return True
+    for columns in range(min(len(handles), 4), 0, -1):
+        legend = figure.legend(handles=handles, loc=loc, ncols=columns)
+        box = legend.get_window_extent()
+        if columns == 1 or box.width <= figure.bbox.width:
+            break
+        legend.remove()
+    if box.height / figure.dpi > at_most * scale():
+        legend.remove()
+        return False
+    make_room(figure, box.height / figure.dpi - 0.35 * scale())
+    return True
+
+
+def pairs_across() -> int:
+    """Of panels that stand in pairs, and need more room than others, how many stand side by side: one in a column."""
+    return 2 if most_across() > 2 else 1
+
+
+def make_room(figure: Figure, inches: float) -> None:
+    """Make a figure higher, for what stands below its panels."""
+    figure.set_figheight(figure.get_figheight() + max(inches, 0))
+
+
+def most_across() -> int:
+    """Panels side by side that a page has room for in the style in force."""
+    return max(int((page()[0] - 0.5) / _PANEL), 1)
 
 
 def panel_grid(
-    down: int, across: int, height: float, *, width: float = 0, xlabel: str = "", ylabel: str = "", **shared: Any
+    down: int, across: int, height: float, *, wide: bool = False, xlabel: str = "", ylabel: str = "", **shared: Any
 ) -> tuple[Figure, Any]:
     """A figure of `down` by `across` axes, with labels at its bottom and left.
 
-    `height` is that of a row in inches, `width` that of the figure: at most 7 inches, as the panels need, by default.
+    `height` is that of a row in inches, on paper. The figure is as wide as the panels need and at most the page, unless
+    their labels would not fit there; `wide` makes it at least the page. Rows are lower where a page has a height.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width or min(7.0, 1.0 + 2.4 * across), 0.5 + height * down))
+    most, highest = page()
+    width = max(most if wide else min(most, 1.0 + 2.4 * across), 0.5 + _PANEL * across)
+    row = height if wide else min(height, 1.45 * width / across)
+    whole = max(min(0.5 + row * down, highest), 0.5 + min(row, _LOWEST) * down)
+    figure = Figure(figsize=(scale() * width, scale() * whole), layout="constrained")
     axes = figure.subplots(down, across, squeeze=False, **shared)
     for ax in axes[-1]:
         ax.set_xlabel(xlabel)
     for ax in axes[:, 0]:
         ax.set_ylabel(ylabel)
     return figure, axes
+
+
+def label_bottoms(axes: Any, xlabel: str) -> None:
+    """Label the x axis of the lowest panel of each column of a grid, those of other panels being the same."""
+    for column in axes.T:
+        shown = [ax for ax in column if ax.axison]
+        shown[-1].set_xlabel(xlabel)
+
+
+def entitle(ax: Axes, *parts: str) -> None:
+    """Set the title of a panel: its parts on one line, or on lines of their own where that is wider than the panel."""
+    title, most = ", ".join(filter(None, parts)), letters(ax)
+    if len(title.replace("$", "")) > most:
+        title = "\n".join(textwrap.fill(part, most) for part in parts if part)
+    ax.set_title(title)

@@ -14,6 +14,7 @@ from lit_mult.errors import UserError, did_you_mean, one_of
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+    from lit_mult.analysis.styles import StyleName, Width
     from lit_mult.config import RunConfig
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -131,11 +132,11 @@ def read_run_config(namespace: dict[str, Any]) -> RunConfig:
     return pinned(config)
 
 
-def print_report(folder: Path) -> None:
+def print_report(folder: Path, style: StyleName = "paper", width: Width = "page") -> None:
     """Write the report of a folder; print its text, its path and, last, the answers to the study's questions."""
     from lit_mult.analysis.report import write_report
 
-    made = write_report(folder)
+    made = write_report(folder, style, width)
     print(made.text)
     for warning in made.warnings:
         warn(warning)

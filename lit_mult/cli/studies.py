@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from lit_mult import atomic
 from lit_mult.cli.next_steps import after_sweep
@@ -123,12 +124,17 @@ def compare(arguments: Sequence[str]) -> int:
 
 def report(arguments: Sequence[str]) -> int:
     """Write tables, figures and report.md from the records in a folder."""
+    from lit_mult.analysis.styles import StyleName, Width
+
     parser = make_parser("report", report)
     parser.add_argument("folder", type=str, help="results folder of a study, or folder of a run")
+    parser.add_argument("--style", type=str, choices=get_args(StyleName), default="paper", help="what figures are for")
+    width = "width of figures: that of a page, or of one of its two columns"
+    parser.add_argument("--width", type=str, choices=get_args(Width), default="page", help=width)
     parser.add_argument("--tensorboard", action="store_true", help="write the curves for TensorBoard too")
     namespace = parser.parse_args(list(arguments))
     folder = Path(namespace.folder)
-    print_report(folder)
+    print_report(folder, namespace.style, namespace.width)
     if namespace.tensorboard:
         from lit_mult.analysis.tensorboard import write_events
 

@@ -38,7 +38,7 @@ KINDS: Final = with_plugins(
         ),
         Kind(
             "vector",
-            "learnable vector multipliers",
+            "learnable row + column multipliers",
             "learnable row and column vectors, as the placement has them",
             axes=lambda table: table,
             forward="start",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from lit_mult.analysis import style
+from lit_mult.analysis.arms import arm_labels
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import best_rates, load_curves, optimizer_name, rows
@@ -52,7 +53,7 @@ def findings(evidence: Evidence) -> Findings:
             "best_losses": means_table(losses, [*point, "arm", "lr", "final_loss"]),
             "vectors_minus_fixed": means_table(final_gaps, [*point, "final_loss"], signed),
         },
-        figures={"tiers": _tiers_figure(runs, best), "gap": _gap_figure(gaps, decay_start)},
+        figures={"tiers": _tiers_figure(runs, best, arm_labels(runs)), "gap": _gap_figure(gaps, decay_start)},
         captions=_CAPTIONS,
         warnings=list(_edges(runs, best)),
         how_to_read=_HOW_TO_READ,
@@ -113,7 +114,7 @@ def _verdicts(best: pd.DataFrame, gaps: pd.DataFrame, decay_start: int) -> Itera
 
 
 @style.styled
-def _tiers_figure(runs: pd.DataFrame, best: pd.DataFrame) -> style.Figure:
+def _tiers_figure(runs: pd.DataFrame, best: pd.DataFrame, labels: dict[str, str]) -> style.Figure:
     """A panel an optimizer, a line an arm: best final loss against the tier."""
     styles, optimizers = style.arm_styles(runs), sorted(runs["optimizer"].unique())
     xlabel, ylabel = "tuned multipliers in use", f"best {style.LOSS}"
@@ -125,7 +126,7 @@ def _tiers_figure(runs: pd.DataFrame, best: pd.DataFrame) -> style.Figure:
             style.draw_means(ax, line["rank"] + shift, line, "final_loss", look)
         ax.set_xticks(range(len(_TIERS)), _TIERS)
         ax.set(title=optimizer, xlim=(-0.4, len(_TIERS) - 0.6))
-    style.add_legend(figure, runs, styles)
+    style.add_legend(figure, runs, styles, labels=labels)
     return figure
 
 

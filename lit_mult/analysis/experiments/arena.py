@@ -22,6 +22,7 @@ from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import judging, rows
 from lit_mult.analysis.questions import answers, answers_table
 from lit_mult.analysis.seeds import mean_interval
+from lit_mult.analysis.styles import scale
 from lit_mult.analysis.tables import drift_table, interval, number, power_of_two, scientific, signed, spanned
 from lit_mult.analysis.verdict import BELOW_0, Verdict, judge
 from lit_mult.errors import UserError
@@ -259,7 +260,7 @@ def _forest(table: pd.DataFrame) -> style.Figure:
         ("speedup", "speed-up", 1),
         ("step", f"seconds of a step\n/ {BASELINE}'s", 1),
     )
-    figure, axes = style.panel_grid(1, len(panels), 0.8 + 0.24 * len(order), sharey=True, width=7)
+    figure, axes = style.panel_grid(1, len(panels), 0.8 + 0.24 * len(order), sharey=True, wide=True)
     widths = sorted(table["d_model"].unique())
     looks = {
         f"d = {width}": look for width, look in zip(widths, style.line_styles(map(str, widths)).values(), strict=True)
@@ -281,7 +282,9 @@ def _forest(table: pd.DataFrame) -> style.Figure:
 @style.styled
 def _against_cost(table: pd.DataFrame) -> style.Figure:
     widths = sorted(table["d_model"].unique())
-    figure, axes = style.panel_grid(1, len(widths), 3.4, xlabel="seconds, search included", ylabel=style.LOSS, width=7)
+    figure, axes = style.panel_grid(
+        1, len(widths), 3.4, xlabel="seconds, search included", ylabel=style.LOSS, wide=True
+    )
     for ax, width in zip(axes.flat, widths, strict=True):
         here = table[(table["d_model"] == width) & table["loss"].notna()]
         style.against_compute(ax, here["seconds"].min(), here["seconds"].max())
@@ -294,6 +297,6 @@ def _against_cost(table: pd.DataFrame) -> style.Figure:
             height = max(row.loss, height + gap)  # from the lowest up, so that labels do not overlap
             line = {"arrowstyle": "-", "lw": 0.4, "color": "0.6", "relpos": (0, 0.5)}
             place = {"xytext": (1.02, height), "textcoords": ("axes fraction", "data"), "va": "center"}
-            ax.annotate(row.arm, (row.seconds, row.loss), fontsize=6, arrowprops=line, **place)
+            ax.annotate(row.arm, (row.seconds, row.loss), fontsize=6 * scale(), arrowprops=line, **place)
         ax.set_title(f"$d$ = {width}")
     return figure

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lit_mult.analysis.arms import arm_labels
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import load_curves, optimizer_name
@@ -77,7 +78,7 @@ def findings(evidence: Evidence) -> Findings:
             "clipping": _table(clipped_long, "mean", "quantity"),
             "early_gradient_norms": _table(early_long, "geometric mean", "norm"),
         },
-        figures={"clipping": _figure(norms, curves, level)},
+        figures={"clipping": _figure(norms, curves, level, arm_labels(evidence.runs))},
         captions={"clipping": _CAPTION},
         how_to_read=_HOW_TO_READ.format(differ=_DIFFER),
         unit="Losses in nats per token; norms are 2-norms over all parameters",
@@ -164,7 +165,7 @@ def _table(frame: pd.DataFrame, value: str, *more: str) -> pd.DataFrame:
 
 
 @styled
-def _figure(norms: pd.DataFrame, curves: pd.DataFrame, level: float) -> Figure:
+def _figure(norms: pd.DataFrame, curves: pd.DataFrame, level: float, labels: dict[str, str]) -> Figure:
     """A row an optimizer: gradient norms, their ratio, and losses relative to no multipliers along training."""
     present = set(norms["arm"])
     styles = {arm: style | {"marker": ""} for arm, style in line_styles(_ARMS).items() if arm in present}
@@ -187,5 +188,5 @@ def _figure(norms: pd.DataFrame, curves: pd.DataFrame, level: float) -> Figure:
         left.set_ylabel(f"{optimizer}\ngradient norm")
         middle.set_ylabel("norm / norm without\nmultipliers")
         right.set_ylabel("loss - loss of none\n(nats per token)")
-    mark_legend(figure, [*styles.items(), ("clipped to", _LEVEL)])
+    mark_legend(figure, [*((labels[arm], look) for arm, look in styles.items()), ("clipped to", _LEVEL)])
     return figure

@@ -138,7 +138,7 @@ def _figure(means: pd.DataFrame) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     optimizers = list(means["optimizer"].unique())
-    figure, axes = panel_grid(3, len(optimizers), 1.9, width=7.0, sharex=True, sharey="row", xlabel="layer")
+    figure, axes = panel_grid(3, len(optimizers), 1.9, wide=True, sharex=True, sharey="row", xlabel="layer")
     panels = {"RMS of block outputs": [*_OUTPUTS.values()]}
     panels |= {f"scalars {group}": roles for group, roles in _GROUPS.items()}
     for (label, lines), across in zip(panels.items(), axes, strict=True):

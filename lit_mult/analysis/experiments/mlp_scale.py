@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lit_mult.analysis.arms import arm_labels
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.evidence import scale_sweep as sweep
 from lit_mult.analysis.findings import Findings
@@ -60,7 +61,7 @@ def findings(evidence: Evidence) -> Findings:
     points = sweep.points(evidence, FACTOR, _measured(evidence))
     fits = sweep.slopes(points, ["output_rms", "mlp_rms", *_SCALARS.values(), "scalars_product"])
     found = sweep.findings(points, fits, ["mlp_noise_factor"])
-    found.figures = {"mlp_scale": _figure(points)}
+    found.figures = {"mlp_scale": _figure(points, arm_labels(evidence.runs))}
     found.captions = {"mlp_scale": _CAPTION}
     optimizers = sorted(points["optimizer"].unique())
     verdicts = [verdict for optimizer in optimizers for verdict in _verdicts(points, optimizer) if verdict.seeds]
@@ -116,7 +117,7 @@ def _verdicts(points: pd.DataFrame, optimizer: str) -> Iterator[Verdict]:
 
 
 @styled
-def _figure(points: pd.DataFrame) -> Figure:
+def _figure(points: pd.DataFrame, labels: dict[str, str]) -> Figure:
     table = points.assign(reference=False).sort_values("arm", kind="stable")
     optimizers, styles = sorted(table["optimizer"].unique()), arm_styles(table)
     figure, axes = panel_grid(len(optimizers), len(_PANELS), 2.0, sharex=True, sharey="col", xlabel="scale $S$ of MLPs")
@@ -140,5 +141,5 @@ def _figure(points: pd.DataFrame) -> Figure:
     marks = [(name.replace("_", " "), {"color": "0.3", **look}) for name, look in _SCALAR_LOOKS.items()]
     marks += [("within 10 % of noise", _NOISE), ("proportional to 1/S", _FULL)]
     marks += [DIVERGED] if table[sweep.LOSS].isna().any() else []
-    add_legend(figure, table, styles, marks)
+    add_legend(figure, table, styles, marks, labels=labels)
     return figure

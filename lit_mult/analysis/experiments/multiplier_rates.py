@@ -27,6 +27,7 @@ from lit_mult.analysis.style import (
     draw_means,
     line_styles,
     mark_at_top,
+    pairs_across,
     panel_grid,
     styled,
 )
@@ -155,8 +156,8 @@ def _figure(excess: pd.DataFrame) -> Figure:
     excess = excess.assign(arm="d = " + excess["d_model"].astype(str), panel=excess["arm"], reference=False)
     widths = excess.sort_values("d_model")["arm"].unique()
     styles = line_styles(widths)
-    figure, axes = panel_grid(1, 2, 2.6)
-    for (panel, name), ax in zip(_NAMES.items(), axes[0], strict=True):
+    figure, axes = panel_grid(2 // pairs_across(), pairs_across(), 2.6)
+    for (panel, name), ax in zip(_NAMES.items(), axes.flat, strict=True):
         here = excess[excess["panel"] == panel]
         for arm, line in means_over_seeds(here, ["arm", "value"], "excess").groupby("arm"):
             draw_means(ax, line["value"], line, "excess", styles[str(arm)])

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from lit_mult.analysis import style
+from lit_mult.analysis.arms import arm_labels
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.evidence import scale_sweep as sweep
 from lit_mult.analysis.findings import Findings
@@ -49,7 +50,7 @@ def findings(evidence: Evidence) -> Findings:
     fits = sweep.slopes(points, ["logits_rms", "final_norm_output_rms", "head_rms", "median_row_rms"])
     fits = pd.concat([fits, sweep.slopes(_upper(points), ["head_rms", "median_row_rms"])], ignore_index=True)
     found = sweep.findings(points, fits, ["median_row_over_noise", "head_over_noise"])
-    found.figures = {"projector_norm": _figure(points)}
+    found.figures = {"projector_norm": _figure(points, arm_labels(evidence.runs))}
     found.captions = {"projector_norm": _CAPTION}
     return evidence.with_verdicts(found, [verdict for verdict in _verdicts(points) if verdict.seeds])
 
@@ -114,7 +115,7 @@ def _verdicts(points: pd.DataFrame) -> Iterator[Verdict]:
 
 
 @styled
-def _figure(points: pd.DataFrame) -> Figure:
+def _figure(points: pd.DataFrame, labels: dict[str, str]) -> Figure:
     table = points.assign(reference=False).sort_values("arm", kind="stable")
     figure, axes = panel_grid(2, 2, 2.1, sharex=True, xlabel="scale $S$ of the head")
     styles = arm_styles(table)
@@ -138,5 +139,5 @@ def _figure(points: pd.DataFrame) -> Figure:
     hollow = {"color": "0.3", "marker": "o", "mfc": "white"}
     marks = [("row of median norm", hollow), ("Brownian level", _BROWNIAN)]
     marks += [DIVERGED] if table[sweep.LOSS].isna().any() else []
-    add_legend(figure, table, styles, marks)
+    add_legend(figure, table, styles, marks, labels=labels)
     return figure

@@ -141,7 +141,7 @@ def _figure(ends: pd.DataFrame) -> Figure:
     edges = np.linspace(np.log(smallest), np.log(quantiles["value"].max()), _BINS + 1)
     optimizers = list(ends["optimizer"].unique())
     labels = {"xlabel": "row norm / mean of the matrix", "ylabel": "density in ln(norm)"}
-    figure, axes = panel_grid(len(optimizers), len(_GROUPS), 2.2, width=7.0, sharex=True, sharey="row", **labels)
+    figure, axes = panel_grid(len(optimizers), len(_GROUPS), 2.2, wide=True, sharex=True, sharey="row", **labels)
     styles = line_styles(_ARMS)
     for optimizer, across in zip(optimizers, axes, strict=True):
         for (group, roles), ax in zip(_GROUPS.items(), across, strict=True):

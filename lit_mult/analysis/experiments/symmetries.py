@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from lit_mult.analysis.arms import arm_labels
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.seeds import difference, means_along_steps, means_over_seeds
@@ -52,7 +53,7 @@ def findings(evidence: Evidence) -> Findings:
             f"size_at_the_{when}": means_table(means_over_seeds(sizes, run, when), [*run, when], scientific)
             for when in ("middle", "end")
         },
-        figures={"drift": _figure(readings)},
+        figures={"drift": _figure(readings, arm_labels(evidence.runs))},
         captions={"drift": _CAPTION},
         statements={"Divergence": list(_divergence(evidence.runs))},
         how_to_read=_HOW_TO_READ,
@@ -113,7 +114,7 @@ def _divergence(runs: pd.DataFrame) -> Iterator[str]:
 
 
 @styled
-def _figure(readings: pd.DataFrame) -> Figure:
+def _figure(readings: pd.DataFrame, labels: dict[str, str]) -> Figure:
     """A column a precision; above log|M_q|/|M_k| of each block, below the residual stream behind the last block."""
     pairs, residual = readings[readings["quantity"] == _QUERY_KEY], _last_residual(readings)
     residual = residual.assign(value=np.log(residual["value"]))
@@ -133,5 +134,5 @@ def _figure(readings: pd.DataFrame) -> Figure:
     in_octaves(axes[1, 0])
     axes[0, 0].set_ylabel(r"$\log\,|M_q|/|M_k|$")
     axes[1, 0].set_ylabel("residual RMS\nbehind the last block")
-    add_legend(figure, arms, lines)
+    add_legend(figure, arms, lines, labels=labels)
     return figure

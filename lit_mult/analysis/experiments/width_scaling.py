@@ -15,7 +15,16 @@ from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.exponents import larger_half
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.seeds import geometric_means, mean_logs, means_over_seeds, of_like_seeds, slopes
-from lit_mult.analysis.style import Figure, against_width, draw_means, in_octaves, line_styles, panel_grid, styled
+from lit_mult.analysis.style import (
+    Figure,
+    against_width,
+    draw_means,
+    in_octaves,
+    line_styles,
+    pairs_across,
+    panel_grid,
+    styled,
+)
 from lit_mult.analysis.tables import spanned
 from lit_mult.analysis.verdict import judge
 from lit_mult.registry.roles import HIDDEN_ROLES
@@ -135,7 +144,7 @@ def _figure(means: pd.DataFrame) -> Figure:
         "RMS": {"logits": None, "attention logits": None},
         "norm of the matrices": {"‖W‖ of hidden matrices": None, "‖W‖ of the head": None},
     }
-    figure, axes = panel_grid(2, 2, 2.3, width=7.0)
+    figure, axes = panel_grid(4 // pairs_across(), pairs_across(), 2.3, wide=True)
     for (label, lines), ax in zip(panels.items(), axes.flat, strict=True):
         against_width(ax, means["d_model"])
         styles = line_styles(lines)
