@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from argparse import Action
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
@@ -26,7 +26,6 @@ from lit_mult.registry.kinds import KINDS
 from lit_mult.registry.optimizers import OPTIMIZERS
 from lit_mult.study import fields
 from lit_mult.study.grids import Distribution, Grid, PowersOfTwo
-
 
 _RUN_OPTIONS = (
     "Every field of a [run config](config.md) is an option as well, as in `--model.d_model 128`. `--config FILE` reads "
