@@ -89,6 +89,6 @@ def print_report(folder: Path) -> None:
     for warning in made.warnings:
         print(f"warning: {warning}")
     print(f"figures: {folder / 'figures'}/*.png, *.svg")
-    print(f"report:  {folder / 'report.md'}")
+    print(f"report:  {folder / 'report.html'}, report.md")
     if made.answers:
         print("", *made.answers, sep="\n")
