@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import get_args
@@ -54,7 +54,7 @@ def write_report(folder: Path | str) -> Report:
         UserError: there are no records, one is damaged, or the folder cannot be written.
     """
     folder = Path(folder)
-    content = read_content(folder)
+    content = drawn(read_content(folder))
     parts = content.parts
 
     files = dict[str, bytes]()
@@ -63,8 +63,8 @@ def write_report(folder: Path | str) -> Report:
         files |= {
             f"tables/{name}.md": tables.to_markdown(table).encode() for name, table in part.display_tables.items()
         }
-    for name, drawn in content.figures.items():
-        files |= {f"figures/{name}.{ending}": figure for ending, figure in drawn.items()}
+    for name, forms in content.figures.items():
+        files |= {f"figures/{name}.{ending}": figure for ending, figure in forms.items()}
     files["report.html"] = document(payload(content)).encode()
     files["report.md"] = _page(content.title, parts, content.warnings, content.provenance).encode()
     for path, written in ((folder / name, written) for name, written in files.items()):
@@ -79,7 +79,7 @@ def write_report(folder: Path | str) -> Report:
 
 
 def read_content(folder: Path, damaged: Callable[[str], None] | None = None) -> Content:
-    """All that the report of a folder says.
+    """All that the report of a folder says; its figures are not drawn yet.
 
     Args:
         folder: of a study or a run.
@@ -103,8 +103,13 @@ def read_content(folder: Path, damaged: Callable[[str], None] | None = None) -> 
         warnings=(*_warnings(study, runs), *(line for part in parts for line in part.warnings)),
         provenance=tuple(_provenance(study, folder, runs)),
         study=study.name if study else "",
-        figures={name: style.save(figure) for part in parts for name, figure in part.figures.items()},
     )
+
+
+def drawn(content: Content) -> Content:
+    """The content with its figures drawn."""
+    figures = {name: style.save(figure) for part in content.parts for name, figure in part.figures.items()}
+    return replace(content, figures=figures)
 
 
 def _experiment(name: str, evidence: Evidence) -> Findings:
