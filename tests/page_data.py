@@ -14,7 +14,7 @@ from lit_mult.config import RunConfig
 from lit_mult.diagnostics.keys import COLUMNS
 from lit_mult.schema import CellInfo
 
-TITLE = "<script>alert(1)</script> & \"both\" </title>"
+TITLE = '<script>alert(1)</script> & "both" </title>'
 ARMS = {"muP": "fixed", "</style><b>v": "vector"}
 RATES = tuple(2.0**power for power in (-9, -8, -7, -6, -5))
 SEEDS = (0, 1, 2)

@@ -108,7 +108,10 @@ def test_a_report_writes_the_page(tmp_path: Path) -> None:
 def test_no_name_gets_out_of_the_data(made: tuple[Path, Payload]) -> None:
     text = document(made[1])
     assert "alert(" not in text.replace("alert(1)&lt;/script&gt;", "")
-    assert f"<title>{TITLE.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;').replace(chr(34), '&quot;')}<" in text
+    assert (
+        f"<title>{TITLE.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;').replace(chr(34), '&quot;')}<"
+        in text
+    )
     assert set(unpacked(made[1].data)["runs"]["columns"]["arm"]["of"]) == set(ARMS)  # and it is in the data as it is
     assert re.findall(r"<script[^>]*>", text) == [
         '<script type="text/plain" id="data">',
@@ -125,9 +128,7 @@ def test_the_policy_allows_this_script_and_style_and_nothing_else(made: tuple[Pa
     style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)
     assert script is not None
     assert style is not None
-    hashes = [
-        base64.b64encode(hashlib.sha256(part[1].encode()).digest()).decode() for part in (script, style)
-    ]
+    hashes = [base64.b64encode(hashlib.sha256(part[1].encode()).digest()).decode() for part in (script, style)]
     assert policy[1].split("; ") == [
         "default-src 'none'",
         f"script-src 'sha256-{hashes[0]}'",

@@ -16,6 +16,8 @@ import pandas as pd
 import pytest
 import yaml
 from page_data import ARMS, SEEDS, TITLE, write_page_study
+from test_watch import cells_of, end
+from tiny_runs import MakeStudy
 
 from lit_mult.analysis import sensitivity
 from lit_mult.analysis.frame import load_records
@@ -24,6 +26,9 @@ from lit_mult.analysis.page.payload import payload
 from lit_mult.analysis.report import drawn, read_content
 from lit_mult.analysis.seeds import mean_interval
 from lit_mult.config import RunConfig
+from lit_mult.study import watch as watching
+from lit_mult.study.folder import StudyFolder
+from lit_mult.study.spec import StudySpec
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -313,3 +318,46 @@ def test_names_are_text_whatever_they_say(page: Any) -> None:
     assert page.locator("h1 script, h1 img").count() == 0
     assert page.locator("b").count() == 0
     assert page.get_by_role("group", name="Arms").get_by_role("button").nth(1).inner_text() == VECTORS
+
+
+def test_a_live_page_follows_its_study_and_keeps_what_the_reader_chose(
+    browser: Any, study_dict: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "_INTERVAL", 0.1)
+    monkeypatch.setattr(watching, "_SHARE", 1.0)
+    folder = StudyFolder(tmp_path / "study")
+    with folder.locked():
+        folder.claim(StudySpec.from_dict(study_dict()), [])
+    first, second, third, running = cells_of(folder)[:4]
+    lease = folder.attempts.begin(running.id, 6)
+    with watching.Server(folder.path) as server:
+        page = browser.new_page()
+        asked, complaints = list[str](), list[str]()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(server.address)
+        progress = page.get_by_role("region", name="Progress")
+        progress.get_by_text("tiny: 0 of 10 cells").wait_for()
+        assert running.id in progress.inner_text()
+        assert "step 6" in progress.inner_text()
+        assert "No run has ended yet" in page.locator("main").inner_text()
+        end(folder, first)
+        page.locator("output", has_text="1 of 1 run").first.wait_for()
+        page.locator("#filter").fill("muP")
+        figure(page, "curves").locator("[data-option=y]").click()
+        page.evaluate("document.getElementById('figure-curves').scrollIntoView()")
+        where = page.evaluate("document.getElementById('figure-curves').getBoundingClientRect().top")
+        folder.record(second.id).write_text("{torn")
+        end(folder, third)
+        page.locator("output", has_text="2 of 2 runs").first.wait_for()
+        assert page.locator("#filter").input_value() == "muP"
+        assert figure(page, "curves").locator("[data-option=y]").inner_text() == "y: log"
+        progress.get_by_text("damaged, not JSON").wait_for()
+        progress.get_by_text("3 of 10 cells").wait_for()
+        now = page.evaluate("document.getElementById('figure-curves').getBoundingClientRect().top")
+        assert now == pytest.approx(where, abs=3)
+        page.close()
+    assert lease is not None
+    lease.close("stopped")
+    assert complaints == []
+    assert {url.removeprefix(server.address) for url in asked} == {"", "state.json", "page.json"}

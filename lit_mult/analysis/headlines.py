@@ -54,7 +54,9 @@ def headlines(parts: Sequence[Findings], warnings: Sequence[str]) -> list[Headli
     room = MOST - len(doubts)
     by_name = {name: table for part in parts for name, table in part.tables.items() if len(table)}
     if "answers" in by_name:
-        found = _answers(by_name["answers"], room)
+        found = _answers(by_name["answers"], "declared questions", room)
+    elif "outcome" in by_name.get("differences", ()):  # of a comparison of sides, which asks by itself
+        found = _answers(by_name["differences"], "comparisons", room)
     elif "verdicts" in by_name:
         found = _verdicts(by_name["verdicts"], room)
     else:
@@ -63,7 +65,7 @@ def headlines(parts: Sequence[Findings], warnings: Sequence[str]) -> list[Headli
     return [*found, *doubts]
 
 
-def _answers(answers: pd.DataFrame, room: int) -> list[Headline]:
+def _answers(answers: pd.DataFrame, name: str, room: int) -> list[Headline]:
     told = [
         Headline(questions.statement(row), row.outcome, row.difference, row.low, row.high, -row.margin, row.margin)
         for row in rows(answers)
@@ -71,7 +73,7 @@ def _answers(answers: pd.DataFrame, room: int) -> list[Headline]:
     if len(told) <= room:
         return told
     counted = _counted(answers["outcome"], _ANSWERED)
-    return [Headline(f"Of {len(told)} declared questions: {counted}. The first of them:"), *told[: room - 1]]
+    return [Headline(f"Of {len(told)} {name}: {counted}. The first of them:"), *told[: room - 1]]
 
 
 def _verdicts(verdicts: pd.DataFrame, room: int) -> list[Headline]:

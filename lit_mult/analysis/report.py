@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -106,10 +106,10 @@ def read_content(folder: Path, damaged: Callable[[str], None] | None = None) -> 
     )
 
 
-def drawn(content: Content) -> Content:
-    """The content with its figures drawn."""
-    figures = {name: style.save(figure) for part in content.parts for name, figure in part.figures.items()}
-    return replace(content, figures=figures)
+def drawn(content: Content, but: Collection[str] = ()) -> Content:
+    """The content with its figures drawn, except those of these names."""
+    figures = {name: figure for part in content.parts for name, figure in part.figures.items() if name not in but}
+    return replace(content, figures={name: style.save(figure) for name, figure in figures.items()})
 
 
 def _experiment(name: str, evidence: Evidence) -> Findings:

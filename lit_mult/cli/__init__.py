@@ -9,13 +9,14 @@ from lit_mult.cli.checks import brownian, coord_check, lint_placement
 from lit_mult.cli.parsing import BAD_INPUT, INTERRUPTED
 from lit_mult.cli.runs import export, fit, import_, parameters
 from lit_mult.cli.scores import evaluate, tasks
-from lit_mult.cli.studies import compare, preset, report, status, sweep
+from lit_mult.cli.studies import compare, preset, report, status, sweep, watch
 from lit_mult.errors import Interrupted, UserError
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "fit": fit,
     "sweep": sweep,
     "status": status,
+    "watch": watch,
     "report": report,
     "compare": compare,
     "evaluate": evaluate,

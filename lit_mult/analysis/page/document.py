@@ -50,11 +50,12 @@ def document(payload: Payload | None, *, live: bool = False) -> str:
             "form-action 'none'",
         )
     )
+    watching = f' data-live="{payload.version if payload else ""}"' if live else ""
     title = payload.title if payload else "Waiting for the first record"
     sentences = "".join(f"<li>{escape(line)}</li>" for line in (payload.sentences if payload else ()))
     return (
         "<!doctype html>\n"
-        f'<html lang="en" data-live="{"yes" if live else "no"}">\n<head>\n<meta charset="utf-8">\n'
+        f'<html lang="en"{watching}>\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'

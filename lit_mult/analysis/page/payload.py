@@ -7,6 +7,7 @@ seeds and compute means and intervals of the rest; `assets/figures.js` draws the
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,6 +26,7 @@ from lit_mult.analysis.page.packing import columns, deflated, packed, packed_cur
 from lit_mult.analysis.seeds import t_quantile
 from lit_mult.analysis.style import arm_styles
 from lit_mult.errors import UserError
+from lit_mult.layout import RunPaths
 
 INTERACTIVE = ("loss_vs_lr", "sensitivity", "adam_vs_muon", "optimum_drift", "loss_vs_compute")
 """Figures that the page draws by itself, from the numbers."""
@@ -72,8 +74,14 @@ class Payload:
     curves: str
     """Of all runs: training and validation loss, then diagnostics."""
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    @property
+    def version(self) -> str:
+        """Differs where what is shown differs."""
+        return hashlib.sha256(f"{self.data} {self.curves}".encode()).hexdigest()[:16]
+
+    def as_dict(self) -> dict[str, str]:
+        """What a page that is open takes over."""
+        return {"data": self.data, "curves": self.curves, "version": self.version}
 
 
 def payload(content: Content) -> Payload:
@@ -139,13 +147,17 @@ def _split(record: Mapping[str, Any], name: str) -> _Curve:
 
 
 def _runs(runs: pd.DataFrame, records: Sequence[Mapping[str, Any]], folder: Path | None) -> pd.DataFrame:
-    """The columns that a reader may ask for. Paths are relative: the page must not depend on where the folder lies."""
+    """The columns that a reader may ask for. The page does not depend on where the folder of a study lies."""
     table = runs[_RUN].copy()
     seeds = ("added", "refines", "judged")
     table["role"] = ["+".join(name for name in seeds if flags[name]) for flags in runs[list(seeds)].to_dict("records")]
     table["started_at"] = [record["started_at"] for record in records]
-    if folder is not None:
-        table["path"] = [Path(path).relative_to(folder).as_posix() for path in runs["path"]]
+    paths = [Path(path) for path in runs["path"]]
+    if folder is None:  # sides of a comparison, whose cells have numbers
+        table["cell"] = [
+            path.parent.name if path.name == RunPaths(path.parent).record.name else path.stem for path in paths
+        ]
+    table["path"] = [(path if folder is None else path.relative_to(folder)).as_posix() for path in paths]
     for name in runs:  # factors, which have dotted names
         if "." in str(name) and name not in ("model.d_model", "optim.lr"):
             table[name] = runs[name]

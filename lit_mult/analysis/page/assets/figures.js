@@ -113,7 +113,7 @@ function widthAxis(rows, log) {
 
 /** Rows of one panel each as one row. */
 function besideEachOther(rows) {
-  return rows.every((row) => row.panels.length === 1) ? [{ panels: rows.flatMap((row) => row.panels) }] : rows;
+  return rows.every((row) => row.panels.length === 1) ? [{ panels: rows.flatMap((row) => row.panels), height: rows[0]?.height }] : rows;
 }
 
 /** Beside one another, so that arms do not cover each other: the shift along a logarithmic or linear axis of widths. */
@@ -224,7 +224,7 @@ function bestAndSensitivity(view) {
     // An untuned reference far above would press the swept arms into one line: panels of arms have their own axis.
     rows.push({ panels, shared: wide, height: wide ? undefined : 96 + 24 * Math.max(...panels.map(({ y }) => y.names.length)) });
   }
-  return { rows, legend: armEntries(view, points), data };
+  return { rows: besideEachOther(rows), legend: armEntries(view, points), data };
 }
 
 /** Means of a measure against width, a line an arm. */

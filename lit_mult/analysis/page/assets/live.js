@@ -2,10 +2,12 @@
 
 const EVERY = 2000; // milliseconds
 
-/** @param {{receive: (parts: {data: string, curves: string}) => Promise<void>}} page */
-function live(page) {
+/**
+ * @param {Page} page
+ * @param {string} version of the report that the page has; "" for none
+ */
+function live(page, version) {
   const node = h("section", { class: "live", id: "live", "aria-label": "Progress" });
-  let version = "";
 
   async function ask() {
     try {
@@ -13,7 +15,7 @@ function live(page) {
       show(state);
       if (state.version && state.version !== version) {
         const answer = await (await fetch("/page.json", { cache: "no-store" })).json();
-        if (version || !page.data) await page.receive(answer);
+        await page.receive(answer);
         version = answer.version;
       }
     } catch (error) {
@@ -26,15 +28,15 @@ function live(page) {
     const done = Object.values(ended).reduce((sum, count) => sum + count, 0);
     const bar = h("progress", { max: Math.max(cells, 1), value: done, "aria-label": "Cells done" });
     const counts = [...Object.entries(ended), ["running", running.length], ["waiting", waiting], ["failed", Object.keys(failed).length]].filter(([, count]) => count);
-    const eta = left === null ? (done < cells ? (sweeps.length ? "time left unknown yet" : "no sweep is running") : "done") : `about ${durationText(left)} left`;
-    const rows = running.map((cell) => h("tr", {}, h("th", { scope: "row" }, cell.cell), h("td", {}, `${cell.machine}, process ${cell.pid}`), h("td", {}, durationText(cell.seconds)), h("td", {}, cell.step === null ? "–" : `step ${cell.step.toLocaleString("en-US")}`), h("td", {}, cell.loss === null ? "–" : `loss ${lossText(cell.loss)}`)));
+    const eta = left === null ? (done < cells ? (sweeps ? "time left unknown yet" : "no sweep is running") : "done") : `about ${durationText(left)} left`;
+    const rows = running.map((cell) => h("tr", {}, h("th", { scope: "row" }, cell.cell), h("td", {}, `${cell.machine}, process ${cell.pid}`), h("td", {}, durationText(cell.seconds)), h("td", {}, cell.step === null ? "–" : `step ${cell.step.toLocaleString("en-US")}`)));
     const put = (title, entries) => (entries.length ? h("details", {}, h("summary", {}, h("h3", {}, title), " ", h("span", { class: "note" }, String(entries.length))), h("ul", { class: "sentences" }, ...entries.map((line) => h("li", {}, line)))) : null);
     const open = [...node.querySelectorAll("details")].filter((one) => one.open).map((one) => one.querySelector("h3").textContent);
     node.replaceChildren(
-      h("div", { class: "live-head" }, h("span", { class: sweeps.length ? "beat on" : "beat" }), h("strong", {}, `${name}: ${done.toLocaleString("en-US")} of ${plural(cells, "cell")}`), h("span", { class: "note" }, eta)),
+      h("div", { class: "live-head" }, h("span", { class: sweeps ? "beat on" : "beat" }), h("strong", {}, `${name}: ${done.toLocaleString("en-US")} of ${plural(cells, "cell")}`), h("span", { class: "note" }, eta)),
       bar,
       h("p", { class: "note" }, counts.map(([what, count]) => `${count.toLocaleString("en-US")} ${what}`).join(" · ")),
-      ...(rows.length ? [h("div", { class: "wide", tabindex: 0, role: "group", "aria-label": "Running cells" }, h("table", {}, h("thead", {}, h("tr", {}, ...["running", "where", "for", "step", "loss"].map((title) => h("th", { scope: "col" }, title)))), h("tbody", {}, ...rows)))] : []),
+      ...(rows.length ? [h("div", { class: "wide", tabindex: 0, role: "group", "aria-label": "Running cells" }, h("table", {}, h("thead", {}, h("tr", {}, ...["running", "where", "for", "checkpoint"].map((title) => h("th", { scope: "col" }, title)))), h("tbody", {}, ...rows)))] : []),
       ...[put("Failed", Object.entries(failed).map(([cell, reason]) => `${cell}: ${reason}`)), put("Interrupted", Object.entries(interrupted).map(([cell, step]) => `${cell}: resumes from ${step ? `step ${step}` : "the start"}`)), put("Problems", problems)].filter(Boolean),
     );
     for (const one of node.querySelectorAll("details")) one.open = open.includes(one.querySelector("h3").textContent) || one.querySelector("h3").textContent === "Problems";

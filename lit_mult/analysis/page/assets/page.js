@@ -146,7 +146,9 @@ function build() {
 function redraw() {
   if (!page.data) return;
   const focus = document.activeElement?.id;
-  const height = scrollY;
+  const top = (one) => one.getBoundingClientRect().top;
+  const read = [...main.querySelectorAll("section, figure")].filter((one) => one.id && top(one) < 80).at(-1);
+  const before = read ? top(read) : 0;
   const rows = document.querySelector(".scroller")?.scrollTop ?? 0;
   main.replaceChildren(...build());
   page.table.filter(page.filter);
@@ -154,7 +156,8 @@ function redraw() {
   document.querySelector(".scroller").scrollTop = rows;
   if (page.selected !== null && !page.panel.node.hidden) page.panel.open(page.selected);
   if (focus) document.getElementById(focus)?.focus({ preventScroll: true });
-  scrollTo(0, height);
+  const again = read && document.getElementById(read.id);
+  if (again) scrollBy(0, top(again) - before); // what is read stays where it is
 }
 
 /** Show a report; what the reader has chosen stays. */
@@ -179,12 +182,13 @@ const main = h("main", { id: "main" });
 document.body.append(
   h("nav", { class: "top", "aria-label": "Sections" }, h("a", { href: "#main", class: "brand" }, "lit_mult"), h("div", { class: "links" }, ...nav.map(([id, title]) => h("a", { href: `#${id}` }, title))), h("button", { type: "button", class: "small theme", "aria-label": "Light or dark", onclick: switchTheme }, "◐")),
 );
-const isLive = document.documentElement.dataset.live === "yes" ? live(page) : null;
-if (isLive) document.body.append(isLive.node);
+const { live: version } = document.documentElement.dataset;
+const watched = version === undefined ? null : live(page, version);
+if (watched) document.body.append(watched.node);
 page.panel = runPanel(page);
 document.body.append(main, page.panel.node, page.tip.node);
 
 const given = ["data", "curves"].map((id) => document.getElementById(id).textContent);
 (given[0] ? receive({ data: given[0], curves: given[1] }) : Promise.resolve(main.append(h("p", { class: "empty" }, "No run has ended yet. The report appears with the first record."))))
-  .then(() => isLive?.ask())
+  .then(() => watched?.ask())
   .finally(() => (document.documentElement.dataset.ready = "yes"));
