@@ -211,8 +211,8 @@ def test_without_questions_the_best_arm_of_each_setting_is_told(tmp_path: Path) 
     best, *others = headlines(content.parts, content.warnings)
     # Differences of the seeds are -0.1, -0.09 and -0.08: mean -0.09, and 4.3027 * 0.01 / sqrt(3) = 0.0248 around it.
     assert best.text == (
-        "AdamW, d = 64: vectors has the lowest best loss of 2 arms, 1.9200, [1.8703, 1.9697], 3 seeds; 0.0900 below the "
-        "next (vectors - muP: -0.0900, [-0.1148, -0.0652])."
+        "AdamW, d = 64: vectors has the lowest best loss of 2 arms, 1.9200, [1.8703, 1.9697], 3 seeds; 0.0900 below "
+        "the next (vectors - muP: -0.0900, [-0.1148, -0.0652])."
     )
     assert all(isinstance(one, Headline) and one.outcome == "doubt" for one in others)
 

@@ -9,12 +9,12 @@ import base64
 import json
 import math
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from lit_mult.analysis.seeds import Floats
 
@@ -65,7 +65,7 @@ def _column(values: list[Any]) -> dict[str, Any]:
     return {"of": list(different.values()), "at": [places[type(value), value] for value in values]}
 
 
-def packed_curves(curves: Sequence[tuple[Sequence[int], Sequence[float]]]) -> str:
+def packed_curves(curves: Iterable[tuple[ArrayLike, ArrayLike]]) -> str:
     """Curves of (steps, values), for a page: base64 of a deflated stream.
 
     A value is off by 1/131068 of the range of its curve at most. Of a curve of more than `MOST_POINTS` points, means of

@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
+from numpy.typing import ArrayLike
 
 from lit_mult.analysis import cost, plots, sensitivity
 from lit_mult.analysis.diagnostics import load_diagnostics
@@ -41,7 +43,8 @@ _POINT = ["arm", "setting", "variant", "d_model", "seed", "reference", "best_los
 _POINT += ["sensitivity", "optimum_lr", "optimum_loss", "optimum_at_edge", "lrs"]
 _BILL = ["arm", "setting", "d_model", "reference", "search_flops", "tuning_flops", "total_flops"]
 _SCORE = ["arm", "setting", "label", "d_model", "task", "side", "value", "low", "high", "seeds", "chance"]
-_Curve = tuple[Sequence[int], Sequence[float]]
+_Curve = tuple[ArrayLike, ArrayLike]
+"""Steps and values."""
 _DASHES = {"--": [5, 2], "-.": [6, 2, 1, 2], ":": [1, 2]}
 
 
@@ -93,8 +96,7 @@ def payload(content: Content) -> Payload:
     runs, tables = content.runs, {name: table for part in content.parts for name, table in part.tables.items()}
     points = tables["points"] if "points" in tables else sensitivity.points(runs)
     found = headlines(content.parts, content.warnings)
-    records = [_record(Path(path)) for path in runs["path"]]
-    curves = [(_split(record, name)) for name in ("train_curve", "val_curve") for record in records]
+    read = _Read(runs["path"])
     diagnostics, readings = _diagnostics(content.folder, runs)
     data = {
         "title": content.title,
@@ -102,8 +104,8 @@ def payload(content: Content) -> Payload:
         "experiment": "verdicts" in tables,
         "headlines": [{**asdict(one), **_numbers(one)} for one in found],
         "arms": _arms(points),
-        "runs": columns(_runs(runs, records, content.folder)),
-        "config": _configs([record["config"] for record in records]),
+        "runs": columns(_runs(runs, content.folder).assign(started_at=read.started_at)),
+        "config": columns(pd.DataFrame(read.configs, dtype=object)),
         "rates": columns(rates := _rates(runs)),
         "points": columns(_points(points, rates)),
         "bill": columns(_bill(runs, points, tables)),
@@ -125,7 +127,7 @@ def payload(content: Content) -> Payload:
         "t": [t_quantile(0.975, freedom) for freedom in range(1, max(2, int(runs["seed"].nunique()) + 1))],
     }
     sentences = tuple(one.text for one in found)
-    return Payload(content.title, sentences, packed(data), packed_curves([*curves, *readings]))
+    return Payload(content.title, sentences, packed(data), packed_curves([*read.training, *read.validation, *readings]))
 
 
 def _numbers(headline: Any) -> dict[str, Any]:
@@ -133,25 +135,52 @@ def _numbers(headline: Any) -> dict[str, Any]:
     return dict(zip(names, plain(getattr(headline, name) for name in names), strict=True))
 
 
-def _record(path: Path) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    return record
+class _Read:
+    """What `load_records` leaves in the records, an entry a run. One is read at a time: ten thousand fill a memory."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self.configs, self.started_at = list[dict[str, str]](), list[str]()
+        self.training, self.validation = list[_Curve](), list[_Curve]()
+        self._written = dict[tuple[type, str], str]()
+        for path in paths:
+            try:
+                record = json.loads(Path(path).read_bytes())
+                self.training.append(_split(record["train_curve"]))
+                self.validation.append(_split(record["val_curve"]))
+                self.started_at.append(record["started_at"])
+                self.configs.append({name: self._scalar(value) for name, value in _leaves(record["config"], "")})
+            except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+                raise UserError(f"{path}: damaged run record ({error}); delete it and run its cell again") from None
+
+    def _scalar(self, value: Any) -> str:
+        """A value as YAML writes it: 1e-08 as 1.0e-08, or else it would be read as text."""
+        key = (type(value), repr(value))
+        if key not in self._written:
+            text = json.dumps(value) if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True)
+            self._written[key] = text.removesuffix("\n").removesuffix("\n...").strip()
+        return self._written[key]
 
 
-def _split(record: Mapping[str, Any], name: str) -> _Curve:
-    curve = record[name]
-    return [step for step, _ in curve], [loss for _, loss in curve]
+def _split(curve: Sequence[tuple[int, float]]) -> _Curve:
+    """Steps and losses."""
+    points = np.array(curve, dtype=float).reshape(-1, 2)
+    return points[:, 0], points[:, 1]
 
 
-def _runs(runs: pd.DataFrame, records: Sequence[Mapping[str, Any]], folder: Path | None) -> pd.DataFrame:
+def _leaves(config: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+    """Values by the path of their field, joined by tabs: names of roles may have dots."""
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{name}\t")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _runs(runs: pd.DataFrame, folder: Path | None) -> pd.DataFrame:
     """The columns that a reader may ask for. The page does not depend on where the folder of a study lies."""
     table = runs[_RUN].copy()
     seeds = ("added", "refines", "judged")
     table["role"] = ["+".join(name for name in seeds if flags[name]) for flags in runs[list(seeds)].to_dict("records")]
-    table["started_at"] = [record["started_at"] for record in records]
     paths = [Path(path) for path in runs["path"]]
     if folder is None:  # sides of a comparison, whose cells have numbers
         table["cell"] = [
@@ -162,29 +191,6 @@ def _runs(runs: pd.DataFrame, records: Sequence[Mapping[str, Any]], folder: Path
         if "." in str(name) and name not in ("model.d_model", "optim.lr"):
             table[name] = runs[name]
     return table
-
-
-def _configs(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The configs of all runs, a column a field: its path joined by tabs, its value as YAML writes it."""
-    written: dict[tuple[type, str], str] = {}
-
-    def scalar(value: Any) -> str:
-        key = (type(value), repr(value))
-        if key not in written:
-            text = json.dumps(value) if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True)
-            written[key] = text.removesuffix("\n").removesuffix("\n...").strip()
-        return written[key]
-
-    flat = [{path: scalar(value) for path, value in _leaves(config, "")} for config in configs]
-    return columns(pd.DataFrame(flat, dtype=object))
-
-
-def _leaves(config: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{name}\t")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _arms(points: pd.DataFrame) -> list[dict[str, Any]]:
