@@ -63,7 +63,7 @@ def opened(page: Path, rounds: int) -> dict[str, float]:
             tab = browser.new_context(viewport={"width": 1440, "height": 900}, offline=True).new_page()
             start = time.perf_counter()
             tab.goto(page.as_uri())
-            tab.wait_for_function("document.documentElement.dataset.ready === 'yes'")
+            tab.locator("html[data-ready=yes]").wait_for()
             times.append(time.perf_counter() - start)
         filtered = [tab.evaluate(_FILTER, text) for text in FILTERS * rounds]
         browser.close()

@@ -80,7 +80,7 @@ def opened(browser: Any, study: Path, width: int = 1440, scheme: str = "light") 
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
     page.goto((study / "report.html").as_uri())
-    page.wait_for_function("document.documentElement.dataset.ready === 'yes'")
+    page.locator("html[data-ready=yes]").wait_for()
     yield page
     context.close()
     assert [url for url in asked if not url.startswith("blob:")] == [(study / "report.html").as_uri()]
@@ -260,7 +260,7 @@ def test_rows_sort_by_number_and_run_out_of_sight(page: Any, study: Path) -> Non
     assert cell.inner_text() == f"{losses.max():.4f}"
     page.locator(".scroller").evaluate("node => (node.scrollTop = node.scrollHeight)")
     last = page.locator("#runs tbody tr:not(.gap)").last
-    page.wait_for_function("() => document.querySelector('#runs tbody tr:last-child').innerText.includes('diverged')")
+    last.filter(has_text="diverged").wait_for()
     last.locator("button").focus()
     page.keyboard.press("ArrowUp")
     assert "completed" in page.locator("#runs tbody tr:focus-within").inner_text()

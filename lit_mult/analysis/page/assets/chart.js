@@ -2,7 +2,7 @@
 
 /**
  * A point that can be asked. `top` places it at the top of the panel instead of at a y, that many lines down.
- * @typedef {{x: number, y?: number, top?: number, run?: number, faint?: boolean, text: () => string[]}} Dot
+ * @typedef {{x: number, y?: number, top?: number, run?: number, picked?: boolean, faint?: boolean, text: () => string[]}} Dot
  *
  * @typedef {Object} Mark
  * @property {"line"|"band"|"bars"|"hbars"|"dots"|"rule"|"shade"} type
@@ -164,19 +164,20 @@ function drawDots(mark, colour, x, y, box, inks, hits) {
   const size = mark.size ?? 2.6;
   const shape = mark.shape ?? "dot";
   const round = shape === "dot" && !mark.hollow;
-  const paths = ["", ""];
+  const paths = ["", "", ""]; // plain, faint, picked
   for (const dot of mark.dots) {
     const across = x(dot.x);
     const down = dot.top === undefined ? y(dot.y) : box.top + 4 + 10 * dot.top;
     if (!Number.isFinite(across) || !Number.isFinite(down) || down < box.top - 5 || down > box.bottom + 5) continue;
     if (across < box.left - 5 || across > box.right + 5) continue;
-    paths[dot.faint ? 1 : 0] += round ? `M${at(across)},${at(down)}h0` : SHAPES[shape](at(across), at(down), size);
+    paths[dot.picked ? 2 : dot.faint ? 1 : 0] += round ? `M${at(across)},${at(down)}h0` : SHAPES[shape](at(across), at(down), size);
     hits.push({ x: across, y: down, dot });
   }
   const look = round
     ? { stroke: colour, "stroke-width": 2 * size, "stroke-linecap": "round" }
     : { stroke: shape === "star" ? inks.ink : colour, "stroke-width": shape === "cross" ? 1.6 : shape === "star" ? 0.8 : 1.4, fill: mark.hollow ? inks.paper : shape === "cross" ? "none" : colour };
-  return paths.map((path, faint) => path && s("path", { d: path, ...look, opacity: faint ? 0.1 : mark.opacity ?? null })).filter(Boolean);
+  const looks = [{ opacity: mark.opacity ?? null }, { opacity: 0.1 }, round ? { "stroke-width": 3.4 * size } : {}];
+  return paths.map((path, place) => path && s("path", { d: path, ...look, ...looks[place] })).filter(Boolean);
 }
 
 const SHAPES = {

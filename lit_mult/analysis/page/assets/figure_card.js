@@ -93,7 +93,11 @@ function figureCard(name, page) {
     const moves = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
     if (event.key in moves && count) {
       event.preventDefault();
-      show((Math.max(current, moves[event.key] > 0 ? -1 : 0) + moves[event.key] + count) % count);
+      let place = Math.max(current, moves[event.key] > 0 ? -1 : 0);
+      for (let tried = 0; tried < count; tried++) {
+        place = (place + moves[event.key] + count) % count;
+        if (!drawing.hits[place].dot.faint) return show(place);
+      }
     } else if (event.key === "Enter" && current >= 0 && drawing.hits[current].dot.run !== undefined) {
       page.openRun(drawing.hits[current].dot.run, canvas);
     } else if (event.key === "Escape") leave();
@@ -108,7 +112,7 @@ function figureCard(name, page) {
 /** A figure of the report as it is, which the page cannot draw anew. */
 function staticCard({ name, caption, svg, png }) {
   const title = sentence(name.replaceAll("_", " "));
-  const bytes = svg ? new TextEncoder().encode(svg) : Uint8Array.from(atob(png), (one) => one.charCodeAt(0));
+  const bytes = svg ? new TextEncoder().encode(svg) : decoded(png);
   const type = svg ? "image/svg+xml" : "image/png";
   const blob = new Blob([bytes], { type });
   const image = h("img", { src: URL.createObjectURL(blob), alt: caption || title });

@@ -129,7 +129,8 @@ function runDot(view, run, x, y, more = []) {
     known.push(`config ${of("config_hash")} · ${durationText(of("wall_seconds"))} · ${of("cell")}`);
     return known;
   };
-  return { x, y, run, faint: view.matches ? !view.matches[run] : false, text };
+  const [taken, left] = view.matches ? [view.matches[run], !view.matches[run]] : [false, false];
+  return { x, y, run, picked: taken, faint: left, text };
 }
 
 function lossAgainstRate(view) {
@@ -375,8 +376,14 @@ function meanCurve(curves) {
 /** Each point as the mean over a fortieth of the curve around it. */
 function smoothed({ steps, values }) {
   const reach = Math.ceil(values.length / 80);
-  const around = (place) => values.slice(Math.max(0, place - reach), place + reach + 1).filter((value) => value !== null);
-  return { steps, values: values.map((value, place) => (value === null ? null : interval(around(place)).mean)) };
+  const [sums, counts] = [[0], [0]]; // of the values before a place
+  values.forEach((value, place) => {
+    sums.push(sums[place] + (value ?? 0));
+    counts.push(counts[place] + (value !== null));
+  });
+  const mean = (from, to) => (sums[to] - sums[from]) / (counts[to] - counts[from]);
+  const around = (place) => mean(Math.max(0, place - reach), Math.min(values.length, place + reach + 1));
+  return { steps, values: values.map((value, place) => (value === null ? null : around(place))) };
 }
 
 function curveMarks(means, arm, name, dashes) {

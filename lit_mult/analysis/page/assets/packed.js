@@ -1,9 +1,16 @@
 // Reads what analysis/page/packing.py writes.
 
+/** The bytes behind base64; a loop, as `Uint8Array.from` takes ten times as long for megabytes. */
+function decoded(text) {
+  const content = atob(text);
+  const bytes = new Uint8Array(content.length);
+  for (let place = 0; place < bytes.length; place++) bytes[place] = content.charCodeAt(place);
+  return bytes;
+}
+
 /** @returns {Promise<Uint8Array>} the bytes behind base64 of a zlib stream */
 async function inflated(text) {
-  const bytes = Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const stream = new Blob([decoded(text)]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 

@@ -17,7 +17,7 @@ function runPanel(page) {
       ["status", of("status")],
       ["final loss", of("final_loss") === null ? null : `${lossText(of("final_loss"))} nats per token, ${written(of("final_bits_per_byte"))} bits per byte`],
       ["best loss", of("best_loss") === null ? null : `${lossText(of("best_loss"))}; ${lossText(of("initial_loss"))} before the first step`],
-      ["learning rate", `${rateText(of("lr"))} (${written(of("lr"))})`],
+      ["learning rate", rateText(of("lr")) === written(of("lr"), 3) ? written(of("lr")) : `${written(of("lr"))}, ${rateText(of("lr"))}`],
       ["other values", of("nuisance") || null],
       ["seed", of("seed")],
       ["length", `${of("steps").toLocaleString("en-US")} steps, ${of("tokens").toLocaleString("en-US")} tokens`],

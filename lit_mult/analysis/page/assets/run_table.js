@@ -26,7 +26,7 @@ function runTable(page) {
   let shownFrom = -1;
 
   // The same filter stands above the figures and above the table.
-  const fields = ["filter", "filter-table"].map((id) => filterField(id, page.filter, filter));
+  const fields = ["filter", "filter-table"].map((id) => filterField(id, page.filter, (text) => (filter(text), page.matchesChanged())));
   const heads = columns.map(({ name, title, number }) => h("th", { scope: "col", class: number ? "number" : null, "aria-sort": "none" }, h("button", { type: "button", onclick: () => sort(name) }, title)));
   const body = h("tbody");
   const table = h("table", { class: "runs", "aria-label": "Runs" }, h("thead", {}, h("tr", {}, ...heads)), body);
@@ -45,7 +45,6 @@ function runTable(page) {
     }
     page.matches = page.filter.trim() && !wrong ? runs.cell.map((_, run) => test(run)) : null;
     update();
-    page.matchesChanged();
   }
 
   function sort(name) {
