@@ -314,6 +314,17 @@ def test_the_switch_changes_the_theme_and_redraws(page: Any) -> None:
     assert page.locator("#filter").input_value() == "seed=1"
 
 
+def test_print_is_dark_on_white(browser: Any, study: Path, tmp_path: Path) -> None:
+    with opened(browser, study, scheme="dark") as page:
+        page.evaluate(
+            "addEventListener('beforeprint', () => (window.printed = "
+            "document.querySelector('#figure-loss_vs_lr svg[role=img] rect').getAttribute('fill')))"
+        )
+        assert page.pdf()[:5] == b"%PDF-"
+        assert page.evaluate("window.printed") == "#ffffff"
+        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
 def test_names_are_text_whatever_they_say(page: Any) -> None:
     assert page.locator("h1 script, h1 img").count() == 0
     assert page.locator("b").count() == 0
@@ -353,7 +364,8 @@ def test_a_live_page_follows_its_study_and_keeps_what_the_reader_chose(
         assert page.locator("#filter").input_value() == "muP"
         assert figure(page, "curves").locator("[data-option=y]").inner_text() == "y: log"
         progress.get_by_text("damaged, not JSON").wait_for()
-        progress.get_by_text("3 of 10 cells").wait_for()
+        progress.get_by_text("2 of 10 cells").wait_for()
+        assert "1 damaged" in progress.inner_text()
         now = page.evaluate("document.getElementById('figure-curves').getBoundingClientRect().top")
         assert now == pytest.approx(where, abs=3)
         page.close()

@@ -25,15 +25,16 @@ function live(page, version) {
   }
 
   function show({ name, cells, ended, running, waiting, interrupted, failed, sweeps, seconds_left: left, problems }) {
-    const done = Object.values(ended).reduce((sum, count) => sum + count, 0);
-    const bar = h("progress", { max: Math.max(cells, 1), value: done, "aria-label": "Cells done" });
+    const done = Object.entries(ended).reduce((sum, [status, count]) => sum + (status === "damaged" ? 0 : count), 0);
+    const all = Math.max(cells, done + running.length + Object.keys(failed).length);
+    const bar = h("progress", { max: Math.max(all, 1), value: done, "aria-label": "Cells done" });
     const counts = [...Object.entries(ended), ["running", running.length], ["waiting", waiting], ["failed", Object.keys(failed).length]].filter(([, count]) => count);
-    const eta = left === null ? (done < cells ? (sweeps ? "time left unknown yet" : "no sweep is running") : "done") : `about ${durationText(left)} left`;
-    const rows = running.map((cell) => h("tr", {}, h("th", { scope: "row" }, cell.cell), h("td", {}, `${cell.machine}, process ${cell.pid}`), h("td", {}, durationText(cell.seconds)), h("td", {}, cell.step === null ? "–" : `step ${cell.step.toLocaleString("en-US")}`)));
+    const eta = left === null ? (done < all ? (sweeps ? "time left unknown yet" : "no sweep is running") : "done") : `about ${durationText(Math.round(left))} left`;
+    const rows = running.map((cell) => h("tr", {}, h("th", { scope: "row" }, cell.cell), h("td", {}, `${cell.machine}, process ${cell.pid}`), h("td", {}, durationText(Math.round(cell.seconds))), h("td", {}, cell.step === null ? "–" : `step ${cell.step.toLocaleString("en-US")}`)));
     const put = (title, entries) => (entries.length ? h("details", {}, h("summary", {}, h("h3", {}, title), " ", h("span", { class: "note" }, String(entries.length))), h("ul", { class: "sentences" }, ...entries.map((line) => h("li", {}, line)))) : null);
     const open = [...node.querySelectorAll("details")].filter((one) => one.open).map((one) => one.querySelector("h3").textContent);
     node.replaceChildren(
-      h("div", { class: "live-head" }, h("span", { class: sweeps ? "beat on" : "beat" }), h("strong", {}, `${name}: ${done.toLocaleString("en-US")} of ${plural(cells, "cell")}`), h("span", { class: "note" }, eta)),
+      h("div", { class: "live-head" }, h("span", { class: sweeps ? "beat on" : "beat" }), h("strong", {}, `${name}: ${done.toLocaleString("en-US")} of ${plural(all, "cell")}`), h("span", { class: "note" }, eta)),
       bar,
       h("p", { class: "note" }, counts.map(([what, count]) => `${count.toLocaleString("en-US")} ${what}`).join(" · ")),
       ...(rows.length ? [h("div", { class: "wide", tabindex: 0, role: "group", "aria-label": "Running cells" }, h("table", {}, h("thead", {}, h("tr", {}, ...["running", "where", "for", "checkpoint"].map((title) => h("th", { scope: "col" }, title)))), h("tbody", {}, ...rows)))] : []),

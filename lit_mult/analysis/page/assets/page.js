@@ -47,6 +47,14 @@ function startTheme() {
   dark.addEventListener("change", () => {
     if (kept === null) set(dark.matches ? "dark" : "light"), redraw();
   });
+  let seenIn = null; // while it is printed, which is on white
+  addEventListener("beforeprint", () => {
+    seenIn = theme();
+    if (seenIn === "dark") set("light"), redraw();
+  });
+  addEventListener("afterprint", () => {
+    if (seenIn === "dark") set(seenIn), redraw();
+  });
   return () => {
     kept = set(theme() === "dark" ? "light" : "dark");
     try {
