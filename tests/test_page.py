@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,16 @@ def test_an_edge_is_a_doubt() -> None:
     edges = [f"best rate at the edge of the learning rates: {arm}" for arm in ("a", "b", "c")]
     (found,) = headlines([], edges)
     assert found == Headline("Best rate at the edge of the learning rates: a (and 2 more, under Warnings).", "doubt")
+
+
+def test_an_experiment_may_have_tables_of_these_names(tmp_path: Path) -> None:
+    for lr in (2**-8, 2**-6):
+        write_run(tmp_path, 2.0, lr=lr)
+    content = read_content(tmp_path)
+    own = Findings(tables={"points": pd.DataFrame({"x": [1.0]}), "bill": pd.DataFrame({"x": [1.0]})})
+    data = unpacked(payload(replace(content, parts=[own])).data)
+    assert data["points"]["length"] == data["bill"]["length"] == 1
+    assert data["points"]["columns"]["best_loss"] == {"all": 2.0}
 
 
 def test_the_page_brings_no_torch_along() -> None:

@@ -94,7 +94,9 @@ def payload(content: Content) -> Payload:
         UserError: a record has gone or is damaged.
     """
     runs, tables = content.runs, {name: table for part in content.parts for name, table in part.tables.items()}
-    points = tables["points"] if "points" in tables else sensitivity.points(runs)
+    points = tables.get("points", pd.DataFrame())
+    if not {*_POINT, "optimizer"} <= set(points):  # an experiment may have points of its own
+        points = sensitivity.points(runs)
     found = headlines(content.parts, content.warnings)
     read = _Read(runs["path"])
     diagnostics, readings = _diagnostics(content.folder, runs)
@@ -228,10 +230,9 @@ def _points(points: pd.DataFrame, rates: pd.DataFrame) -> pd.DataFrame:
 
 
 def _bill(runs: pd.DataFrame, points: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    if "bill" in tables:
-        return tables["bill"][_BILL]
-    if "cost" in tables and set(_BILL) <= set(tables["cost"]):  # of a comparison
-        return tables["cost"][_BILL]
+    for name in ("bill", "cost"):  # of a study, of a comparison of sides
+        if name in tables and set(_BILL) <= set(tables[name]):
+            return tables[name][_BILL]
     return cost.bill(runs, points, None)[_BILL]
 
 
