@@ -3,7 +3,8 @@
     python benchmarks/optimizer_cost.py [--width 256] [--layers 4] [--time 128] [--device cpu|cuda] [--rounds 7]
         [--seconds 1] [--json optimizer_cost.json]
 
-The loops take turns in one run, each in a process of its own; ratios are medians over rounds.
+The loops take turns in one run, each in a process of its own; ratios are medians over rounds. Memory is the peak of a
+process of its own, as in training_memory.py.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from environment import environment, headline, write_json
 from interleaving import Contestant, ratio, take_turns
 from rivals import Setting, own
+from training_memory import in_fresh_process
 
 CONTESTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "adamw, vectors": ("adamw", "vector", {}),
@@ -47,18 +49,18 @@ def main() -> None:
     arguments = parser.parse_args()
     setting = Setting(arguments.width, layers=arguments.layers, time=arguments.time, device=arguments.device)
     about = environment(arguments.device, width=setting.width, layers=setting.layers, rounds=arguments.rounds)
-    contestants: dict[str, Contestant] = {
-        base: partial(own, replace(setting, overrides={"optimizer": base}), "none") for base in ("adamw", "muon")
-    }
+    settings = {base: (replace(setting, overrides={"optimizer": base}), "none") for base in ("adamw", "muon")}
     for name, (base, multipliers, more) in CONTESTANTS.items():
-        overrides = {"optimizer": base, **more}
-        contestants[name] = partial(own, replace(setting, overrides=overrides), multipliers)
+        settings[name] = (replace(setting, overrides={"optimizer": base, **more}), multipliers)
+    contestants: dict[str, Contestant] = {name: partial(own, *its) for name, its in settings.items()}
     timings = take_turns(contestants, arguments.rounds, arguments.seconds)
-    print(headline(about), "| optimizer | base | step / base |\n|---|---|---|", sep="\n")
+    mib = {name: in_fresh_process(f"own {kind}", its, steps=3) for name, (its, kind) in settings.items()}
+    print(headline(about), "| optimizer | base | step / base | memory / base |\n|---|---|---|---|", sep="\n")
     rows = []
     for name, (base, _, _) in CONTESTANTS.items():
-        rows.append({"optimizer": name, "base": base, "time": ratio(timings[name], timings[base])})
-        print(f"| {name} | {base} | {rows[-1]['time']:.3f} |", flush=True)
+        row = {"time": ratio(timings[name], timings[base]), "memory": mib[name] / mib[base]}
+        rows.append({"optimizer": name, "base": base, **row})
+        print(f"| {name} | {base} | {row['time']:.3f} | {row['memory']:.3f} |", flush=True)
     write_json(arguments.json, about, rows)
 
 

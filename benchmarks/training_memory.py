@@ -29,10 +29,11 @@ from rivals import Setting, hugging_face, lightning, own
 LOOPS = {
     "hf": hugging_face,
     "hf vector": partial(hugging_face, multipliers="vector"),
-    "own none": partial(own, multipliers="none"),
     "none": partial(lightning, multipliers="none", compiled=False),
     "vector": partial(lightning, multipliers="vector", compiled=False),
+    **{f"own {kind}": partial(own, multipliers=kind) for kind in ("none", "vector", "softplus")},
 }
+SHOWN = ("hf", "hf vector", "own none", "none", "vector")
 COMPARED = ("hf vector", "none", "vector")
 TINY = {"width": 32, "layers": 1, "batch": 2, "time": 16}
 
@@ -88,15 +89,15 @@ def main() -> None:
         return
     about = environment(arguments.device, precision=arguments.precision, steps=arguments.steps, rounds=arguments.rounds)
     print(headline(about))
-    print("| d |", " | ".join(f"{name}, MiB" for name in LOOPS), *(f"| {name} / hf" for name in COMPARED), "|")
-    print("|---" * (len(LOOPS) + len(COMPARED) + 1) + "|")
+    print("| d |", " | ".join(f"{name}, MiB" for name in SHOWN), *(f"| {name} / hf" for name in COMPARED), "|")
+    print("|---" * (len(SHOWN) + len(COMPARED) + 1) + "|")
     results = []
     for width in arguments.widths:
         setting = Setting(width, precision=arguments.precision, device=arguments.device)
         rounds = [
-            {name: in_fresh_process(name, setting, arguments.steps) for name in LOOPS} for _ in range(arguments.rounds)
+            {name: in_fresh_process(name, setting, arguments.steps) for name in SHOWN} for _ in range(arguments.rounds)
         ]
-        row = {name: statistics.median(each[name] for each in rounds) for name in LOOPS}
+        row = {name: statistics.median(each[name] for each in rounds) for name in SHOWN}
         ratios = {name: statistics.median(each[name] / each["hf"] for each in rounds) for name in COMPARED}
         results.append(
             {"width": width, "mib": row, "ratios": {f"{name} / hf": value for name, value in ratios.items()}}

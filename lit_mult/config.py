@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.config import JsonDict
 
-from lit_mult.errors import ConfigError
+from lit_mult.errors import ConfigError, did_you_mean
 from lit_mult.registry import modules_in
 from lit_mult.registry.contracts import OptimizerSettings
 from lit_mult.registry.kinds import KINDS
@@ -442,7 +442,7 @@ class RunConfig(_Section):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise config_error(error) from None
+            raise config_error(error, field_names(cls)) from None
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as nested plain values (JSON types), for `from_dict`."""
@@ -525,10 +525,24 @@ def differences(held: Mapping[str, Any], wanted: Mapping[str, Any], limit: int =
     return "; ".join(changes + [f"and {len(names) - limit} more"] * (len(names) > limit))
 
 
-def config_error(error: ValidationError) -> ConfigError:
-    """The first of pydantic's errors as a `ConfigError`."""
+def field_names(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Dotted names of all leaf fields of a config."""
+    names = []
+    for name, field in model.model_fields.items():
+        part = field.annotation
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            names += field_names(part, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def config_error(error: ValidationError, known: Iterable[str] = ()) -> ConfigError:
+    """The first of pydantic's errors as a `ConfigError`; `known`: names to suggest for an unknown field."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return ConfigError(field, first["input"], "unknown field")
-    return ConfigError(field, first["input"], first["msg"][0].lower() + first["msg"][1:])
+        return ConfigError(field, first["input"], f"unknown field{did_you_mean(field, known)}")
+    choices = re.findall(r"'(.*?)'", first["ctx"]["expected"]) if first["type"] == "literal_error" else []
+    hint = did_you_mean(first["input"], choices)
+    return ConfigError(field, first["input"], first["msg"][0].lower() + first["msg"][1:] + hint)

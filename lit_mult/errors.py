@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -24,6 +27,44 @@ class ConfigError(UserError):
 
 class Interrupted(Exception):  # noqa: N818 - not an error
     """Work was stopped on request (SIGINT, SIGTERM); the same call resumes it."""
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The name that was most likely meant by a word that is none of them; None where none is near.
+
+    Of names that are alike but for case and punctuation, or in the part after the last dot, the shortest comes first;
+    then the one with the best ratio of difflib, from 0.6 on.
+    """
+
+    def plain(name: str) -> str:
+        return re.sub(r"[\W_]", "", name).casefold()
+
+    def last(name: str) -> str:
+        return plain(name.rpartition(".")[2])
+
+    def ratio(name: str) -> float:
+        # A bare word may leave out the first parts of a dotted name.
+        forms = {plain(name)} if "." in word else {plain(name), last(name)}
+        return max(difflib.SequenceMatcher(None, plain(word), form).ratio() for form in forms)
+
+    names = sorted(known, key=len)
+    for key in (plain, last):
+        if alike := [name for name in names if key(name) == key(word)]:
+            return alike[0]
+    best = max(names, key=ratio, default=None)
+    return best if best is not None and ratio(best) >= 0.6 else None
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """The end of a message on an unknown name: `; did you mean X?`, or nothing where no known one is near."""
+    name = closest(str(word), known)
+    return "" if name is None else f"; did you mean {name}?"
+
+
+def one_of(word: object, known: Iterable[str]) -> str:
+    """What may stand in place of an unknown name: `a, b, c; did you mean b?`."""
+    names = list(known)
+    return f"{', '.join(names)}{did_you_mean(word, names)}"
 
 
 def one_line(error: Exception) -> str:

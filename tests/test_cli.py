@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,15 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from test_evaluate import write_task
 
 from lit_mult.cli import main
-from lit_mult.study import sweep as sweep_module
-from lit_mult.study.spec import StudySpec
-from lit_mult.study.sweep import SweepResult
-
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
 
 
 @pytest.fixture
@@ -35,7 +26,7 @@ def config_file(tiny_dict: Callable[..., dict[str, Any]], tmp_path: Path) -> Pat
 def test_help_lists_the_commands_and_loads_nothing_heavy() -> None:
     code = (
         "import sys; from lit_mult.cli import main; main(['--help']);"
-        "heavy = {'torch', 'lightning', 'optuna', 'pandas', 'matplotlib', 'pydantic', 'jsonargparse'};"
+        "heavy = {'torch', 'lightning', 'optuna', 'pandas', 'matplotlib', 'pydantic', 'jsonargparse', 'rich', 'shtab'};"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -83,7 +74,7 @@ def test_print_config_prints_a_config_that_fit_takes(
         (["fit", "--model.width", "3"], "--model.width"),
         (["fit", "--model.d_model", "-3"], "model.d_model: Input should be greater than 0"),
         (["fit", "--model.d_model", "100"], "model.d_model = 100: must be a multiple of model.head_dim"),
-        (["fit", "--multipliers", "matrix"], "multipliers: Expected"),
+        (["fit", "--multipliers", "matrix"], "multipliers = 'matrix': must be one of none, fixed"),
         (["fit", "--config", "missing.yaml"], "missing.yaml"),
         (["fit", "--data.corpus", "missing.txt"], "missing.txt: no such file"),
         (["fit", "--data.tokenizer", "bpe:12"], "data.tokenizer = 'bpe:12'"),
@@ -136,6 +127,22 @@ def test_parameters_prints_a_row_for_every_parameter(capsys: pytest.CaptureFixtu
     assert len(rows) == 9 + 3 + 11 + 2
 
 
+def test_parameters_for_programs_are_those_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = "parameters --model.n_layers 1 --multipliers vector --optim.weight_decay_mode cautious".split()
+    assert main(arguments) == 0
+    *table, short = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+
+    assert found["shortfall"].split() == short
+    for row, shown in zip(found["parameters"], table[1:], strict=True):
+        assert [row["name"], row["role"], "x".join(map(str, row["shape"]))] == shown[:3]
+        assert f"{row['lr']:.4g}" in shown
+        balance = {"equilibrium_steps": ",.0f", "decay_times": ".3g"}
+        assert ["-" if row[key] is None else f"{row[key]:{style}}" for key, style in balance.items()] == shown[-2:]
+    assert {row["decay_rule"] for row in found["parameters"]} == {"plain", "cautious"}
+
+
 # At width 64 (m = 2) lr * weight decay of hidden matrices is 2^-7 * 0.1; of 4000 steps wsd has 4000 - 400 - 667 at the
 # peak rate, which makes 2.29.
 @pytest.mark.parametrize(
@@ -182,83 +189,3 @@ def test_parameters_shows_what_a_depth_rule_does(capsys: pytest.CaptureFixture[s
     assert rows["layers.7.self_attn.k_norm.weight"][1:5] == ["norm", "32", "adamw", "0.01"]
     names = ("layers.0.mlp.down_proj.weight", "layers.0.self_attn.q_norm.weight", "norm.weight", "lm_head.weight")
     assert [rows[name][-1] for name in names] == ["-", "2.5e-09", "-", "-"]
-
-
-def test_the_example_study_of_the_readme_runs_from_yaml_to_report(
-    tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    example = re.search(r"```yaml\n(name: mine.*?)```", README, re.S)
-    assert example is not None
-    study = yaml.safe_load(example[1])
-    study["base"] |= {"data": {"corpus": str(text_file), "seq_len": 32}}  # a short text instead of the library's
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(study))
-    out = tmp_path / "results" / "mine"
-
-    assert main(["sweep", str(tmp_path / "mine.yaml"), "--out", str(out), "--workers", "0"]) == 0
-    shown = capsys.readouterr()
-    assert "12/12 cells" in shown.err
-    assert "sensitivity" in shown.out
-    before = {path: path.read_bytes() for path in out.rglob("*.*") if path.suffix in {".csv", ".md", ".png", ".svg"}}
-    assert {path.name for path in before} >= {"loss_vs_lr.png", "loss_vs_lr.svg", "report.md", "summary.csv"}
-
-    assert main(["report", str(out)]) == 0
-    assert {path: path.read_bytes() for path in before} == before
-
-
-def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_file: Path) -> None:
-    commands = re.findall(r"^lit-mult (.*?)(?:\s+#.*)?$", README, re.M)
-    assert len(commands) >= 5
-    monkeypatch.chdir(tmp_path)
-    for study, place in (("mup_tuning", "mup_tuning"), ("lr_width", "lr_width"), ("pays", "quick")):
-        shutil.copytree(ROOT / "results" / study, tmp_path / "results" / place)
-    (tmp_path / "run.yaml").write_text("model: {d_model: 32}")
-    example = re.search(r"```yaml\n(name: mine.*?)```", README, re.S)
-    assert example is not None
-    (tmp_path / "mine.yaml").write_text(example[1])
-    (tmp_path / "my" / "tasks").mkdir(parents=True)
-    rows = [{"prompt": f"{n} plus 1 is", "choices": [str(n + 1), "none"], "target": 0} for n in range(6)]
-    write_task(tmp_path / "my" / "tasks", "mine", rows)
-    swept: list[str] = []
-
-    def no_sweep(spec: StudySpec, out: Path, workers: int | None, **options: Any) -> SweepResult:
-        swept.append(spec.name)
-        if not out.exists():
-            shutil.copytree(ROOT / "results" / "pays", out)
-        return SweepResult(out, cells=0)  # hence no report, whose command comes later
-
-    monkeypatch.setattr(sweep_module, "sweep", no_sweep)  # hours: shipped studies are validated elsewhere
-    for command in commands:
-        arguments = shlex.split(command)
-        match arguments[0]:
-            case "fit":  # shorter, on a shorter text
-                shorter = ["--train.steps", "2", "--train.batch_size", "2", "--data.seq_len", "16"]
-                arguments += [*shorter, "--data.corpus", str(text_file)]
-            case "evaluate" if "paper" in arguments or "--best" in arguments:
-                continue  # needs a network, or an hour's checkpoints: see test_evaluate
-            case "evaluate":
-                arguments += ["--max_length", "512", "--limit", "2"]
-            case "coord-check":  # on a shorter text; so few tokens say nothing about width
-                arguments += ["--train.batch_size", "2", "--data.seq_len", "16", "--data.corpus", str(text_file)]
-                assert main(arguments) in (0, 1), command
-                continue
-        assert main(arguments) == 0, command
-    assert {"mine", "lr_width", "mup_tuning"} <= set(swept)
-
-
-def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = re.search(r"```python\n(.*?)```", README, re.S)
-    assert code is not None
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "results").symlink_to(ROOT / "results")
-    names: dict[str, Any] = {}
-    exec(code[1], names)
-
-    assert names["record"].final_loss < names["record"].initial_loss
-    assert len(names["figure"].axes) == 4  # a panel an optimizer and width
-
-
-def test_the_make_targets_of_the_readme_exist() -> None:
-    targets = re.findall(r"^make ([\w-]+)", README, re.M)
-    makefile = (ROOT / "Makefile").read_text()
-    assert {"quickstart", "test"} <= set(targets)
-    assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -36,6 +37,21 @@ def check(text_file: Path, capsys: pytest.CaptureFixture[str]) -> Check:
         return code, {(row[0], row[1]): row[-1] for row in rows if row[-1] in ("PASS", "FAIL")}
 
     return run
+
+
+def test_json_has_the_numbers_of_the_table(text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = "--model.n_layers 1 --model.head_dim 8 --parametrization.base_d_model 8 --data.seq_len 16 --widths 8,16,32"
+    of_check = f"coord-check {tiny} --train.batch_size 4 --seeds 1 --steps 1 --data.corpus {text_file}".split()
+    code = main(of_check)
+    rows = [re.split(r"  +", line.strip()) for line in capsys.readouterr().out.splitlines()[1:]]
+
+    assert main([*of_check, "--out", str(tmp_path), "--json"]) == code
+    found = json.loads(capsys.readouterr().out)
+    assert [found[key] for key in ("size", "sizes", "steps", "seeds")] == ["width", [8, 16, 32], 1, 1]
+    shown = [(row["kind"], row["coordinate"], f"{row['exponent']:.2f}", row["verdict"]) for row in found["exponents"]]
+    assert shown == [(kind, coordinate, exponent, verdict) for kind, coordinate, exponent, *_, verdict in rows]
+    assert {row["exponent_low"] for row in found["exponents"]} == {None}  # one seed has no interval
+    assert (tmp_path / "exponents.csv").is_file()
 
 
 def failed(verdicts: dict[tuple[str, str], str]) -> set[tuple[str, str]]:

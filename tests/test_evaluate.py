@@ -115,7 +115,7 @@ def test_checkpoints_on_the_way_are_evaluated_too(trained: TrainedRun, tmp_path:
 def test_the_exported_model_under_lm_evals_own_has_the_same_scores_item_by_item(
     trained: TrainedRun, tmp_path: Path
 ) -> None:
-    """By hand, as README says, in processes that cannot import this package."""
+    """By hand, as docs/how-to/downstream.md says, in processes that cannot import this package."""
     out, tasks = tmp_path / "model", tmp_path / "tasks"
     assert cli.main(["export", str(trained.folder.path), str(out)]) == 0
     assert cli.main(["tasks", str(tasks)]) == 0

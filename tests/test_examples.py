@@ -16,14 +16,13 @@ import lit_mult
 from lit_mult.data.tokenizers import load_tokenizer
 from lit_mult.hf.export import write_tokenizer
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs" / "how-to" / "own_model.md").read_text()
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TEXT = "".join(f"the {word} of a {word} is a {word}. " for word in ("row", "column", "norm", "scale", "matrix")) * 40
 
 
-def test_the_loop_of_the_readme_trains(capsys: pytest.CaptureFixture[str]) -> None:
-    section = README.split("## On a model of your own")[1]
-    code = re.search(r"```python\n(.*?)```", section, re.S)
+def test_the_loop_of_the_page_on_own_models_trains(capsys: pytest.CaptureFixture[str]) -> None:
+    code = re.search(r"```python\n(.*?)```", PAGE, re.S)
     assert code is not None
     model, ids = foreign("llama"), token_ids()
     names = {"lit_mult": lit_mult, "model": model, "batches": [{"input_ids": ids, "labels": ids}] * 3}
@@ -33,9 +32,8 @@ def test_the_loop_of_the_readme_trains(capsys: pytest.CaptureFixture[str]) -> No
     assert "muon" in capsys.readouterr().out
 
 
-def test_the_coordinate_check_of_the_readme_runs() -> None:
-    section = README.split("## On a model of your own")[1]
-    code = re.findall(r"```python\n(.*?)```", section, re.S)[1]
+def test_the_coordinate_check_of_that_page_runs() -> None:
+    code = re.findall(r"```python\n(.*?)```", PAGE, re.S)[1]
 
     def build(width: int) -> torch.nn.Module:
         return foreign(

@@ -58,11 +58,17 @@ def test_contestants_are_ranked_on_the_seeds_that_judge(tmp_path: Path) -> None:
     row = table.loc["AdamW-vectors", 64]
     assert (row["seeds"], row["loss"], row["difference"]) == (3, pytest.approx(2.972), pytest.approx(-0.028))
     assert row["difference_high"] == pytest.approx(-0.028 + 4.302653 * 0.002 / 3**0.5, abs=1e-6)
-    assert row["trials"] == 3
+    assert (row["trials"], row["lr"]) == (3, 2**-7)
+    # Losses 0.1 above the best at both other rates, two octaves from end to end, on the seed that chooses.
+    assert (row["sensitivity"], row["octaves"]) == (pytest.approx(0.2 / 3), 2)
     assert row["flops"] == 4 * 6 * 1000 * 4096
     # Curves of one shape, lower by d: the other's final loss is reached at 200 exp(-d).
     assert row["speedup"] == pytest.approx(math.exp(0.028), rel=2e-3)
     assert row["step"] == pytest.approx(1)
+    # Hyperball's best rate is one octave lower at the double width, and at the edge there.
+    drift = found.tables["drift"].set_index("arm")
+    assert drift.loc["AdamW-vectors", "slope"] == pytest.approx(0)
+    assert (drift.loc["Hyperball", "slope"], drift.loc["Hyperball", "at_edge"]) == (pytest.approx(-1), 1)
     saved(found)
 
 

@@ -204,7 +204,9 @@ def test_the_command_starts_its_processes_and_stops_and_resumes_with_them(tiny: 
         time.sleep(0.05)
     started.send_signal(signal.SIGTERM)
     _, said = started.communicate(timeout=120)
-    stopped = re.search(r"stopped at step (\d+) of 300; the same command resumes from there", said)
+    stopped = re.search(
+        r"stopped at step (\d+) of 300; to resume from there, give the same command again: lit-mult", said
+    )
     assert started.returncode == 130
     assert stopped
     assert RunFolder(tmp_path / "out").newest_checkpoint() == RunFolder(tmp_path / "out").checkpoint(int(stopped[1]))

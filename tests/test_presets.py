@@ -161,7 +161,8 @@ def test_an_unknown_preset_names_the_shipped_ones(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_preset(name)
     shipped = "falcon-h1-0.5b, mup_tuning, neutral, pays_tuning"
-    assert str(caught.value) == f"parametrization.preset = {name!r}: must be a YAML file or one of {shipped}"
+    hint = "; did you mean falcon-h1-0.5b?" if name == "falcon" else ""
+    assert str(caught.value) == f"parametrization.preset = {name!r}: must be a YAML file or one of {shipped}{hint}"
 
 
 def test_a_config_has_multipliers_of_its_own(written: Written) -> None:
@@ -203,7 +204,7 @@ def test_own_forward_multipliers_are_used_where_those_of_a_preset_are() -> None:
 @pytest.mark.parametrize(
     ("own", "complaint"),
     [
-        ({"lr": {"q_prj": 2.0}}, f"parametrization.lr.q_prj = 2.0: {ROLES}"),
+        ({"lr": {"q_prj": 2.0}}, f"parametrization.lr.q_prj = 2.0: {ROLES}; did you mean q_proj?"),
         ({"forward": {"norm": 2.0}}, f"parametrization.forward.norm = 2.0: {ROLES}"),
         ({"forward": {"q_proj": 0.0}}, "parametrization.forward.q_proj = 0.0: input should be greater than 0"),
         (

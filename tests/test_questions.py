@@ -12,7 +12,7 @@ from test_analysis_frame import write_run
 
 from lit_mult.analysis import plots, sensitivity
 from lit_mult.analysis.frame import load_records
-from lit_mult.analysis.questions import along_factors, answers, differences_by_seed, statement
+from lit_mult.analysis.questions import along_factors, answers, differences_by_seed, statement, unanswered
 from lit_mult.analysis.seeds import Floats, holm
 from lit_mult.schema import Question
 
@@ -54,6 +54,13 @@ def test_sides_may_fix_several_factors(runs: pd.DataFrame) -> None:
     found = differences_by_seed(runs, question)
     assert found["within"].tolist() == ["width 32"] * 3 + ["width 64"] * 2
     assert found["difference"].tolist() == pytest.approx([-0.4, -0.6, -0.5, -0.2, -0.4])
+
+
+def test_a_question_without_a_pair_is_named(runs: pd.DataFrame) -> None:
+    questions = [ask("vectors", "muP"), ask({"arm": "vectors", "optimizer": "muon"}, "tuned", measure="mean_loss")]
+    table = answers(runs, questions)
+    expected = "no answer on the mean loss over the rates, vectors under Muon - tuned: no seed has all runs of both"
+    assert list(unanswered(table, questions)) == [f"{expected} sides yet"]
 
 
 def test_answers_are_corrected_together(runs: pd.DataFrame) -> None:

@@ -22,7 +22,7 @@ from lit_mult.study.tuning import tuned_preset
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
-README = (ROOT / "README.md").read_text()
+PAGES = {path.stem: path.read_text() for path in (ROOT / "docs" / "results").glob("*.md")}
 EXPERIMENTS = [name for name in get_args(Experiment) if (RESULTS / name).is_dir()]
 
 Records = list[dict[str, Any]]
@@ -231,8 +231,20 @@ def test_trained_models_score_well_above_chance_on_what_the_mixture_teaches() ->
                 assert sum(tasks[name]) / len(tasks[name]) > chance[name] + 0.1
 
 
-def test_the_readme_counts_the_verdicts_of_the_tables() -> None:
-    rows = re.findall(r"^\| \[(\w+)\]\(results/\w+/report.md\) .*\| (\d+) / (\d+) / (\d+) / (\d+) \|", README, re.M)
+def said(page: str, heading: str | None = None) -> str:
+    """The words of a results page, or of its section under a heading, on one line."""
+    text = PAGES[page] if heading is None else PAGES[page].split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return " ".join(text.split())
+
+
+def interval(row: dict[str, str], value: str = "difference") -> str:
+    """A difference with its interval, as the pages write it."""
+    return f"{float(row[value]):+.3f} [{float(row['low']):+.3f}, {float(row['high']):+.3f}]"
+
+
+def test_the_pages_count_the_verdicts_of_the_tables() -> None:
+    row = r"^\| \[(\w+)\]\(\S*results/\w+/report.md\) .*\| (\d+) / (\d+) / (\d+) / (\d+) \|"
+    rows = [found for text in PAGES.values() for found in re.findall(row, text, re.M)]
     assert {name for name, *_ in rows} == set(EXPERIMENTS)
     for name, *counts in rows:
         found = Counter(row["outcome"] for row in table(name, "verdicts"))
@@ -240,8 +252,8 @@ def test_the_readme_counts_the_verdicts_of_the_tables() -> None:
         assert list(map(int, counts)) == wanted, name
 
 
-def test_the_readme_gives_the_answers_of_pays() -> None:
-    said = " ".join(README.split("## Do learnable multipliers pay?")[1].split("\n## ")[0].split())
+def test_the_pages_and_the_readme_give_the_answers_of_pays() -> None:
+    page = said("pays")
     answers = [tuple(float(row[name]) for name in ("difference", "low", "high")) for row in table("pays", "answers")]
     vertices = {
         (row["optimizer"], row["arm"], row["seed"], row["d_model"]): float(row["optimum_loss"])
@@ -255,11 +267,15 @@ def test_the_readme_gives_the_answers_of_pays() -> None:
         )
         answers.append(interval_of_five([one - other for one, other in zip(of, against, strict=True)]))
     for value, low, high in answers:
-        assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said
+        assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in page
+    best = [row for row in table("pays", "answers") if row["measure"] == "best_loss" and "under" not in row["of"]]
+    assert len(best) == 4 * 2
+    for front in ("README.md", "docs/index.md"):
+        assert all(interval(row) in (ROOT / front).read_text() for row in best)
 
 
-def test_the_readme_gives_the_answers_of_the_studies_around_pays() -> None:
-    said = " ".join(README.split("**Where in the model, and when**")[1].split("\n## ")[0].split())
+def test_the_page_gives_the_answers_of_the_studies_around_pays() -> None:
+    page = said("where")
     answers = table("dose_groups", "answers") + table("dose", "answers") + table("plane", "answers")
     given = [
         row
@@ -269,12 +285,11 @@ def test_the_readme_gives_the_answers_of_the_studies_around_pays() -> None:
     ]
     assert len(given) == 8 + 6 + 2
     for row in [*given, *(row for row in table("plane", "answers") if row["measure"] == "mean_loss")]:
-        value, low, high = (float(row[name]) for name in ("difference", "low", "high"))
-        assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said, row
+        assert interval(row) in page, row
 
 
-def test_the_readme_gives_the_gains_on_top_of_tuning() -> None:
-    said = " ".join(README.split("They stand in for tuned forward multipliers")[1].split("![")[0].split())
+def test_the_page_gives_the_gains_on_top_of_tuning() -> None:
+    page = said("where", "On top of tuning")
     ends: dict[tuple[str, str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in read("pays_ablation"):
         config = record["config"]
@@ -283,52 +298,45 @@ def test_the_readme_gives_the_gains_on_top_of_tuning() -> None:
     for optimizer in ("adamw", "muon"):
         for tier, arm in (("LRWD", "vectors"), ("FULL", "fixed")):
             best = min(sum(losses) / 5 for losses in ends[optimizer, tier, arm].values())
-            assert f"{best:.3f}" in said, (optimizer, tier, arm)
+            assert f"{best:.3f}" in page, (optimizer, tier, arm)
     for row in table("pays_ablation", "verdicts"):
         if "improve their parent" in row["claim"] and ("LRWD" in row["claim"] or "FULL" in row["claim"]):
-            value, low, high = (float(row[name]) for name in ("value", "low", "high"))
-            assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said, row
+            assert interval(row, "value") in page, row
 
 
-def test_the_readme_gives_the_answers_by_batch_size() -> None:
-    said = " ".join(README.split("It is there in batches of 8")[1].split("\n\n")[0].split())
+def test_the_page_gives_the_answers_by_batch_size() -> None:
+    page = said("where", "By batch size")
     for row in table("dose_noise", "answers"):
         if row["measure"] == "best_loss" or "batch_size 2;" in row["within"]:
-            value, low, high = (float(row[name]) for name in ("difference", "low", "high"))
-            assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said, row
+            assert interval(row) in page, row
 
 
-def test_the_readme_gives_the_answers_on_another_text() -> None:
-    said = " ".join(README.split("On another text")[1].split("\n\n")[0].split())
+def test_the_page_gives_the_answers_on_another_text() -> None:
+    page = said("where", "On another text")
     for row in table("pays_other_text", "answers"):
-        value, low, high = (float(row[name]) for name in ("difference", "low", "high"))
-        assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said, row
+        assert interval(row) in page, row
 
 
-def test_the_readme_gives_the_losses_and_scores_in_the_balance() -> None:
-    said = " ".join(
-        README.split("In the balance of noise and decay ([results/pays_downstream]")[1].split("\n\n")[0].split()
-    )
+def test_the_page_gives_the_losses_and_scores_in_the_balance() -> None:
+    page = said("downstream", "In the balance of noise and decay")
     for row in table("pays_downstream", "answers"):
-        value, low, high = (float(row[name]) for name in ("difference", "low", "high"))
-        assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said, row
+        assert interval(row) in page, row
     wanted = {"vectors": ["average"], "Muon": ["average", "reasoning", "knowledge"]}
     given = 0
     for row in table("pays_downstream", "scores_mini_differences"):
         if row["task"] in wanted.get(row["of"], ()) and row["within"] in ("AdamW", "Muon", "muP"):
             value, low, high = (100 * float(row[name]) for name in ("difference", "low", "high"))
-            assert f"{value:+.1f} [{low:+.1f}, {high:+.1f}]" in said, row
+            assert f"{value:+.1f} [{low:+.1f}, {high:+.1f}]" in page, row
             given += 1
     assert given == 2 + 3
 
 
-def test_the_readme_gives_the_gains_on_a_sphere() -> None:
-    said = " ".join(README.split("**On a sphere**")[1].split("\n## ")[0].split())
+def test_the_page_gives_the_gains_on_a_sphere() -> None:
+    page = said("sphere_or_decay")
     answers = table("sphere_or_decay", "answers")
     assert len(answers) == 4 + 2 + 2 + 1 + 1 + 4
     for row in answers:
-        value, low, high = (float(row[name]) for name in ("difference", "low", "high"))
-        assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said, row
+        assert interval(row) in page, row
     best = {
         (row["arm"], row["optimizer"], int(row["seed"])): float(row["best_loss"])
         for row in table("sphere_or_decay", "points")
@@ -339,11 +347,10 @@ def test_the_readme_gives_the_gains_on_a_sphere() -> None:
             for optimizer in (sphere, decay)
         }
         value, low, high = interval_of_five([a - b for a, b in zip(gains[sphere], gains[decay], strict=True)])
-        assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said
+        assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in page
 
 
-def test_the_readme_gives_the_answers_by_vocabulary() -> None:
-    said = " ".join(README.split("It does not hang on the vocabulary")[1].split("\n\n")[0].split())
+def test_the_page_gives_the_answers_by_vocabulary() -> None:
+    page = said("where", "By vocabulary")
     for row in table("dose_vocabulary", "answers"):
-        value, low, high = (float(row[name]) for name in ("difference", "low", "high"))
-        assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in said, row
+        assert interval(row) in page, row

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,19 @@ def test_the_status_of_a_study_under_way(
     assert printed.startswith("tiny: 10 cells: 6 waiting, 1 running, 2 completed, 1 failed\n  sweep on ")
     assert f"failed {left[0]}: RuntimeError: out of luck" in printed
     assert f"waiting {left[1]}: interrupted, resumes from step 4" in printed
+    assert main(["status", str(tmp_path), "--json"]) == 0
+    for_programs = json.loads(capsys.readouterr().out)
+    (attempt,), (by,) = for_programs.pop("running"), for_programs.pop("sweeps")
+    assert for_programs == {
+        "study": "tiny",
+        "cells": 10,
+        "waiting": 6,
+        "ended": {"completed": 2},
+        "interrupted": {left[1]: 4},
+        "failed": {left[0]: "RuntimeError: out of luck"},
+    }
+    assert attempt == {name: getattr(status.running[0], name) for name in attempt}
+    assert (attempt["cell"], attempt["pid"], by["pid"]) == (left[2], os.getpid(), os.getpid())
     running.close("stopped")
     me.close("done")
     assert study_status(tmp_path, retries=3).running == []

@@ -78,6 +78,7 @@ def comparison(study: StudyPlan | None, runs: pd.DataFrame) -> Findings:
         found.tables["answers"] = answered = questions.answers(runs, study.questions)
         found.display_tables["answers"] = questions.answers_table(answered)
         found.answers = list(map(questions.statement, rows(answered)))
+        found.warnings += questions.unanswered(answered, study.questions)
         sooner = speedup.speedups(runs, study.questions)
         if not sooner.empty:
             found.tables["speedups"] = sooner

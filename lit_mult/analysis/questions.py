@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import pandas as pd
@@ -105,6 +105,15 @@ def statement(row: Any) -> str:
         told += f", {signed(row.difference)}"
     seeds = f"{row.seeds} seed{'s' if row.seeds != 1 else ''}"
     return f"{asked} {told}: 95 % interval {interval(row.low, row.high, row.seeds)}, {seeds}{_reason(row)}."
+
+
+def unanswered(answered: pd.DataFrame, questions: Sequence[Question]) -> Iterator[str]:
+    """A warning for each question that `answers` has no row for."""
+    found = set(answered[["of", "against", "measure"]].itertuples(index=False, name=None))
+    for question in questions:
+        if (side_name(question.of), side_name(question.against), question.measure) not in found:
+            measure = sensitivity.MEASURES[question.measure]
+            yield f"no answer on the {measure}, {_asked(question)}: no seed has all runs of both sides yet"
 
 
 def answers_table(table: pd.DataFrame) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from lit_mult.analysis.page.payload import Content, payload
 from lit_mult.analysis.plane import plane
 from lit_mult.analysis.regime import regime
 from lit_mult.config import Experiment, flatten
-from lit_mult.errors import UserError
+from lit_mult.errors import UserError, one_of
 from lit_mult.layout import StudyPaths
 from lit_mult.schema import RunRecord, StudyPlan
 
@@ -114,7 +114,7 @@ def drawn(content: Content, but: Collection[str] = ()) -> Content:
 
 def _experiment(name: str, evidence: Evidence) -> Findings:
     if name not in get_args(Experiment):
-        raise UserError(f"{evidence.folder}: experiment {name}: must be one of {', '.join(get_args(Experiment))}")
+        raise UserError(f"{evidence.folder}: experiment {name}: must be one of {one_of(name, get_args(Experiment))}")
     found: Findings = import_module(f"lit_mult.analysis.experiments.{name}").findings(evidence)
     return found
 

@@ -19,8 +19,8 @@ import pandas as pd
 import yaml
 
 from lit_mult.analysis.frame import frame_of
-from lit_mult.config import OPEN_FIELDS, RunConfig
-from lit_mult.errors import UserError
+from lit_mult.config import OPEN_FIELDS, RunConfig, field_names
+from lit_mult.errors import UserError, did_you_mean, one_of
 from lit_mult.layout import find_records
 from lit_mult.schema import WIDTH, CellInfo, RunRecord
 
@@ -96,13 +96,13 @@ def _read(text: str) -> Iterator[_Side]:
         kept = [(path, record) for path, record in read if _is(_value(record, field), value)]
         if not kept:
             there = dict.fromkeys(str(_value(record, field)) for _, record in read)
-            raise UserError(f"{text}: no run has {field} = {value}; there are {', '.join(there)}")
+            raise UserError(f"{text}: no run has {field} = {value}; there are {one_of(value, there)}")
         read = kept
     by_arm: dict[str, list[tuple[Path, RunRecord]]] = {}
     for path, record in read:
         by_arm.setdefault(record.cell.arm if record.cell else record.config["multipliers"], []).append((path, record))
     if arm and arm not in by_arm:
-        raise UserError(f"{text}: no arm {arm} in {folder}; there are {', '.join(by_arm)}")
+        raise UserError(f"{text}: no arm {arm} in {folder}; there are {one_of(arm, by_arm)}")
     for name in [arm] if arm else by_arm:
         yield _Side(folder, name, fixed, by_arm[name])
 
@@ -158,7 +158,7 @@ def _value(record: RunRecord, field: str) -> Any:
             return value
     if field.startswith(tuple(f"{name}." for name in OPEN_FIELDS)):
         return 1.0 if field.startswith("parametrization.") else None
-    raise UserError(f"{field}: unknown field")
+    raise UserError(f"{field}: unknown field{did_you_mean(field, field_names(RunConfig))}")
 
 
 @cache

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 
 from lit_mult.cli.checks import brownian, coord_check, lint_placement
+from lit_mult.cli.completion import completion
+from lit_mult.cli.doctor import doctor
 from lit_mult.cli.parsing import BAD_INPUT, INTERRUPTED
 from lit_mult.cli.runs import export, fit, import_, parameters
 from lit_mult.cli.scores import evaluate, tasks
 from lit_mult.cli.studies import compare, preset, report, status, sweep, watch
-from lit_mult.errors import Interrupted, UserError
+from lit_mult.errors import Interrupted, UserError, one_of
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "fit": fit,
@@ -28,6 +33,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "coord-check": coord_check,
     "export": export,
     "import": import_,
+    "doctor": doctor,
+    "completion": completion,
 }
 
 
@@ -37,17 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
         print("usage: lit-mult COMMAND [options]\n\nStudy learnable multipliers in language-model pretraining.\n")
+        width = shutil.get_terminal_size().columns
         for command, function in COMMANDS.items():
-            print(f"  {command:16}{function.__doc__}")
+            print(textwrap.fill(f"  {command:16}{function.__doc__}", width, subsequent_indent=" " * 18))
         print("\n`lit-mult COMMAND --help` lists the options of a command.")
         return 0
     if name == "--version":
-        from importlib.metadata import version
+        from lit_mult.cli.machine import headline
 
-        print(version("lit-mult"))
+        print(headline())
         return 0
     if name not in COMMANDS:
-        print(f"lit-mult: {name}: no such command; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"lit-mult: {name}: no such command; there are {one_of(name, COMMANDS)}", file=sys.stderr)
         return BAD_INPUT
     try:
         return COMMANDS[name](arguments[1:])
@@ -57,5 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code, message = BAD_INPUT, f"{error.filename or ''}: {error.strerror or error}"
     except (Interrupted, KeyboardInterrupt) as stopped:
         code, message = INTERRUPTED, str(stopped) or "interrupted"
+        if isinstance(stopped, Interrupted):
+            message += f": lit-mult {shlex.join(arguments)}"
     print(f"lit-mult {name}: {message}", file=sys.stderr)
     return code

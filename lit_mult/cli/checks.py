@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lit_mult.atomic import write_text
-from lit_mult.cli.parsing import FAILED, add_run_config, make_parser, print_columns, read_run_config, vocab_size
+from lit_mult.cli.parsing import FAILED, add_json, add_run_config, make_parser, read_run_config, vocab_size
+from lit_mult.cli.printing import print_columns, print_json
 from lit_mult.errors import UserError
 
 
@@ -76,7 +77,9 @@ def coord_check(arguments: Sequence[str]) -> int:
     parser.add_argument("--steps", type=PositiveInt, default=10, help="optimizer steps at each width or depth")
     parser.add_argument("--seeds", type=PositiveInt, default=3, help="number of seeds")
     parser.add_argument("--out", type=str, default=None, help="folder for tables (CSV) and figure (PNG)")
+    add_json(parser, "size (width or depth), sizes, steps, seeds, exponents (with expected low and high, and verdict)")
     namespace = parser.parse_args(list(arguments)).as_dict()
+    as_json = namespace.pop("json")
     widths, depths = namespace.pop("widths"), namespace.pop("depths")
     if widths is not None and depths is not None:
         raise UserError(f"--depths {depths}: must be left out with --widths; check one after the other")
@@ -103,19 +106,29 @@ def coord_check(arguments: Sequence[str]) -> int:
         measured.append(asdict(row) | {"low": low, "high": high})
     values = pd.DataFrame(measured).rename(columns={"size": size})
     fits = exponents(values, size)
-    table = [("kind", "coordinate", "exponent", "95 % interval", "expected", "verdict")]
-    for kind, coordinate, low, high, slope, slope_low, slope_high, verdict in fits.itertuples(index=False):
-        expected = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-        interval = f"[{slope_low:.2f}, {slope_high:.2f}]" if seeds > 1 else "1 seed: no interval"
-        table.append((kind, coordinate, f"{slope:.2f}", interval, expected, verdict))
-    print_columns(table)
     if out is not None:
         folder = Path(out)
         _write_csv(folder / "coordinates.csv", values)
         _write_csv(folder / "exponents.csv", fits)
         (folder / "coordinates.png").write_bytes(save(coordinate_check(values, fits, size))["png"])
-        print(folder)
+    if as_json:
+        of_check = {"size": size, "sizes": sizes, "steps": steps, "seeds": seeds}
+        print_json(of_check | {"exponents": fits.to_dict(orient="records")})
+    else:
+        print_columns(_table(fits, seeds))
+        if out is not None:
+            print(Path(out))
     return FAILED if (fits["verdict"] == "FAIL").any() else 0
+
+
+def _table(fits: Any, seeds: int) -> list[tuple[str, ...]]:
+    """The DataFrame of `exponents`, for people."""
+    table: list[tuple[str, ...]] = [("kind", "coordinate", "exponent", "95 % interval", "expected", "verdict")]
+    for kind, coordinate, low, high, slope, slope_low, slope_high, verdict in fits.itertuples(index=False):
+        expected = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        interval = f"[{slope_low:.2f}, {slope_high:.2f}]" if seeds > 1 else "1 seed: no interval"
+        table.append((kind, coordinate, f"{slope:.2f}", interval, expected, verdict))
+    return table
 
 
 def _write_csv(path: Path, rows: Any) -> Path:

@@ -1,13 +1,15 @@
-"""Shared by commands: parsers, the run config from flags, exit codes, printing of tables."""
+"""Shared by commands: parsers, the run config from flags, exit codes, the report of a folder."""
 
 from __future__ import annotations
 
 import re
+from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from lit_mult.errors import UserError
+from lit_mult.cli.printing import say, warn
+from lit_mult.errors import UserError, did_you_mean, one_of
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -22,18 +24,69 @@ def make_parser(name: str, command: Callable[..., Any]) -> ArgumentParser:
     import jsonargparse
 
     class Parser(jsonargparse.ArgumentParser):
+        def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
+            if args and args[0] is _DESCRIBE:
+                raise _Described(self)
+            return super().parse_args(args, *others, **options)
+
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise UserError(_one_line(message))
+            raise UserError(_one_line(message, self))
 
     return Parser(prog=f"lit-mult {name}", description=command.__doc__)
 
 
-def _one_line(message: str) -> str:
-    """The parser's message without pydantic's boilerplate."""
+_DESCRIBE = "--describe"
+"""In place of a command's arguments, this very object asks for its parser; nobody can type it."""
+
+
+class _Described(Exception):  # noqa: N818 - not an error
+    """Carries the parser of a command out of it."""
+
+    def __init__(self, parser: ArgumentParser) -> None:
+        self.parser = parser
+
+
+def parser_of(command: Callable[[Sequence[str]], int]) -> ArgumentParser:
+    """The parser that a command makes, without what the command does next."""
+    try:
+        command([_DESCRIBE])
+    except _Described as described:
+        return described.parser
+    raise AssertionError(f"{command.__name__} parsed nothing")
+
+
+def _one_line(message: str, parser: ArgumentParser) -> str:
+    """The parser's message without pydantic's boilerplate, and the name that an unknown one was meant to be."""
     for noise in (r"\[type=.*?\]\s", r"For further information visit \S+", r"\d+ validation errors? for \S+"):
         message = re.sub(noise, "", message)
     message = re.sub(r'Parser key "(.*?)":', r"\1:", " ".join(message.split()))
-    return message.replace("typing.Literal", "one of ").replace(". Got value:", ", got")
+    for pattern in _CHOICES:
+        message = re.sub(pattern, _choices, message)
+    for pattern in _UNKNOWN:
+        if unknown := re.search(pattern, message):
+            shown = (action for action in parser._actions if action.help != SUPPRESS)
+            options = [option for action in shown for option in action.option_strings]
+            # What a config file names has no dashes before it.
+            known = options if unknown["name"].startswith("-") else [option.lstrip("-") for option in options]
+            return message + did_you_mean(".".join(unknown.groupdict(default="").values()).strip("."), known)
+    return message.replace(". Got value:", ", got")
+
+
+_CHOICES = (
+    r"(?P<name>\S+): Expected a typing\.Literal\[(?P<choices>.*?)\]\. Got value: (?P<value>\S+)",
+    r"argument (?P<name>\S+): invalid choice: '(?P<value>.*?)' \(choose from (?P<choices>.*)\)",
+)
+_UNKNOWN = (
+    r"unrecognized arguments: (?P<name>[^\s=]+)",
+    r"Group '(?P<group>.+?)' does not accept option '(?P<name>.+?)'",
+    r"Option '(?P<name>.+?)' is not accepted",
+)
+"""How jsonargparse words what it does not know."""
+
+
+def _choices(found: re.Match[str]) -> str:
+    choices = re.findall(r"'(.*?)'", found["choices"])
+    return f"{found['name']} = {found['value']!r}: must be one of {one_of(found['value'], choices)}"
 
 
 def add_run_config(parser: ArgumentParser) -> None:
@@ -44,18 +97,16 @@ def add_run_config(parser: ArgumentParser) -> None:
     parser.add_class_arguments(RunConfig)
 
 
+def add_json(parser: ArgumentParser, keys: str) -> None:
+    """The option --json; `keys`: those of the object that it prints."""
+    parser.add_argument("--json", action="store_true", help=f"print JSON, and nothing else: {keys}")
+
+
 def add_retries(parser: ArgumentParser) -> None:
     """The option --retries."""
     from lit_mult.study.attempts import RETRIES
 
     parser.add_argument("--retries", type=int, default=RETRIES, help="deaths without progress that a cell is forgiven")
-
-
-def print_columns(table: Sequence[Sequence[str]]) -> None:
-    """Print rows of cells, aligned."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def vocab_size(config: RunConfig) -> int:
@@ -87,8 +138,8 @@ def print_report(folder: Path) -> None:
     made = write_report(folder)
     print(made.text)
     for warning in made.warnings:
-        print(f"warning: {warning}")
+        warn(warning)
     print(f"figures: {folder / 'figures'}/*.png, *.svg")
     print(f"report:  {folder / 'report.html'}, report.md")
-    if made.answers:
-        print("", *made.answers, sep="\n")
+    for number, answer in enumerate(made.answers):
+        say(answer if number else f"\n{answer}", "bold")

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from lit_mult.cli.parsing import add_run_config, make_parser, print_columns, read_run_config, vocab_size
+from lit_mult.cli.next_steps import after_fit
+from lit_mult.cli.parsing import add_json, add_run_config, make_parser, read_run_config, vocab_size
+from lit_mult.cli.printing import print_columns, print_json, print_next, say
 from lit_mult.layout import RunPaths
+
+if TYPE_CHECKING:
+    from lit_mult.optim.groups import ParameterPlan
+    from lit_mult.schema import MatrixRegime
 
 
 def fit(arguments: Sequence[str]) -> int:
@@ -36,10 +42,11 @@ def fit(arguments: Sequence[str]) -> int:
         print(f"diverged at step {record.steps} (validation loss at the start: {record.initial_loss}); {size}")
     else:
         quality = f"{record.final_loss:.4f} nats per token, {record.final_bits_per_byte:.4f} bits per byte"
-        print(f"validation loss {record.initial_loss:.4f} -> {quality}; {size}")
+        say(f"validation loss {record.initial_loss:.4f} -> {quality}; {size}", "bold")
     print(f"{'finished earlier: ' if finished_before else ''}{folder.record}")
     if config.train.diagnostics:
         print(folder.diagnostics)
+    print_next(list(after_fit(record, str(folder.path))))
     return 0
 
 
@@ -47,7 +54,10 @@ def parameters(arguments: Sequence[str]) -> int:
     """Print role, shape, multipliers, optimizer, lr, weight decay, init and time to balance of a run's parameters."""
     parser = make_parser("parameters", parameters)
     add_run_config(parser)
-    config = read_run_config(parser.parse_args(list(arguments)).as_dict())
+    add_json(parser, "parameters (a list, with every digit) and shortfall (the line on the balance, or null)")
+    namespace = parser.parse_args(list(arguments)).as_dict()
+    as_json = namespace.pop("json")
+    config = read_run_config(namespace)
 
     import torch
 
@@ -60,6 +70,10 @@ def parameters(arguments: Sequence[str]) -> int:
     with torch.device("meta"):
         rows = plan_parameters(Llama(config.model, plan), plan)
     regimes = matrix_regimes(config, plan)
+    short = shortfall(config, regimes)
+    if as_json:
+        print_json({"parameters": [_as_dict(row, regimes.get(row.role)) for row in rows], "shortfall": short or None})
+        return 0
     own_eps = any(row.eps is not None for row in rows)
     names = ("parameter", "role", "shape", "multipliers", "optimizer", "lr", "weight decay", "init")
     table = [(*names, "equilibrium (steps)", "decay times", *["eps"] * own_eps)]
@@ -73,9 +87,27 @@ def parameters(arguments: Sequence[str]) -> int:
         eps = ("-" if row.eps is None else f"{row.eps:.4g}",) if own_eps else ()
         table.append((row.name, row.role.value, shape, row.multipliers, row.optimizer, *numbers, *balance, *eps))
     print_columns(table)
-    if short := shortfall(config, regimes):
-        print(short)
+    if short:
+        say(short, "yellow")
     return 0
+
+
+def _as_dict(row: ParameterPlan, regime: MatrixRegime | None) -> dict[str, Any]:
+    """A parameter as plain values; null where the table has a dash."""
+    return {
+        "name": row.name,
+        "role": row.role.value,
+        "shape": list(row.parameter.shape),
+        "multipliers": row.multipliers,
+        "optimizer": row.optimizer,
+        "lr": row.lr,
+        "weight_decay": row.weight_decay,
+        "decay_rule": row.decay_rule,
+        "init": row.init,
+        "equilibrium_steps": regime.equilibrium_time if regime else None,
+        "decay_times": regime.decay_times if regime else None,
+        "eps": row.eps,
+    }
 
 
 def export(arguments: Sequence[str]) -> int:

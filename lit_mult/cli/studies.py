@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from lit_mult import atomic
-from lit_mult.cli.parsing import FAILED, add_retries, make_parser, print_report
+from lit_mult.cli.next_steps import after_sweep
+from lit_mult.cli.parsing import FAILED, add_json, add_retries, make_parser, print_report
+from lit_mult.cli.printing import print_json, print_next, say, warn
 
 _PRESET_HELP = "preset file for the preset that the study names (NAME=FILE where it names several)"
 _STORAGE_HELP = "Optuna storage shared by sweeps: sqlite:///FILE, postgresql://..., grpc://HOST:PORT or a journal file"
@@ -46,10 +47,11 @@ def sweep(arguments: Sequence[str]) -> int:
     if len(result.failures) < result.cells:
         print_report(out)
     if result.failures:
-        print(f"{len(result.failures)} cells failed; --retry-failed tries them again:", file=sys.stderr)
+        say(f"{len(result.failures)} cells failed; --retry-failed tries them again:", "red", stderr=True)
         for cell, reason in result.failures.items():
-            print(f"  {cell}: {reason}", file=sys.stderr)
+            say(f"  {cell}: {reason}", stderr=True)
         return FAILED
+    print_next(list(after_sweep(spec, str(out))))
     return 0
 
 
@@ -58,11 +60,16 @@ def status(arguments: Sequence[str]) -> int:
     parser = make_parser("status", status)
     parser.add_argument("folder", type=str, help="results folder of a study")
     add_retries(parser)
+    add_json(parser, "study, cells, waiting, ended (by status), running, interrupted (with step), failed (why), sweeps")
     namespace = parser.parse_args(list(arguments))
 
     from lit_mult.study.status import study_status
 
-    for line in study_status(namespace.folder, namespace.retries).lines():
+    found = study_status(namespace.folder, namespace.retries)
+    if namespace.json:
+        print_json(found.to_dict())
+        return 0
+    for line in found.lines():
         print(line)
     return 0
 
@@ -133,7 +140,7 @@ def compare(arguments: Sequence[str]) -> int:
         return 0
     print(found.text)
     for warning in found.warnings:
-        print(f"warning: {warning}")
+        warn(warning)
     for lines in found.statements.values():
         print("", *lines, sep="\n")
     if namespace.html is not None:

@@ -12,7 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from lit_mult.errors import UserError, one_line
+from lit_mult.errors import UserError, did_you_mean, one_line
 from lit_mult.evaluation.suites import Column, Suite
 from lit_mult.schema import Score
 
@@ -160,7 +160,8 @@ def _index(suite: Suite) -> tuple[Any, tuple[str, ...]]:
     names = _expanded(manager, suite.tasks)
     if unknown := [name for name in names if not _holds(manager, [name])]:
         reason = "no such task, group or tag (or a part of it is missing)"
-        raise UserError(f"--tasks: {', '.join(unknown)}: {reason}; `lm-eval ls tasks` lists lm-eval's")
+        hint = f"; `lm-eval ls tasks` lists lm-eval's{did_you_mean(unknown[0], manager.all_tasks)}"
+        raise UserError(f"--tasks: {', '.join(unknown)}: {reason}{hint}")
     return manager, tuple(names)
 
 

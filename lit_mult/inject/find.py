@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_mult.errors import ConfigError, UserError
+from lit_mult.errors import ConfigError, UserError, one_of
 from lit_mult.inject.families import Fused, has_norm_before, known_role
 from lit_mult.inject.layers import is_conv1d, matrix_name
 from lit_mult.nn.multipliers import MultipliedMatrix
@@ -188,7 +188,7 @@ def _given(pattern: str, value: Any, d_out: int) -> tuple[tuple[Role | None, ...
 
 def _role(field: str, name: str) -> Role:
     if name not in [role.value for role in _MATRIX_ROLES]:
-        raise ConfigError(field, name, f"must be one of {', '.join(_MATRIX_ROLES)}")
+        raise ConfigError(field, name, f"must be one of {one_of(name, _MATRIX_ROLES)}")
     return Role(name)
 
 

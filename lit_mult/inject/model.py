@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lit_mult.errors import ConfigError, UserError
+from lit_mult.errors import ConfigError, UserError, one_of
 from lit_mult.inject.find import (
     Found,
     Names,
@@ -179,7 +179,7 @@ def merge_and_unload(model: Model) -> Model:
 def _check_choices(kind: str, table: str, split: str | None) -> None:
     for field, value, allowed in (("kind", kind, list(KINDS)), ("table", table, list(PLACEMENTS))):
         if value not in allowed:
-            raise ConfigError(field, value, f"must be one of {', '.join(allowed)}")
+            raise ConfigError(field, value, f"must be one of {one_of(value, allowed)}")
     if split not in (None, "rms", "rms_power_of_two"):
         raise ConfigError("split", split, "must be None, rms or rms_power_of_two")
     if split and not (KINDS[kind].is_learnable and KINDS[kind].is_plain):

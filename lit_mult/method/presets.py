@@ -27,7 +27,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from lit_mult.config import RunConfig, Tier, config_error
-from lit_mult.errors import ConfigError, UserError
+from lit_mult.errors import ConfigError, UserError, one_of
 from lit_mult.registry.kinds import KINDS
 from lit_mult.registry.optimizers import check_known
 from lit_mult.registry.roles import MATRIX_ROLES, Role
@@ -67,8 +67,8 @@ class _Multipliers(_Section):
     def _check_roles(cls, value: Any, info: ValidationInfo) -> Any:
         for role in value if isinstance(value, dict) else ():
             if role not in MATRIX_ROLES:
-                names = ", ".join(known for known in Role if known in MATRIX_ROLES)
-                raise ConfigError(f"{info.field_name}.{role}", value[role], f"the role must be one of {names}")
+                known = one_of(role, [known for known in Role if known in MATRIX_ROLES])
+                raise ConfigError(f"{info.field_name}.{role}", value[role], f"the role must be one of {known}")
         return value
 
     @field_validator(*_PARTS)
@@ -133,8 +133,8 @@ def load_preset(name_or_path: str) -> Preset:
     if not entry.is_file():
         entry = Path(name_or_path)
     if not entry.is_file():
-        names = sorted(item.name.removesuffix(".yaml") for item in _SHIPPED.iterdir())
-        raise ConfigError("parametrization.preset", name_or_path, f"must be a YAML file or one of {', '.join(names)}")
+        known = one_of(name_or_path, shipped_presets())
+        raise ConfigError("parametrization.preset", name_or_path, f"must be a YAML file or one of {known}")
     try:
         return _parsed(entry.read_text())
     except ConfigError as error:
@@ -143,6 +143,11 @@ def load_preset(name_or_path: str) -> Preset:
         raise UserError(f"preset {name_or_path}: {config_error(error)}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"preset {name_or_path}: not a YAML file ({str(error).splitlines()[0]})") from None
+
+
+def shipped_presets() -> list[str]:
+    """Names of the presets that ship."""
+    return sorted(item.name.removesuffix(".yaml") for item in _SHIPPED.iterdir())
 
 
 @cache

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from lit_mult.errors import ConfigError
+from lit_mult.errors import ConfigError, did_you_mean
 from lit_mult.registry import with_plugins
 from lit_mult.registry.contracts import Matrix, OptimizerSpec
 from lit_mult.registry.roles import HIDDEN_ROLES, MATRIX_ROLES, SSM_ROLES, Role
@@ -105,7 +105,8 @@ def is_imported(optimizer: str) -> bool:
 def check_known(optimizer: str, field: str = "optimizer") -> None:
     """Raises: ConfigError when there is no optimizer of this name."""
     if optimizer not in OPTIMIZERS:
-        raise ConfigError(field, optimizer, f"must be one of {', '.join(OPTIMIZERS)}, or import:MODULE.CLASS")
+        known = f"must be one of {', '.join(OPTIMIZERS)}, or import:MODULE.CLASS"
+        raise ConfigError(field, optimizer, known + did_you_mean(optimizer, OPTIMIZERS))
 
 
 _DEPTH_RULES: Final = frozenset({"depth_mup", "completep"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -37,6 +37,11 @@ class StackHistory(History):
         """The members that have neither diverged nor been pruned."""
         return [index for index, member in enumerate(self.members) if member.ended_at is None]
 
+    def last_losses(self) -> tuple[float | None, float | None]:
+        """Means over the members that are running."""
+        losses = [self.members[index].last_losses() for index in self.running()]
+        return _mean(train for train, _ in losses), _mean(val for _, val in losses)
+
     def lacks_validation(self, step: int) -> bool:
         return any(member.lacks_validation(step) for member in self.members)
 
@@ -46,7 +51,7 @@ class StackHistory(History):
 
     def _record_train(self, trainer: Trainer, pl_module: Any, mean: Tensor) -> None:
         losses, running = mean.tolist(), self.running()
-        pl_module.log("train/loss", statistics.fmean(losses[index] for index in running), prog_bar=True)
+        pl_module.log("train/loss", statistics.fmean(losses[index] for index in running))
         for index in running:
             self.members[index].add_train(trainer.global_step, losses[index])
 
@@ -114,3 +119,8 @@ class StackCheckpoints(Checkpoints):
         for member in running:
             self.module.save_member(member, self.folders[member].checkpoint(step))
         remove(others)
+
+
+def _mean(losses: Iterable[float | None]) -> float | None:
+    known = [loss for loss in losses if loss is not None]
+    return statistics.fmean(known) if known else None

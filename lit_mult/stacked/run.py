@@ -171,7 +171,7 @@ def _train(runs: Sequence[_Run], corpus: TokenizedCorpus, should_stop: Callable[
     module = LitStack(models, [run.checkpoint for run in runs if run.checkpoint is not None])
     history = StackHistory([run.history for run in runs], on_leave=finish)
     checkpoints = StackCheckpoints(module, history, folders, should_stop)
-    trainer = make_trainer(config, folders[0], [history, RngState(config), checkpoints])
+    trainer = make_trainer(config, folders[0], history, [RngState(config), checkpoints])
     data = StackDataModule(config, corpus, module.seeds)
     fit(trainer, module, data, history, runs[0].checkpoint)
     for index in list(unfinished):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
-from lit_mult.config import OPEN_FIELDS, Experiment, RunConfig
-from lit_mult.errors import ConfigError
+from lit_mult.config import OPEN_FIELDS, Experiment, RunConfig, field_names
+from lit_mult.errors import ConfigError, did_you_mean, one_of
 from lit_mult.method.presets import Preset
 from lit_mult.schema import WIDTH, Question
 from lit_mult.study.grids import Distribution, Grid, Part, grid_values
@@ -116,15 +115,14 @@ class StudyFields(Part):
     def _check(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError("seeds", self.seeds, "must not repeat")
-        known = _fields(RunConfig)
+        known = field_names(RunConfig)
         named: dict[str, dict[str, Any]] = {"factors": dict(self.factors), "nuisance": dict(self.nuisance)}
         named |= {f"search.{arm}": dict(grids) for arm, grids in self.search.items()}
         for group, names in (named | {f"arms.{arm}": overrides for arm, overrides in self.arms.items()}).items():
             for name in names:
                 if name not in known and not name.startswith(tuple(f"{field}." for field in OPEN_FIELDS)):
-                    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-                    hint = f"; did you mean {close[0]}?" if close else ""
-                    raise ConfigError(f"{group}.{name}", names[name], f"no such field of a run config{hint}")
+                    unknown = f"no such field of a run config{did_you_mean(name, known)}"
+                    raise ConfigError(f"{group}.{name}", names[name], unknown)
                 if name == "seed" or (name in _SET_BY_THE_STUDY and group != "factors"):
                     raise ConfigError(f"{group}.{name}", names[name], f"is set by {_SET_BY_THE_STUDY[name]}")
         for arm in self.arms:
@@ -135,7 +133,7 @@ class StudyFields(Part):
         self._check_grids("nuisance", self.nuisance)
         for arm, grids in self.search.items():
             if arm not in self.arms:
-                raise ConfigError(f"search.{arm}", "...", f"must be one of the arms {', '.join(self.arms)}")
+                raise ConfigError(f"search.{arm}", "...", f"must be one of the arms {one_of(arm, self.arms)}")
             if both := sorted(grids.keys() & self.arms[arm].keys()):
                 raise ConfigError(f"search.{arm}.{both[0]}", "...", f"is set by arms.{arm} too; name it once")
             self._check_grids(f"search.{arm}", grids)
@@ -166,15 +164,16 @@ class StudyFields(Part):
         for side in ("of", "against"):
             for name, value in getattr(question, side).items():
                 if name not in values:
-                    raise ConfigError(f"{field}.{side}.{name}", value, f"must be one of {', '.join(values)}")
+                    raise ConfigError(f"{field}.{side}.{name}", value, f"must be one of {one_of(name, values)}")
                 if value not in values[name]:
-                    raise ConfigError(f"{field}.{side}.{name}", value, f"must be one of {values[name]}")
+                    hint = did_you_mean(value, map(str, values[name]))
+                    raise ConfigError(f"{field}.{side}.{name}", value, f"must be one of {values[name]}{hint}")
         if question.of.keys() != question.against.keys() or question.of == question.against:
             need = f"must have other values of the same factors as `of`: {', '.join(question.of)}"
             raise ConfigError(f"{field}.against", question.against, need)
         for name in question.over:
             if name not in values and name != WIDTH:
-                raise ConfigError(f"{field}.over", name, f"must be one of {', '.join(values)}")
+                raise ConfigError(f"{field}.over", name, f"must be one of {one_of(name, values)}")
 
     def _check_search(self) -> None:
         is_grid = self.sampler == "grid"
@@ -267,18 +266,6 @@ class StudyFields(Part):
 
 
 _SET_BY_THE_STUDY = {"seed": "seeds", "train.steps": "budget.steps", "train.batch_size": "budget.batch_size"}
-
-
-def _fields(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Dotted names of all leaf fields of a config."""
-    names = []
-    for name, field in model.model_fields.items():
-        part = field.annotation
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            names += _fields(part, f"{prefix}{name}.")
-        else:
-            names.append(prefix + name)
-    return names
 
 
 def _check_values(field: str, values: list[Any]) -> None:

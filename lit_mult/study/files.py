@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from lit_mult.errors import ConfigError, UserError
+from lit_mult.errors import ConfigError, UserError, did_you_mean, one_of
 from lit_mult.method.presets import load_preset
 from lit_mult.study.spec import StudySpec
 
@@ -31,9 +31,10 @@ def load_study(name_or_path: str, presets: Sequence[str] = (), profile: str | No
     """
     path = Path(name_or_path)
     if not path.is_file():
-        shipped = _shipped_studies()
+        shipped = shipped_studies()
         if name_or_path not in shipped:
-            raise UserError(f"study {name_or_path}: no such file, nor a shipped study ({', '.join(sorted(shipped))})")
+            known = f"({', '.join(sorted(shipped))}){did_you_mean(name_or_path, shipped)}"
+            raise UserError(f"study {name_or_path}: no such file, nor a shipped study {known}")
         path = shipped[name_or_path]
     try:
         data = yaml.safe_load(path.read_text())
@@ -55,7 +56,7 @@ def _with_profile(data: dict[str, Any], name: str | None) -> dict[str, Any]:
     if name is None:
         return plain
     if name not in profiles:
-        raise ConfigError("--profile", name, f"must be one of the study's: {', '.join(profiles) or 'it has none'}")
+        raise ConfigError("--profile", name, f"must be one of the study's: {one_of(name, profiles) or 'it has none'}")
     return _merged(plain, profiles[name] | {"name": f"{plain.get('name')}-{name}"})
 
 
@@ -87,7 +88,7 @@ def _presets(named: Any, given: Sequence[str]) -> dict[str, Any]:
     return sources
 
 
-def _shipped_studies() -> dict[str, Path]:
+def shipped_studies() -> dict[str, Path]:
     """Study files of the wheel (lit_mult/sweeps) or, in a checkout, of its top-level sweeps/."""
     package = Path(str(resources.files("lit_mult")))
     folder = package / "sweeps"

@@ -41,9 +41,9 @@ def slots(workers: int | None, cells: int, trainer: TrainerConfig) -> list[Slot]
             raise UserError(f"trainer.devices = {trainer.devices}: this machine has {len(gpus)} GPUs")
         starts = range(0, len(gpus) - size + 1, size)
         groups = [",".join(gpus[start : start + size]) for start in starts]
-    cores = _cores()
-    count = max(1, min(workers or (len(groups) if gpus else cores), cells))
-    return [Slot(max(1, cores // count), groups[index % len(groups)]) for index in range(count)]
+    available = cores()
+    count = max(1, min(workers or (len(groups) if gpus else available), cells))
+    return [Slot(max(1, available // count), groups[index % len(groups)]) for index in range(count)]
 
 
 def gpus_for(trainer: TrainerConfig) -> list[str]:
@@ -72,7 +72,8 @@ def gpus_per_cell(devices: int | str, available: int) -> int:
     return available if str(devices) in ("-1", "auto") else int(listed[0])
 
 
-def _cores() -> int:
+def cores() -> int:
+    """CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,7 +13,10 @@ from lit_mult.stacked.key import stack_key
 from lit_mult.study.cells import StudyCells
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.search import PointSearch, Ticket, make_pruner
-from lit_mult.study.spec import StudySpec
+from lit_mult.study.spec import StudySpec, line_of
+
+BestLosses = dict[str, dict[int, float]]
+"""Line (arm, and factors but the width) -> width -> lowest final loss."""
 
 
 @dataclass
@@ -95,6 +99,16 @@ class CellQueue:
             counts.cost += search.known.n_cells * search.cost
             counts.cost_to_come += (waiting + elsewhere) * search.cost
         return counts
+
+    def best_losses(self) -> BestLosses:
+        """The lowest final loss so far, nats per token, over rates and seeds; lines in the order of the study."""
+        best: BestLosses = {line_of(known.point.arm, known.point.factors): {} for known in self._cells.points}
+        for record in self._records.values():
+            if record.cell is not None and record.status == "completed" and record.final_loss is not None:
+                row = best.setdefault(line_of(record.cell.arm, record.cell.factors), {})
+                width = record.config["model"]["d_model"]
+                row[width] = min(record.final_loss, row.get(width, math.inf))
+        return {line: row for line, row in best.items() if row}
 
     def next(self) -> Ticket | None:
         """Take the next cell to run; None when no cell waits."""

@@ -13,12 +13,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lit_mult.config import RunConfig, config_error
+from lit_mult.config import RunConfig, config_error, field_names
 from lit_mult.errors import ConfigError
 from lit_mult.method.presets import apply_preset
 from lit_mult.method.search_space import neutral, search_space
 from lit_mult.registry.kinds import KINDS
-from lit_mult.schema import CellInfo
+from lit_mult.schema import WIDTH, CellInfo
 from lit_mult.study.fields import StudyFields
 from lit_mult.study.grids import Distribution, Grid, grid_values
 
@@ -38,7 +38,7 @@ class StudySpec(StudyFields):
         try:
             spec = cls.model_validate(data)
         except ValidationError as error:
-            raise config_error(error) from None
+            raise config_error(error, field_names(cls)) from None
         for point in spec.points():
             trials, possible = spec.budget.trials, point.n_possible
             if not point.is_grid and trials is not None and possible is not None and trials > possible:
@@ -220,9 +220,22 @@ def canonical(spec: StudySpec) -> dict[str, Any]:
     return data | {"base": spec.base_config.hashed_fields()}
 
 
+def line_of(arm: str, factors: Mapping[str, Any]) -> str:
+    """What points of one arm and several widths have in common, for displays."""
+    return " ".join([arm, *(_number(value) for name, value in factors.items() if name != WIDTH)])
+
+
 def _slug(value: Any) -> str:
     return re.sub(r"[^\w.]+", "_", str(value))
 
 
 def _number(value: Any) -> str:
-    return f"{value:.8g}" if isinstance(value, float) else str(value)
+    """A value as a person writes it: 0.125, 2^-7.5 for a power of two that is longer, three digits of others."""
+    if not isinstance(value, float):
+        return str(value)
+    short = f"{value:.3g}"
+    if value > 0 and float(short) != value:
+        eighths = 8 * math.log2(value)
+        if math.isclose(eighths, round(eighths), abs_tol=1e-6):
+            return f"2^{round(eighths) / 8:g}"
+    return short

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from lit_mult.errors import UserError
 from lit_mult.layout import step_of
@@ -36,19 +37,34 @@ class StudyStatus:
     """Cell -> step of its checkpoint, of cells that wait to be resumed."""
     failed: dict[str, str]
     """Cell -> reason, of cells that were given up."""
-    sweeps: list[str]
-    """Sweeps that run on the folder: machine, process and duration."""
+    sweeps: list[dict[str, Any]]
+    """Leases of the sweeps that run on the folder: machine, pid and since (UTC, ISO 8601)."""
 
     @property
     def waiting(self) -> int:
         """Cells without a record that no process runs, including interrupted ones."""
         return max(0, self.cells - self.ended.total() - len(self.running) - len(self.failed))
 
+    def to_dict(self) -> dict[str, Any]:
+        """The status for programs, as plain values (JSON types)."""
+        running = ("cell", "number", "machine", "pid", "since", "from_step")
+        return {
+            "study": self.name,
+            "cells": self.cells,
+            "waiting": self.waiting,
+            "ended": dict(self.ended),
+            "running": [{name: getattr(attempt, name) for name in running} for attempt in self.running],
+            "interrupted": self.interrupted,
+            "failed": self.failed,
+            "sweeps": [{name: by.get(name) for name in ("machine", "pid", "since")} for by in self.sweeps],
+        }
+
     def lines(self) -> Iterator[str]:
         """The status for a terminal."""
         numbers = {"waiting": self.waiting, "running": len(self.running), **self.ended, "failed": len(self.failed)}
         yield f"{self.name}: {self.cells} cells: {', '.join(f'{n} {what}' for what, n in numbers.items() if n)}"
-        yield from (f"  sweep on {sweep}" for sweep in self.sweeps)
+        for by in self.sweeps:
+            yield f"  sweep on {by['machine']}, process {by['pid']}, for {_since(by['since'])}"
         for attempt in self.running:
             number = f", attempt {attempt.number}" if attempt.number > 1 else ""
             from_step = f" from step {attempt.from_step}" if attempt.from_step else ""
@@ -94,7 +110,7 @@ def study_status(folder: Path | str, retries: int) -> StudyStatus:
         running=running,
         interrupted=interrupted,
         failed=failed,
-        sweeps=[f"{by['machine']}, process {by['pid']}, for {_since(by['since'])}" for by in leases if by],
+        sweeps=[by for by in leases if by],
     )
 
 

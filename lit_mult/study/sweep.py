@@ -161,7 +161,7 @@ class _Sweep:
         """`members`: most cells of a stack; None: limited by GPU memory."""
         self.spec, self.folder, self.queue = spec, folder, queue
         self.result = SweepResult(folder.path, spec.n_cells)
-        self.progress = SweepProgress(queue.counts())
+        self.progress = SweepProgress(queue.counts(), queue.best_losses())
         self._stop = _Stop(folder)
         self._busy: dict[str, _Started] = {}
         self._early_deaths = 0.0
@@ -196,7 +196,7 @@ class _Sweep:
             ready = 0
             if not self._busy or time.monotonic() - refreshed > _REFRESH_SECONDS:
                 self.queue.refresh()
-                self.progress.update(counts := self.queue.counts())
+                self.progress.update(counts := self.queue.counts(), self.queue.best_losses())
                 refreshed, ready = time.monotonic(), counts.ready
                 if not (self._busy or ready or counts.elsewhere):
                     return
@@ -274,7 +274,7 @@ class _Sweep:
         self.result.ran += 1
         self.result.diverged += record.status == "diverged"
         self.result.pruned += record.status == "pruned"
-        self.progress.ended(ticket.cell.id, self.queue.counts(), status=record.status)
+        self.progress.ended(ticket.cell.id, self.queue.counts(), self.queue.best_losses(), status=record.status)
 
     def _ended(self, ticket: Ticket, *, failure: str | None = None, claimed: bool = False) -> None:
         """A cell ended without a record."""
@@ -287,7 +287,7 @@ class _Sweep:
             self._ended(ticket)
             raise UserError(f"cell {ticket.cell.id}: {message.reason}")
         self._ended(ticket, failure=message.reason)
-        self.progress.print(f"{ticket.cell.label}: {message.reason}")
+        self.progress.print(f"failed {ticket.cell.label}: {message.reason}", "red")
         if message.trace:
             self.progress.print(message.trace)
 
@@ -310,7 +310,7 @@ class _Sweep:
         """Print one line for all cells of a stack, which die together."""
         for reason, (first, *others) in self._retried.items():
             more = f" and {len(others)} more" if others else ""
-            self.progress.print(f"{first}{more}: {reason}; trying again")
+            self.progress.print(f"{first}{more}: {reason}; trying again", "yellow")
         self._retried.clear()
 
     def _shut_down(self, executor: Executor) -> None:
@@ -338,7 +338,9 @@ class _Stop:
     def check(self) -> None:
         """Raise `Interrupted` once a stop was requested."""
         if self.requested:
-            raise Interrupted(f"stopped; finished cells are in {self.folder.path}, and the same command resumes")
+            raise Interrupted(
+                f"stopped; finished cells are in {self.folder.path}; to resume, give the same command again"
+            )
 
     def _request(self, number: int, frame: object) -> None:
         if self.requested and number == signal.SIGINT:

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from lit_mult.config import RunConfig, differences
-from lit_mult.errors import UserError
+from lit_mult.errors import UserError, one_of
 from lit_mult.layout import StudyPaths, find_records
 from lit_mult.method.presets import Preset, RoleMultipliers, run_multipliers
 from lit_mult.schema import CellInfo, RunRecord, StudyPlan, Tuning
@@ -118,7 +118,9 @@ def _choose_arm(folder: Path, runs: Iterable[_Run], arm: str | None) -> str:
     if arm is None and len(tuned) > 1:
         raise UserError(f"{folder}: several arms were tuned; choose one with --arm: {', '.join(tuned)}")
     if arm is not None and arm not in tuned:
-        raise UserError(f"{folder}: no multipliers were tuned in an arm {arm}; --arm must be one of {', '.join(tuned)}")
+        raise UserError(
+            f"{folder}: no multipliers were tuned in an arm {arm}; --arm must be one of {one_of(arm, tuned)}"
+        )
     return arm or tuned[0]
 
 

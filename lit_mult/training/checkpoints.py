@@ -121,7 +121,9 @@ class Checkpoints(Callback):
         if requested or (self.config.checkpoint_every and step % self.config.checkpoint_every == 0):
             self._save(trainer, step)
         if requested:
-            raise Interrupted(f"stopped at step {step} of {self.config.steps}; the same command resumes from there")
+            raise Interrupted(
+                f"stopped at step {step} of {self.config.steps}; to resume from there, give the same command again"
+            )
 
     def _keep_weights(self, trainer: Trainer, step: int) -> None:
         save_checkpoint(trainer, self.folder.kept_checkpoint(step), weights_only=True)

@@ -11,15 +11,16 @@ from pathlib import Path
 
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_mult.config import RunConfig
-from lit_mult.errors import ConfigError, Interrupted, UserError
+from lit_mult.errors import ConfigError, Interrupted, UserError, did_you_mean
 from lit_mult.training import fsdp2
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.history import History
+from lit_mult.training.progress import RunProgress
 
 # Trainer arguments that follow from other fields of the config, or that `make_trainer` sets itself.
 _OWN_TRAINER_ARGUMENTS = set(
@@ -50,20 +51,20 @@ def check_trainer_arguments(config: RunConfig) -> None:
     known = set(inspect.signature(Trainer).parameters)
     for name, value in config.trainer.extra.items():
         if name not in known:
-            raise ConfigError(f"trainer.extra.{name}", value, "not an argument of lightning.Trainer")
+            unknown = f"not an argument of lightning.Trainer{did_you_mean(name, known)}"
+            raise ConfigError(f"trainer.extra.{name}", value, unknown)
         if name in _OWN_TRAINER_ARGUMENTS or name in type(config.trainer).model_fields:
             raise ConfigError(f"trainer.extra.{name}", value, "is set through other fields of the config")
 
 
-def make_trainer(config: RunConfig, folder: RunFolder, callbacks: list[Callback]) -> Trainer:
-    """The Trainer of a run in `folder`. Raises: UserError when Lightning refuses a flag."""
+def make_trainer(config: RunConfig, folder: RunFolder, history: History, callbacks: list[Callback]) -> Trainer:
+    """The Trainer of a run in `folder`; the history comes first. Raises: UserError when Lightning refuses a flag."""
     train, flags = config.train, config.trainer
+    callbacks = [history, *[RunProgress(history)] * flags.progress_bar, *callbacks]
     logger: TensorBoardLogger | bool = False
     if flags.tensorboard:
         logger = TensorBoardLogger(folder.path, name="tensorboard", version="", default_hp_metric=False)
         callbacks = [LearningRateMonitor(logging_interval="step"), *callbacks]
-    if flags.progress_bar:
-        callbacks = [TQDMProgressBar(refresh_rate=train.log_every), *callbacks]
     try:
         return Trainer(
             accelerator=flags.accelerator,
@@ -81,7 +82,7 @@ def make_trainer(config: RunConfig, folder: RunFolder, callbacks: list[Callback]
             num_sanity_val_steps=-1,  # the whole validation set: the loss at initialization
             log_every_n_steps=train.log_every,
             enable_checkpointing=False,
-            enable_progress_bar=flags.progress_bar,
+            enable_progress_bar=False,  # `RunProgress` knows the steps, their rate and the time left
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=folder.path,
@@ -101,7 +102,7 @@ def fit(
         if history.lacks_validation(trainer.global_step):
             trainer.validate(module, datamodule=data, verbose=False)
     except SIGTERMException:  # Lightning handled the signal: before the first step or in validation
-        raise Interrupted("stopped; the same command resumes from the last checkpoint") from None
+        raise Interrupted("stopped; to resume from the last checkpoint, give the same command again") from None
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning converts it
             raise KeyboardInterrupt from None

@@ -64,6 +64,12 @@ class History(Callback):
         """Add to the time spent in training or in validation."""
         setattr(self, account, getattr(self, account) + seconds)
 
+    def last_losses(self) -> tuple[float | None, float | None]:
+        """The last training and the last validation loss, None before there is one; for displays."""
+        curves = (self.train_curve, self.val_curve)
+        train, val = (curve[-1][1] if curve else None for curve in curves)
+        return train, val
+
     def lacks_validation(self, step: int) -> bool:
         """Whether the validation at the last step is missing."""
         return self.ended_at is None and self.val_curve[-1][0] != step
@@ -80,7 +86,7 @@ class History(Callback):
 
     def _record_train(self, trainer: Trainer, pl_module: Any, mean: Tensor) -> None:
         loss = mean.item()
-        pl_module.log("train/loss", loss, prog_bar=True)
+        pl_module.log("train/loss", loss)
         self.add_train(trainer.global_step, loss)
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:

@@ -80,7 +80,7 @@ def run(
         module = make_module(config, corpus.vocab_size)
         recorders = [] if recorder is None else [recorder]
         checkpoints = Checkpoints(folder, config.train, should_stop)
-        trainer = make_trainer(config, folder, [history, RngState(config), *recorders, *callbacks, checkpoints])
+        trainer = make_trainer(config, folder, history, [RngState(config), *recorders, *callbacks, checkpoints])
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
         data.check(trainer.world_size)
         if recorder is not None:

@@ -22,7 +22,7 @@ from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import judging, rows
 from lit_mult.analysis.questions import answers, answers_table
 from lit_mult.analysis.seeds import mean_interval
-from lit_mult.analysis.tables import interval, number, scientific, signed, spanned
+from lit_mult.analysis.tables import drift_table, interval, number, power_of_two, scientific, signed, spanned
 from lit_mult.analysis.verdict import BELOW_0, Verdict, judge
 from lit_mult.errors import UserError
 from lit_mult.method.regime import BALANCED
@@ -34,6 +34,8 @@ _HOW_TO_READ = """\
   and one run at the best. A best rate at the edge of those that were tried has a warning.
 - *Speed-up* is N / n where a contestant needs n of the baseline's N steps to reach its final loss, on validation
   curves, which understate it: a curve falls with the learning rate at the end.
+- *At* are the values at which it is judged. *Sensitivity* to the learning rate is over as many octaves as stand beside
+  it, on the seeds that choose: compare it at equal octaves.
 - *Resolved* is the half width of the interval of the difference: smaller ones cannot be told from 0 here.
 """
 _CAPTIONS = {
@@ -105,10 +107,15 @@ def findings(evidence: Evidence) -> Findings:
     asked = [Question(of=name, against=BASELINE, over=[]) for name in names]
     answered, sooner = answers(runs, asked), speedup.speedups(runs, asked)
     steps, bill = step_costs(runs, BASELINE), cost.bill(runs, points, None)
-    table = _contestants(runs, points, answered, sooner, steps, bill)
+    table, drift = _contestants(runs, points, answered, sooner, steps, bill), sensitivity.optimum_drift(points)
+    every_digit = {"answers": answered, "speedups": sooner, "steps": steps, "bill": bill, "drift": drift}
     found = Findings(
-        tables={"contestants": table, "answers": answered, "speedups": sooner, "steps": steps, "bill": bill},
-        display_tables={"contestants": _contestants_table(table), "against_the_baseline": answers_table(answered)},
+        tables={"contestants": table} | every_digit,
+        display_tables={
+            "contestants": _contestants_table(table),
+            "against_the_baseline": answers_table(answered),
+            "drift": drift_table(drift),
+        },
         figures={"contestants": _forest(table), "loss_vs_cost": _against_cost(table)},
         captions=_CAPTIONS,
         statements={"Ranking": list(_ranking(table))},
@@ -136,7 +143,9 @@ def _contestants(
         losses = own.loc[own["judged"], "best_loss"]
         mean, low, high = mean_interval(losses)
         row = {"arm": arm, "d_model": width, "seeds": len(losses), "loss": mean, "loss_low": low, "loss_high": high}
-        searched = group[~group["judged"]]
+        searched, judges = group[~group["judged"]], group[group["judged"]]
+        row |= {"lr": own["best_lr"].iloc[0], "nuisance": judges["nuisance"].iloc[0] if len(judges) else ""}
+        row |= {"sensitivity": own["sensitivity"].mean(), "octaves": np.log2(own["lr_high"] / own["lr_low"]).max()}
         row |= {"trials": len(searched[["lr", "nuisance"]].drop_duplicates())}
         row |= {"diverged": int((group["status"] == "diverged").sum())}
         place = (bill["label"] == group["label"].iloc[0]) & (bill["d_model"] == width)
@@ -167,6 +176,9 @@ def _contestants_table(table: pd.DataFrame) -> pd.DataFrame:
                 "resolved": number((row.difference_high - row.difference_low) / 2),
                 "speed-up": spanned(row.speedup, row.speedup_low, row.speedup_high),
                 "step": spanned(row.step, row.step_low, row.step_high),
+                "at": ", ".join(filter(None, (f"lr {power_of_two(row.lr)}", row.nuisance))),
+                "sensitivity": number(row.sensitivity),
+                "octaves": f"{row.octaves:.3g}",
                 "trials": str(row.trials),
                 "cost, FLOPs": scientific(row.flops),
                 "diverged": str(row.diverged),

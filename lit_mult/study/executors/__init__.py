@@ -6,7 +6,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, cast
 
-from lit_mult.errors import UserError
+from lit_mult.errors import UserError, one_of
 
 if TYPE_CHECKING:
     from lit_mult.study.executor import Connect
@@ -20,5 +20,5 @@ def names() -> list[str]:
 def load(name: str) -> Connect:
     """Import an executor. Raises: UserError for an unknown name."""
     if name not in names():
-        raise UserError(f"--executor {name}: must be one of {', '.join(names())}")
+        raise UserError(f"--executor {name}: must be one of {one_of(name, names())}")
     return cast("Connect", import_module(f"{__name__}.{name}").connect)
