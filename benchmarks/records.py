@@ -20,16 +20,17 @@ CELLS_OF_A_SEED = len(ARMS) * len(OPTIMIZERS) * len(WIDTHS) * len(RATES)
 INITIAL_LOSS, STEPS, LOG_EVERY = 5.5, 300, 10
 
 
-def write_study(folder: Path, seeds: int) -> int:
+def write_study(folder: Path, seeds: int, log_every: int = LOG_EVERY) -> int:
     """Write `seeds` times `CELLS_OF_A_SEED` records and the plan into an empty folder; the number of records.
 
-    Losses are a parabola in log lr with noise of fixed draws; one run in fifty diverges.
+    Losses are a parabola in log lr with noise of fixed draws; one run in fifty diverges. Curves have a point each
+    `log_every` steps, of 300.
     """
     draw = random.Random(0)
     (folder / "records").mkdir(parents=True)
     points = list(itertools.product(ARMS, OPTIMIZERS, WIDTHS, RATES, range(seeds)))
     for arm, optimizer, width, lr, seed in points:
-        record = _record(arm, optimizer, width, lr, seed, draw)
+        record = _record(arm, optimizer, width, lr, seed, draw, log_every)
         # Not `RunRecord.write`, which waits for the disk: a sweep writes one record in minutes, this all at once.
         path = folder / "records" / f"{record['cell']['cell']}.json"
         path.write_text(json.dumps(record, indent=1))
@@ -40,7 +41,9 @@ def write_study(folder: Path, seeds: int) -> int:
     return len(points)
 
 
-def _record(arm: str, optimizer: str, width: int, lr: float, seed: int, draw: random.Random) -> dict[str, Any]:
+def _record(
+    arm: str, optimizer: str, width: int, lr: float, seed: int, draw: random.Random, log_every: int
+) -> dict[str, Any]:
     factors, nuisance = {"optimizer": optimizer, "model.d_model": width}, {"optim.lr": lr, "seed": seed}
     config = RunConfig(multipliers=ARMS[arm]).to_dict()  # type: ignore[arg-type]
     for path, value in (factors | nuisance | {"train.steps": STEPS}).items():
@@ -48,7 +51,9 @@ def _record(arm: str, optimizer: str, width: int, lr: float, seed: int, draw: ra
     best = 3.0 - 0.2 * math.log2(width / 32) - 0.02 * list(ARMS).index(arm)
     loss = best + 0.02 * (math.log2(lr) + 7) ** 2 + draw.gauss(0, 0.01)
     diverged = draw.random() < 0.02
-    curve = [(step, loss + (INITIAL_LOSS - loss) * 0.98**step) for step in range(0, STEPS + 1, LOG_EVERY)]
+    noise = random.Random(seed)  # its own, so that losses do not depend on the length of curves
+    at = range(0, STEPS + 1, log_every)
+    curve = [(step, loss + (INITIAL_LOSS - loss) * 0.98**step + noise.gauss(0, 0.03)) for step in at]
     cell = f"{arm}-{optimizer}-{width}-{lr:g}-{seed}"
     return RunRecord.model_construct(
         status="diverged" if diverged else "completed",

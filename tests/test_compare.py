@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from record_data import make_record
 from refusals import refusal
+from test_page import unpacked
 
 from lit_mult.analysis.compare import compare, step_costs
 from lit_mult.analysis.sides import load_sides
@@ -175,6 +179,27 @@ def test_the_command_prints_text_markdown_and_json(study: Path, capsys: pytest.C
     assert "| vectors - muP | best loss | AdamW | 3 | -0.0800 |" in capsys.readouterr().out
     assert main(["compare", *sides, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["differences"][0]["difference"] == pytest.approx(-0.08)
+
+
+def test_the_page_of_a_comparison_shows_the_sides(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = study / "pages" / "sides.html"
+    sides = [f"{study}:muP@optimizer=adamw", f"{study}:vectors@optimizer=adamw"]
+    assert main(["compare", *sides, "--html", str(page)]) == 0
+    assert capsys.readouterr().out.endswith(f"\npage: {page}\n")
+    text = page.read_text()
+    assert "<title>vectors adamw against muP adamw</title>" in text
+    assert "With vectors adamw in place of muP adamw the best loss is 0.0800 nats lower" in text
+    data = unpacked(re.findall(r'id="data">([^<]*)<', text)[0])
+    assert [arm["name"] for arm in data["arms"]] == ["muP adamw", "vectors adamw"]
+    assert data["runs"]["length"] == 18
+    assert "muP-adamw-0.00390625-1" in data["runs"]["columns"]["cell"]["each"]  # not its number in the comparison
+    assert data["provenance"][-1] == f"Made by: `lit-mult compare {shlex.join(sides)} --html FILE`"
+    assert main(["compare", *sides, "--html", str(page), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
+
+
+def test_a_page_that_cannot_be_written_is_one_line(study: Path, refused: Callable[..., str]) -> None:
+    assert "Is a directory" in refused("compare", f"{study}:muP", f"{study}:vectors", "--html", str(study))
 
 
 def test_runs_that_differ_in_what_is_no_factor_are_refused(tmp_path: Path) -> None:

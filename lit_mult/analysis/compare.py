@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
@@ -14,6 +15,8 @@ from lit_mult.analysis import cost, questions, sensitivity, speedup, tables
 from lit_mult.analysis.comparison import warnings_of
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import rows
+from lit_mult.analysis.page.document import document
+from lit_mult.analysis.page.payload import Content, payload
 from lit_mult.analysis.report import unequal
 from lit_mult.analysis.seeds import mean_interval
 from lit_mult.analysis.sides import load_sides
@@ -123,6 +126,25 @@ def to_markdown(found: Findings, sides: Sequence[str]) -> str:
     shown = {name: table for name, table in found.display_tables.items() if len(table)}
     parts += [f"## {name.capitalize()}\n\n{tables.to_markdown(table)}" for name, table in shown.items()]
     return "\n\n".join([*parts, f"{found.unit}.", found.how_to_read, f"Made by: `lit-mult compare {' '.join(sides)}`"])
+
+
+def to_html(found: Findings, sides: Sequence[str]) -> str:
+    """An interactive page of a comparison.
+
+    Raises:
+        UserError: as `load_sides`.
+    """
+    runs, command = load_sides(sides), f"lit-mult compare {shlex.join(sides)}"
+    base, *others = runs["arm"].unique()
+    content = Content(
+        title=f"{', '.join(others)} against {base}",
+        folder=None,
+        runs=runs,
+        parts=[found],
+        warnings=found.warnings,
+        provenance=[*(f"Side: {side}" for side in sides), f"Made by: `{command} --html FILE`"],
+    )
+    return document(payload(content))
 
 
 def to_json(found: Findings) -> str:

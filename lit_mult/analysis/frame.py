@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ _COPIED: tuple[str, ...] = ("config_hash", "git_commit", "device", "corpus_hash"
 _COPIED += ("tokens_per_second", "initial_loss", "best_loss")
 
 
-def load_records(folder: Path | str) -> pd.DataFrame:
+def load_records(folder: Path | str, damaged: Callable[[str], None] | None = None) -> pd.DataFrame:
     """One row per run, with every scalar of its record and one column per factor (dotted, as in `model.d_model`).
 
     Columns of the analysis: `arm`; `setting`, the scientific factors other than the width, such as "AdamW";
@@ -37,8 +37,12 @@ def load_records(folder: Path | str) -> pd.DataFrame:
     of multipliers as arm and its optimizer as setting. Rows are ordered by arm (references, then from no multipliers to
     vectors), setting, width, seed and learning rate.
 
+    Args:
+        folder: of a study or a run.
+        damaged: called with what is wrong with a damaged record, which is left out then.
+
     Raises:
-        UserError: there are no records, one is damaged, or two are of the same cell.
+        UserError: there are no records, two are of the same cell, or one is damaged and `damaged` is None.
     """
     folder = Path(folder)
     paths = find_records(folder)
@@ -46,14 +50,22 @@ def load_records(folder: Path | str) -> pd.DataFrame:
         raise UserError(f"{folder}: no run records here; give the folder of a finished run, or of a study with records")
     table, seen = [], dict[tuple[str, str], Path]()
     for path in paths:
-        record = _read_record(path)
-        with _damage_named(path):
-            row = _flat(record, path.relative_to(folder).parent.as_posix()) | {"path": str(path)}
+        try:
+            record = _read_record(path)
+            with _damage_named(path):
+                row = _flat(record, path.relative_to(folder).parent.as_posix()) | {"path": str(path)}
+        except UserError as error:
+            if damaged is None:
+                raise
+            damaged(str(error))
+            continue
         cell = (row["study"], row["cell"])
         if cell in seen:
             raise UserError(f"{seen[cell]} and {path}: two records of cell {cell[1]}; move one of them away")
         seen[cell] = path
         table.append(row)
+    if not table:
+        raise UserError(f"{folder}: no run record that is whole")
     return _ordered(pd.DataFrame(table))
 
 

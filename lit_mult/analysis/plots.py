@@ -311,7 +311,7 @@ def _loss_panel(ax: Axes, curves: pd.DataFrame, points: pd.DataFrame, styles: St
 def _shade_short_runs(ax: Axes, runs: pd.DataFrame) -> bool:
     """Shade the rates whose runs end before the balance of noise and decay in all arms; whether there are any."""
     lowest, highest = ax.get_xlim()
-    ends = [_balanced_from(of_arm) for _, of_arm in runs.groupby("arm")]
+    ends = [balanced_from(of_arm) for _, of_arm in runs.groupby("arm")]
     if not ends or (end := min(*ends, highest)) <= runs["lr"].min():
         return False
     ax.axvspan(lowest, end, **s.SHADE)
@@ -319,7 +319,7 @@ def _shade_short_runs(ax: Axes, runs: pd.DataFrame) -> bool:
     return True
 
 
-def _balanced_from(runs: pd.DataFrame) -> float:
+def balanced_from(runs: pd.DataFrame) -> float:
     """The learning rate from which on the runs of an arm reach the balance; 0 where all do."""
     short = runs.loc[runs["decay_times_hidden_low"] < BALANCED, ["lr", "decay_times_hidden_low"]]
     # Times grow with the rate, unless weight decay is independent of it.

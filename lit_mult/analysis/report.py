@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import get_args
@@ -21,6 +21,8 @@ from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import load_records
 from lit_mult.analysis.gains import gains
 from lit_mult.analysis.latex import to_latex
+from lit_mult.analysis.page.document import document
+from lit_mult.analysis.page.payload import Content, payload
 from lit_mult.analysis.plane import plane
 from lit_mult.analysis.regime import regime
 from lit_mult.config import Experiment
@@ -46,7 +48,7 @@ class Report:
 
 
 def write_report(folder: Path | str, style: styles.StyleName | None = "paper", width: styles.Width = "page") -> Report:
-    """Write `tables/`, `figures/` and `report.md` into the folder of a study or a run.
+    """Write `tables/`, `figures/`, `report.html` and `report.md` into the folder of a study or a run.
 
     The output is deterministic. Files are replaced atomically. `style` and `width` are those of the figures, as
     `styles.figure_style` takes them.
@@ -54,40 +56,65 @@ def write_report(folder: Path | str, style: styles.StyleName | None = "paper", w
     Raises:
         UserError: there are no records, one is damaged, or the folder cannot be written; no such style or width.
     """
+    folder = Path(folder)
     with styles.figure_style(style, width):
-        return _write_report(Path(folder))
+        content = drawn(read_content(folder))
+    parts = content.parts
 
-
-def _write_report(folder: Path) -> Report:
-    study, runs = StudyPlan.read(StudyPaths(folder).plan), load_records(folder)
-    if study and study.experiment:
-        main = _experiment(study.experiment, Evidence(folder, runs))
-    else:
-        main = comparison(study, runs)
-    extra = (gains(runs),) if study and study.experiment else ()
-    parts = (main, *extra, plane(runs), regime(folder, runs), downstream(folder, runs))
-    warnings = (*_warnings(study, runs), *(line for part in parts for line in part.warnings))
-
-    source = (_command(folder), f"Git commits of the runs: {_commits(runs)}")
+    source = (_command(folder), f"Git commits of the runs: {_commits(content.runs)}")
     files = dict[str, bytes]()
     for part in parts:
         files |= {f"tables/{name}.csv": tables.to_csv(table).encode() for name, table in part.tables.items()}
         for name, table in part.display_tables.items():
             files[f"tables/{name}.md"] = tables.to_markdown(table).encode()
             files[f"tables/{name}.tex"] = to_latex(table, source).encode()
-        for name, figure in part.figures.items():
-            files |= {f"figures/{name}.{ending}": content for ending, content in styles.save(figure).items()}
-    title = (study.title or study.name) if study else folder.resolve().name
-    files["report.md"] = _page(title, parts, warnings, list(_provenance(study, folder, runs))).encode()
-    for path, content in ((folder / name, content) for name, content in files.items()):
+    for name, forms in content.figures.items():
+        files |= {f"figures/{name}.{ending}": figure for ending, figure in forms.items()}
+    files["report.html"] = document(payload(content)).encode()
+    files["report.md"] = _page(content.title, parts, content.warnings, content.provenance).encode()
+    for path, written in ((folder / name, written) for name, written in files.items()):
         try:
             with atomic.new_file(path, overwrite=True) as scratch:
-                scratch.write_bytes(content)
+                scratch.write_bytes(written)
         except OSError as error:
             raise UserError(f"{path}: cannot write it ({error.strerror})") from None
     text = "\n".join(part.text for part in parts if part.text)
     answers = tuple(line for part in parts for line in part.answers)
-    return Report(tuple(folder / name for name in files), text, warnings, answers)
+    return Report(tuple(folder / name for name in files), text, tuple(content.warnings), answers)
+
+
+def read_content(folder: Path, damaged: Callable[[str], None] | None = None) -> Content:
+    """All that the report of a folder says; its figures are not drawn yet.
+
+    Args:
+        folder: of a study or a run.
+        damaged: called with what is wrong with a damaged record, which is left out then.
+
+    Raises:
+        UserError: there are no records, or one is damaged and `damaged` is None.
+    """
+    study, runs = StudyPlan.read(StudyPaths(folder).plan), load_records(folder, damaged)
+    if study and study.experiment:
+        main = _experiment(study.experiment, Evidence(folder, runs))
+    else:
+        main = comparison(study, runs)
+    extra = (gains(runs),) if study and study.experiment else ()
+    parts = (main, *extra, plane(runs), regime(folder, runs), downstream(folder, runs))
+    return Content(
+        title=(study.title or study.name) if study else folder.resolve().name,
+        folder=folder,
+        runs=runs,
+        parts=parts,
+        warnings=(*_warnings(study, runs), *(line for part in parts for line in part.warnings)),
+        provenance=tuple(_provenance(study, folder, runs)),
+        study=study.name if study else "",
+    )
+
+
+def drawn(content: Content, but: Collection[str] = ()) -> Content:
+    """The content with its figures drawn, except those of these names."""
+    figures = {name: figure for part in content.parts for name, figure in part.figures.items() if name not in but}
+    return replace(content, figures={name: styles.save(figure) for name, figure in figures.items()})
 
 
 def _experiment(name: str, evidence: Evidence) -> Findings:
@@ -128,7 +155,7 @@ def _wanted(study: StudyPlan, runs: pd.DataFrame) -> int:
     return study.cells - int(pruned.sum()) * (study.seeds_per_trial - 1)
 
 
-def _page(title: str, parts: Sequence[Findings], warnings: Sequence[str], provenance: list[str]) -> str:
+def _page(title: str, parts: Sequence[Findings], warnings: Sequence[str], provenance: Sequence[str]) -> str:
     answers = [line for part in parts for line in part.answers]
     lists = {"Answers to the declared questions": answers} if answers else {}
     lists |= {heading: lines for part in parts for heading, lines in part.statements.items()}
@@ -145,7 +172,7 @@ def _page(title: str, parts: Sequence[Findings], warnings: Sequence[str], proven
     )
 
 
-def _list(heading: str, lines: list[str]) -> str:
+def _list(heading: str, lines: Sequence[str]) -> str:
     return f"## {heading}\n\n" + "".join(f"- {line}\n" for line in lines)
 
 

@@ -14,7 +14,7 @@ from lit_mult.cli.doctor import doctor
 from lit_mult.cli.parsing import BAD_INPUT, INTERRUPTED
 from lit_mult.cli.runs import export, fit, import_, parameters
 from lit_mult.cli.scores import evaluate, tasks
-from lit_mult.cli.studies import compare, preset, report, status, sweep
+from lit_mult.cli.studies import compare, preset, report, status, sweep, watch
 from lit_mult.errors import Interrupted, UserError, one_of
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -26,6 +26,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "evaluate": evaluate,
     "tasks": tasks,
     "preset": preset,
+    "watch": watch,
     "parameters": parameters,
     "lint-placement": lint_placement,
     "brownian": brownian,

@@ -141,6 +141,6 @@ def print_report(folder: Path, style: StyleName = "paper", width: Width = "page"
     for warning in made.warnings:
         warn(warning)
     print(f"figures: {folder / 'figures'}/*.png, *.svg")
-    print(f"report:  {folder / 'report.md'}")
+    print(f"report:  {folder / 'report.html'}, report.md")
     for number, answer in enumerate(made.answers):
         say(answer if number else f"\n{answer}", "bold")

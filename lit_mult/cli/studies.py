@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 
@@ -74,6 +75,27 @@ def status(arguments: Sequence[str]) -> int:
     return 0
 
 
+def watch(arguments: Sequence[str]) -> int:
+    """Serve the report of a study that runs as a page that keeps itself up to date; Ctrl-C ends it."""
+    parser = make_parser("watch", watch)
+    parser.add_argument("folder", type=str, help="results folder of a study")
+    parser.add_argument("--port", type=int, default=0, help="port on this machine (default: a free one)")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    add_retries(parser)
+    namespace = parser.parse_args(list(arguments))
+
+    from lit_mult.study.watch import Server
+
+    with Server(namespace.folder, namespace.port, namespace.retries) as server, suppress(KeyboardInterrupt):
+        print(server.address, flush=True)
+        if namespace.open:
+            import webbrowser
+
+            webbrowser.open(server.address)
+        server.wait()
+    return 0
+
+
 def preset(arguments: Sequence[str]) -> int:
     """Take the best trials of a tuning study as a preset, with what they cost."""
     parser = make_parser("preset", preset)
@@ -105,12 +127,15 @@ def compare(arguments: Sequence[str]) -> int:
     parser.add_argument("sides", type=str, nargs="+", help=sides)
     parser.add_argument("--markdown", action="store_true", help="print a page in Markdown")
     parser.add_argument("--json", action="store_true", help="print all tables with every digit")
+    parser.add_argument("--html", type=str, default=None, help="write an interactive page to this file")
     namespace = parser.parse_args(list(arguments))
 
     from lit_mult.analysis.compare import compare as findings_of
-    from lit_mult.analysis.compare import to_json, to_markdown
+    from lit_mult.analysis.compare import to_html, to_json, to_markdown
 
     found = findings_of(namespace.sides)
+    if namespace.html is not None:
+        atomic.write_text(Path(namespace.html), to_html(found, namespace.sides))
     if namespace.json or namespace.markdown:
         print(to_json(found) if namespace.json else to_markdown(found, namespace.sides))
         return 0
@@ -119,6 +144,8 @@ def compare(arguments: Sequence[str]) -> int:
         warn(warning)
     for lines in found.statements.values():
         print("", *lines, sep="\n")
+    if namespace.html is not None:
+        print(f"\npage: {namespace.html}")
     return 0
 
 

@@ -1,0 +1,1 @@
+"""The interactive page of a report: one file that needs no network, report.html."""
