@@ -42,9 +42,6 @@ GENERATED = ROOT / "docs" / "results" / "reports"
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in FILES if GENERATED not in path.parents}
 
-NOT_YET = ("report --style",)
-"""Commands, and options of commands, that pages describe and that are still to come."""
-
 NOT_RUN = {
     "--executor ray": "needs a cluster; tests/test_ray.py",
     "--trainer.devices": "needs several devices; tests/test_fsdp2.py",
@@ -114,14 +111,8 @@ def command_of(line: Line) -> list[str] | None:
     return words[1:] if words[0] == "lit-mult" else None
 
 
-def is_not_yet(line: Line) -> bool:
-    return any(set(entry.split()) <= {*line.words, "lit-mult"} for entry in NOT_YET)
-
-
 OURS = [
-    line
-    for line in SHELL_LINES
-    if (arguments := command_of(line)) is not None and not arguments[0].startswith("-") and not is_not_yet(line)
+    line for line in SHELL_LINES if (arguments := command_of(line)) is not None and not arguments[0].startswith("-")
 ]
 
 
@@ -186,7 +177,7 @@ def load_without(study: str) -> bool:
 def test_what_else_a_line_of_the_shell_names_exists(line: Line) -> None:
     match line.words:
         case ["lit-mult", command, *_]:
-            assert is_not_yet(line) or line in OURS or command in ("--help", "--version")
+            assert line in OURS or command in ("--help", "--version")
         case ["make", *targets]:
             makefile = (ROOT / "Makefile").read_text()
             assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
@@ -248,7 +239,7 @@ def committed(study: str) -> None:
 
 def run(line: Line) -> None:
     arguments = command_of(line)
-    if arguments is None or is_not_yet(line) or any(part in line.text for part in NOT_RUN):
+    if arguments is None or any(part in line.text for part in NOT_RUN):
         return
     for study in re.findall(r"\bresults/(\w+)", line.text):
         committed(study)
