@@ -8,7 +8,7 @@
 # `W_eff[i, j] = r[i] * W[i, j] * c[j]` and trains the vectors `r` and `c` along with `W`.
 #
 # This notebook trains one small Llama twice, without and with them, and looks at the norms. It takes less than a minute on
-# a CPU core, and no network: the text is the library of the Python that runs it.
+# a CPU core, and no network: the text is the library of the Python that runs it. Recording needs `pip install 'lit-mult[data]'`.
 
 # %%
 from pathlib import Path
@@ -30,8 +30,8 @@ common = {
 }
 
 # %% [markdown]
-# `lr * weight_decay * steps` is 4 here: the run is four times as long as the balance takes, which is why the norms below
-# get there. `diagnostics` asks for what is recorded on the way: `norms` are the root mean squares of `W`, `r`, `c` and
+# `lr * weight_decay * steps` is 3 here, counted at the peak rate: the run is three times as long as the balance takes, which
+# is why the norms below get there. `diagnostics` asks for what is recorded on the way: `norms` are the root mean squares of `W`, `r`, `c` and
 # `W_eff`, and `brownian` is the norm that pure noise gives each parameter under this very optimizer and schedule.
 
 

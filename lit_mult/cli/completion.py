@@ -23,7 +23,7 @@ def completion(arguments: Sequence[str]) -> int:
     """Print a script by which a shell completes commands, options and their values."""
     parser = make_parser("completion", completion)
     places = ", ".join(f"{shell}: {place}" for shell, place in _SHELLS.items())
-    parser.add_argument("shell", type=str, choices=list(_SHELLS), help=f"save the script as {places}")
+    parser.add_argument("shell", choices=list(_SHELLS), help=f"save the script as {places}")
     shell = parser.parse_args(list(arguments)).shell
 
     import shtab

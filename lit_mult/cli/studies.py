@@ -30,7 +30,7 @@ def sweep(arguments: Sequence[str]) -> int:
     parser.add_argument("--workers", type=int, default=None, help=workers)
     parser.add_argument("--storage", type=str, default=None, help=_STORAGE_HELP)
     executors = executor_names()
-    parser.add_argument("--executor", type=str, choices=executors, default="local", help="where the cells run")
+    parser.add_argument("--executor", choices=executors, default="local", help="where the cells run")
     parser.add_argument("--address", type=str, default=None, help="Ray cluster; auto: the one that is running here")
     vectorize = "most cells that a worker trains together as one model: auto (what fits on a GPU), off or a number"
     parser.add_argument("--vectorize", type=str, default="auto", help=vectorize)
@@ -150,14 +150,14 @@ def compare(arguments: Sequence[str]) -> int:
 
 
 def report(arguments: Sequence[str]) -> int:
-    """Write tables, figures and report.md from the records in a folder."""
+    """Write tables, figures, report.md and report.html from the records in a folder."""
     from lit_mult.analysis.styles import StyleName, Width
 
     parser = make_parser("report", report)
     parser.add_argument("folder", type=str, help="results folder of a study, or folder of a run")
-    parser.add_argument("--style", type=str, choices=get_args(StyleName), default="paper", help="what figures are for")
+    parser.add_argument("--style", choices=get_args(StyleName), default="paper", help="what figures are for")
     width = "width of figures: that of a page, or of one of its two columns"
-    parser.add_argument("--width", type=str, choices=get_args(Width), default="page", help=width)
+    parser.add_argument("--width", choices=get_args(Width), default="page", help=width)
     parser.add_argument("--tensorboard", action="store_true", help="write the curves for TensorBoard too")
     namespace = parser.parse_args(list(arguments))
     folder = Path(namespace.folder)
