@@ -45,6 +45,24 @@ def test_a_style_changes_the_figures_alone(tmp_path: Path, capsys: pytest.Captur
     assert "style" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_report_on_arms_without_decay_that_all_diverged_or_are_of_two_versions(tmp_path: Path) -> None:
+    for arm in ("muP", "vectors"):
+        for lr in LRS:
+            for decay in (0.0, 0.1):
+                factors = {"optim.weight_decay": decay}
+                name = f"{arm}-{lr:g}-{decay}"
+                path = write_run(tmp_path, None, arm=arm, lr=lr, factors=factors, cell=name)
+                if arm == "muP":  # as before the config had this field
+                    record = json.loads(path.read_text())
+                    del record["config"]["parametrization"]["depth_rule"]
+                    path.write_text(json.dumps(record))
+    questions = {"questions": [{"of": "vectors", "against": "muP"}]}
+    write_study(tmp_path, cells=12, spec={"arms": {"muP": {}, "vectors": {}}, **questions})
+    made = write_report(tmp_path)
+    assert "12 of 12 runs diverged; they count as their initial loss in the sensitivity" in made.warnings
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize("name", get_args(Experiment))
 def test_what_is_in_the_folder_of_experiments_is_one(name: str) -> None:
     assert callable(import_module(f"lit_mult.analysis.experiments.{name}").findings)

@@ -108,7 +108,7 @@ def test_advice_fits_the_machine(doctor: Doctor) -> None:
     _, slow_bf16 = doctor(speed={"float32": 300.0, "bfloat16": 60.0})
     _, busy = doctor(processor=quiet | {"load": 8.0})
 
-    assert any("2 workers of one thread" in line and "--vectorize 9" in line for line in cpu_only["advice"])
+    assert any("a worker of one thread on each core" in line and "--vectorize 9" in line for line in cpu_only["advice"])
     assert any("it needs a C++ compiler" in line for line in cpu_only["advice"])
     assert any("3.0 times as fast" in line and "bf16-mixed" in line for line in cpu_only["advice"])
     assert any(line.startswith("pip install 'lit-mult[ray]'") for line in cpu_only["advice"])

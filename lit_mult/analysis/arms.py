@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from lit_mult.analysis.frame import optimizer_name
-from lit_mult.config import flatten
+from lit_mult.config import OPEN_FIELDS, flatten
 from lit_mult.registry.kinds import KINDS
 from lit_mult.schema import RunRecord
 
@@ -29,7 +29,8 @@ _TOLD: dict[str, Callable[[str], str]] = {
     "optim.weight_decay_mode": lambda mode: "" if mode == "coupled" else f"{mode} decay",
 }
 """Field -> words for its value; none for a value that is what one expects."""
-_OPEN = ("parametrization.", "placement.")  # sections with fields of the user's making
+_BY_ROLE = ("parametrization.", "placement.")  # sections whose fields have words of their own, above
+_OPEN = tuple(f"{field}." for field in OPEN_FIELDS)
 _OF_ROLE = re.compile(r"parametrization\.(forward|lr|weight_decay)\.")
 _PLACED = "placement.overrides."
 _LONGEST = 84
@@ -111,7 +112,7 @@ def _parts(config: Mapping[str, Any], differing: set[str]) -> Iterator[str]:
     for axes, matrices in placed.items():
         yield f"{axes} on {', '.join(matrices)}"
     for name in config:
-        if name in differing and name not in _TOLD and not name.startswith(_OPEN):
+        if name in differing and name not in _TOLD and not name.startswith(_BY_ROLE):
             yield _said(name.rpartition(".")[2].replace("_", " "), config[name])
 
 

@@ -109,7 +109,7 @@ def _best(by_name: dict[str, pd.DataFrame]) -> Iterator[Headline]:
         seeds = f"{first.seeds} seed{'s' * (first.seeds != 1)}"
         text = f"{where}: {first.arm} {told} {tables.number(first.best_loss)}, {span}, {seeds}"
         if not others:
-            yield Headline(f"{text}, at a learning rate of {tables.power_of_two(first.optimum_lr)}.", "best")
+            yield Headline(f"{text}, at a learning rate of {tables.power_of_two(first.best_lr)}.", "best")
             continue
         pair = _paired(
             between[(between["within"] == setting) & (between["d_model"] == first.d_model)], first, others[0]
@@ -121,8 +121,10 @@ def _best(by_name: dict[str, pd.DataFrame]) -> Iterator[Headline]:
         apart = "no difference to the next is shown"
         if doubtful:
             apart = f"what sets it apart from the next is in doubt ({doubtful} pairs)"
-        elif low > 0 or high < 0:
+        elif high < 0:
             apart = f"{-difference:.4f} below the next"
+        elif low > 0:  # the arms have different seeds so far
+            apart = f"{difference:.4f} above the next at equal seeds"
         compared = f"{first.arm} - {others[0].arm}: {tables.signed(difference)}"
         text = f"{text}; {apart} ({compared}, {tables.interval(low, high, first.seeds)})."
         yield Headline(text, "best", difference, low, high)

@@ -106,7 +106,7 @@ def _curves(best: pd.DataFrame) -> pd.DataFrame:
     curves = load_curves(best)
     curves = curves[(curves["split"] == "val") & (curves["step"] > 0)]
     by_path = {path: list(zip(curve["step"], curve["loss"], strict=True)) for path, curve in curves.groupby("path")}
-    best = best[best["path"].map(lambda path: len(by_path.get(path, ())) >= FEWEST)]
+    best = best[best["path"].map(lambda path: len(by_path.get(path, ())) >= FEWEST).astype(bool)]  # of no rows, too
     return best.assign(curve=best["path"].map(by_path))
 
 

@@ -32,7 +32,7 @@ def completion(arguments: Sequence[str]) -> int:
 
     script = shtab.complete(_tree(COMMANDS), shell)
     if shell == "bash":  # files, where nothing else fits: a study is a file or a name
-        script = script.replace("complete -o filenames", "complete -o bashdefault -o default -o filenames")
+        script = script.replace(" -o bashdefault -F ", " -o bashdefault -o default -F ")
     print(script)
     return 0
 

@@ -86,7 +86,8 @@ def _advice(found: dict[str, Any], extras: Mapping[str, str]) -> Iterator[str]:
     if found["gpus"]:
         yield "sweep --vectorize auto, the default, fills a GPU with cells of equal shapes, trained as one model."
     else:
-        workers = f"sweep runs {cpu['cores']} workers of one thread, 1.4 times as fast as one cell after another."
+        gain = " (two are 1.4 times as fast as one cell after another)" if cpu["cores"] > 1 else ""
+        workers = f"sweep runs a worker of one thread on each core{gain}."
         stacks = "Stacks pay below width 64, where the overhead of a step is most of it"
         yield f"{workers} {stacks}: --vectorize 9 (at width 32, 6 ms a step in place of 14)."
     compiled = (

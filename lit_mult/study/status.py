@@ -91,9 +91,10 @@ def study_status(folder: Path | str, retries: int) -> StudyStatus:
     records = {path.stem: path for path in study.records()}
     running, interrupted, failed = [], {}, {}
     for cell in attempts.cells():
-        last = attempts.of(cell)[-1]
-        if cell in records:
+        of_cell = attempts.of(cell)
+        if cell in records or not of_cell:  # it has ended, perhaps since the folder was listed
             continue
+        last = of_cell[-1]
         if last.state == "running":
             running.append(last)
         elif reason := attempts.given_up(cell, retries):

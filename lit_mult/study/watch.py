@@ -11,7 +11,7 @@ import errno
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -24,8 +24,10 @@ from lit_mult.analysis.page.payload import INTERACTIVE, Payload, payload
 from lit_mult.analysis.report import drawn, read_content
 from lit_mult.errors import UserError
 from lit_mult.layout import step_of
+from lit_mult.study.cells import StudyCells
 from lit_mult.study.folder import StudyFolder
 from lit_mult.study.lease import read_lease
+from lit_mult.study.search import cost
 from lit_mult.study.status import study_status
 from lit_mult.training.folder import RunFolder
 
@@ -41,7 +43,11 @@ class Watch:
     def __init__(self, folder: Path, retries: int) -> None:
         """Raises: UserError when the folder holds no study."""
         self.folder, self.retries = StudyFolder(folder), retries
-        self.folder.spec()
+        cells = StudyCells(self.folder.spec(), self.folder)
+        costs = [(known, cost(known.point.first_cell().config)) for known in cells.points]
+        self._costs = {cell: of_cell for known, of_cell in costs for cell in known.cells}
+        self._cost = sum(known.n_cells * of_cell for known, of_cell in costs)
+        self._mean_cost = self._cost / cells.n_cells
         self.page: Payload | None = None
         self._problems: tuple[str, ...] = ()
         self._records: frozenset[Any] = frozenset()
@@ -97,7 +103,8 @@ class Watch:
     def _read_state(self) -> dict[str, Any]:
         try:
             status = study_status(self.folder.path, self.retries)
-        except UserError as error:
+        # Files come and go while they are read; the last state stays.
+        except Exception as error:
             return self._state | {"problems": [str(error)]} if self._state else _nothing_known(str(error))
         leases = [lease for path in self.folder.running_sweeps() if (lease := read_lease(path))]
         running = [
@@ -114,7 +121,7 @@ class Watch:
             "interrupted": status.interrupted,
             "failed": status.failed,
             "sweeps": len(leases),
-            "seconds_left": self._seconds_left(status.waiting + len(running), leases),
+            "seconds_left": self._seconds_left(leases, status.failed),
             "problems": [],
         }
 
@@ -122,12 +129,17 @@ class Watch:
         checkpoint = RunFolder(self.folder.cell(cell).path).newest_checkpoint()
         return step_of(checkpoint) if checkpoint else None
 
-    def _seconds_left(self, cells: int, leases: list[dict[str, Any]]) -> float | None:
-        """From the records since the oldest running sweep began; None without one, or before its first record."""
+    def _seconds_left(self, leases: list[dict[str, Any]], failed: Collection[str]) -> float | None:
+        """By the cost of the planned cells and of the records since the oldest running sweep began.
+
+        Cells that were sampled or added have the mean cost. None without a sweep, or before its first record.
+        """
         spent = max((_seconds(lease.get("since")) or 0.0 for lease in leases), default=0.0)
         begun = time.time() - spent
-        made = sum(changed / 1e9 >= begun for _, changed in self._listed())
-        return spent * cells / made if spent and made else None
+        ended = {Path(name).stem: changed / 1e9 for name, changed in self._listed()}
+        costs = {cell: self._costs.get(cell, self._mean_cost) for cell in {*ended, *failed}}
+        made = sum(costs[cell] for cell, changed in ended.items() if changed >= begun)
+        return spent * max(0.0, self._cost - sum(costs.values())) / made if spent and made else None
 
 
 class _Handler(BaseHTTPRequestHandler):

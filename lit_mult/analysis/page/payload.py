@@ -241,8 +241,8 @@ def _balanced(runs: pd.DataFrame) -> list[list[Any]]:
     found = []
     for (setting, width), here in runs.groupby(["setting", "d_model"], sort=False):
         end = min(plots.balanced_from(of_arm) for _, of_arm in here.groupby("arm"))
-        if end > here["lr"].min():
-            found.append([setting, width, end])
+        if end > here["lr"].min():  # infinite without weight decay
+            found.append([setting, width, min(end, float(here["lr"].max()))])
     return found
 
 
