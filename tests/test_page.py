@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 import zlib
@@ -20,14 +21,54 @@ import pytest
 from page_data import ARMS, TITLE, write_page_study
 from test_analysis_frame import tuned_spec, write_run, write_study
 
+from lit_mult.analysis import sensitivity
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.headlines import MOST, Headline, headlines
 from lit_mult.analysis.page import packing
-from lit_mult.analysis.page.document import document
+from lit_mult.analysis.page.document import SCRIPTS, document
 from lit_mult.analysis.page.payload import Payload, payload
 from lit_mult.analysis.report import read_content, write_report
 from lit_mult.analysis.verdict import judge, verdicts_table
 from lit_mult.config import RunConfig
+
+NODE = shutil.which("node")
+needs_node = pytest.mark.skipif(NODE is None, reason="no node is installed")
+ASSETS = Path(packing.__file__).parent / "assets"
+ELEMENTS = """
+const element = (tag) => ({
+  tag, attributes: {}, children: [],
+  setAttribute(name, value) { this.attributes[name] = String(value); },
+  append(...children) { this.children.push(...children); },
+  replaceChildren(...children) { this.children = children; },
+  addEventListener() {},
+  querySelectorAll: () => [],
+});
+const document = { createElement: element, createElementNS: (_, tag) => element(tag) };
+const view = (data, more = {}) =>
+  ({ data, armsOff: new Set(), seedsOff: new Set(), matches: null, on: { x: true, y: true, smooth: true }, ...more });
+"""
+"""As much of a browser as drawing needs."""
+READ = """
+const data = await unpacked(given.data);
+data.runs = unpackedColumns(data.runs);
+data.runCount = data.runs.cell.length;
+for (const name of ["rates", "points", "bill", "scores"]) data[name] = unpackedRows(data[name]);
+quantiles = data.t;
+const curve = await unpackedCurves(given.curves);
+"""
+"""A payload that is `given`, as page.js reads it."""
+
+
+def in_node(script: str, given: Any) -> Any:
+    """What a script returns that has the page's own scripts before it, but those that need a whole browser."""
+    parts = [(ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS if name != "page.js"]
+    source = "\n".join([f'"use strict";{ELEMENTS}const given = {json.dumps(given)};', *parts])
+    wrapped = f"(async () => {{{source}\nreturn await (async () => {{{script}}})();}})()"
+    program = f"{wrapped}.then((found) => process.stdout.write(JSON.stringify(found)));"
+    assert NODE is not None
+    done = subprocess.run([NODE, "-"], input=program, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def unpacked(text: str) -> Any:
@@ -248,3 +289,162 @@ def test_a_config_with_a_table_of_roles_keeps_its_names(tmp_path: Path) -> None:
     assert config["parametrization\tlr\tq_proj"] == {"all": "2.0"}
     assert config["parametrization\tforward"] == {"all": "{}"}
     assert RunConfig.from_dict(record["config"])
+
+
+ALL_FIGURES = """
+const found = {};
+for (const [name, figure] of Object.entries(FIGURES)) {
+  if (!figure.has(data)) continue;
+  for (const y of [true, false]) {
+    for (const armsOff of [new Set(), new Set(data.arms.map((arm) => arm.name))]) {
+      const more = { armsOff, curve, choice: figure.choices?.(data)[0], on: { x: true, y, smooth: true } };
+      const { svg, panels } = draw(figure.build(view(data, more)), 900, "light", name);
+      const has = (word) => JSON.stringify(svg).includes(word);
+      found[[name, y, armsOff.size]] = { panels, nothing: has("Nothing to draw"), nan: has("NaN") };
+    }
+  }
+}
+return found;
+"""
+
+
+@needs_node
+def test_every_figure_draws_all_arms_and_none(made: tuple[Path, Payload]) -> None:
+    _, page = made
+    found = in_node(READ + ALL_FIGURES, page.as_dict())
+    assert len(found) >= 4 * 6
+    for name, drawing in found.items():
+        all_off = not name.endswith(",0")
+        assert drawing == {"panels": 0 if all_off else pytest.approx(4, abs=3), "nothing": all_off, "nan": False}, name
+
+
+@needs_node
+def test_a_study_of_diverged_runs_alone_is_drawn(tmp_path: Path) -> None:
+    for width in (32, 64):
+        for lr in (2**-8, 2**-7):
+            write_run(tmp_path, None, width=width, lr=lr)
+    write_study(tmp_path, cells=4, spec=tuned_spec())
+    content = read_content(tmp_path)
+    data = payload(content)
+    found = in_node(READ + ALL_FIGURES, data.as_dict())
+    assert found["loss_vs_lr,true,0"] == {"panels": 2, "nothing": False, "nan": False}
+    assert not [name for name in found if name.startswith(("optimum_drift", "loss_vs_compute"))]
+    assert not any(drawing["nan"] for drawing in found.values())
+    # Figures that are asked for none the less: no optimum, no panel; no loss, an empty panel; no error.
+    script = """
+    const both = [FIGURES.optimum_drift, FIGURES.loss_vs_compute];
+    return both.map((figure) => draw(figure.build(view(data)), 900, "light", "").panels);
+    """
+    assert in_node(READ + script, data.as_dict()) == [0, 1]
+
+
+@needs_node
+def test_the_drift_of_an_optimum_is_that_of_the_tables(tmp_path: Path) -> None:
+    """A missing run, one rate alone at a third width, optima at the edge, an arm in order, and one with one width."""
+    best_of = {"muP": -7, "vectors": -8, "fixed": -7, "scalars": -7}
+    for arm, lowest in best_of.items():
+        widths = (64,) if arm == "scalars" else (32, 64)
+        for width in widths:
+            for power in (-8, -7, -6):
+                for seed in (0, 1):
+                    best = lowest + 0.1 * seed - 0.2 * (width == 64)
+                    loss = 2.0 + (power - best) ** 2
+                    if (arm, width, power, seed) != ("muP", 32, -6, 1):
+                        write_run(tmp_path, loss, arm=arm, width=width, lr=2.0**power, seed=seed)
+    for seed in (0, 1):
+        write_run(tmp_path, 2.0, width=128, lr=2.0**-7, seed=seed)
+    write_study(tmp_path, cells=43, spec=tuned_spec())
+    content = read_content(tmp_path)
+    expected = sensitivity.optimum_drift(sensitivity.points(content.runs))
+    rows = in_node(READ + "return FIGURES.optimum_drift.build(view(data)).data;", payload(content).as_dict())
+    assert [row["arm"] for row in rows] == list(expected["arm"])
+    assert dict(zip(expected["arm"], expected["trusted"], strict=True)) == {
+        "muP": False,
+        "vectors": False,
+        "fixed": True,
+    }
+    for row, line in zip(rows, expected.to_dict("records"), strict=True):
+        assert row["slope"] == pytest.approx(line["slope"])
+        assert (row["seeds"], row["trusted"]) == (line["seeds"], line["trusted"])
+
+
+@needs_node
+@pytest.mark.parametrize(
+    ("edge", "complete", "said"),
+    [(False, True, "slope -1.00, 1 seed"), (True, True, "(doubtful)"), (False, False, "(doubtful)")],
+)
+def test_a_slope_says_that_it_is_doubtful(edge: bool, complete: bool, said: str) -> None:
+    script = """
+    const [optimum_at_edge, complete] = given;
+    const point = (d_model) => ({ d_model, seed: 0, optimum_lr: 1 / d_model, optimum_at_edge, complete });
+    return slopeText(driftOf([point(32), point(64)]));
+    """
+    assert in_node(script, [edge, complete]).endswith(said)
+
+
+@needs_node
+def test_a_difference_of_optimizers_is_named_as_such_and_its_rows_are_unique(made: tuple[Path, Payload]) -> None:
+    script = """
+    const { rows, data: table } = FIGURES.adam_vs_muon.build(view(data));
+    const dots = rows[0].panels[1].marks.flatMap((mark) => mark.dots ?? []).filter((dot) => dot.run !== undefined);
+    return { table, told: dots[0].text() };
+    """
+    found = in_node(READ + script, made[1].as_dict())
+    assert any(line.startswith("Muon − AdamW -0.0") for line in found["told"])  # noqa: RUF001
+    assert not any("sensitivity" in line for line in found["told"])
+    keys = [tuple(row[name] for name in ("arm", "setting", "variant", "width", "measure")) for row in found["table"]]
+    assert len(set(keys)) == len(keys) == 12
+
+
+@needs_node
+@pytest.mark.parametrize("kind", ["bars", "band"])
+def test_an_interval_below_0_ends_at_the_end_of_a_logarithmic_axis(kind: str) -> None:
+    script = """
+    const marks = [{ type: given, points: [[1, -1, 2], [2, 0, 3], [3, 1, 4]] }];
+    const panel = { title: "", x: { label: "" }, y: { label: "", log: 10, domain: [0, 5] }, marks };
+    return JSON.stringify(draw({ rows: [{ panels: [panel] }], legend: [], data: [] }, 400, "light", "").svg);
+    """
+    drawn = in_node(script, kind)
+    assert "NaN" not in drawn
+    assert "Infinity" not in drawn
+
+
+@needs_node
+def test_a_score_without_an_interval_says_so() -> None:
+    script = """
+    const line = { suite: "s", arm: "muP", setting: "", label: "muP", d_model: 64, chance: 0.25 };
+    const scores = [
+      { ...line, task: "t", value: 0.5, low: null, high: null, seeds: 1 },
+      { ...line, task: "u", value: 0.5, low: 0.4, high: 0.6, seeds: 2 },
+      { ...line, task: "v", value: null, low: null, high: null, seeds: 0 },
+    ];
+    const { rows } = FIGURES.scores.build(view({ scores, arms: [{ name: "muP", colour: "#000000" }] }));
+    const [, bars, dots] = rows[0].panels[0].marks;
+    return { bars: bars.points.map(([, low, high]) => [low, high]), told: dots.dots.map((dot) => dot.text()[1]) };
+    """
+    found = in_node(script, None)
+    assert found == {
+        "bars": [[None, None], [40, 60]],
+        "told": ["50.0 %, no interval, 1 seed", "50.0 % [40.0, 60.0], 2 seeds"],
+    }
+
+
+@needs_node
+def test_a_live_page_asks_once_for_a_report_that_it_cannot_draw() -> None:
+    script = """
+    const asked = [];
+    const answers = { "/state.json": given, "/page.json": { version: "new" } };
+    globalThis.fetch = async (address) => (asked.push(address), { json: async () => answers[address] });
+    globalThis.setTimeout = () => {};
+    console.error = () => {};
+    const watched = live({ receive: async () => { throw new Error("no such axis"); } }, "");
+    await watched.ask();
+    await watched.ask();
+    return { asked, said: JSON.stringify(watched.node) };
+    """
+    state = {"name": "s", "cells": 1, "waiting": 1, "sweeps": 0, "seconds_left": None, "version": "new"}
+    state |= {"ended": {}, "interrupted": {}, "failed": {}, "running": [], "problems": []}
+    found = in_node(script, state)
+    assert found["asked"] == ["/state.json", "/page.json", "/state.json"]
+    assert "cannot draw this report (no such axis)" in found["said"]
+    assert "no answer" not in found["said"]

@@ -148,6 +148,7 @@ def test_means_and_intervals_are_those_of_pandas(page: Any, study: Path, off: tu
     drift = sensitivity.optimum_drift(kept).set_index(["arm", "setting"])
     for row in rows_of(page, "optimum_drift"):
         line = drift.loc[(row["arm"], row["setting"])]
+        assert row["trusted"] == str(line["trusted"]).lower()
         ends = [line[name] for name in ("slope", "slope_low", "slope_high")]
         assert [float(row[name]) for name in ("slope", "low", "high")] == pytest.approx(ends, rel=1e-9)
     differences = sensitivity.paired_differences(kept)
@@ -168,6 +169,10 @@ def test_an_arm_that_is_off_is_nowhere(page: Any) -> None:
     assert {row["arm"] for row in rows_of(page, "loss_vs_lr")} == {"muP"}
     page.get_by_role("group", name="Arms").get_by_role("button", name=VECTORS).click()
     assert {row["arm"] for row in rows_of(page, "loss_vs_lr")} == set(ARMS)
+    for arm in ARMS:
+        page.get_by_role("group", name="Arms").get_by_role("button", name=arm).click()
+    for name in FIGURES:
+        assert figure(page, name).locator("svg[role=img]").inner_html().count("Nothing to draw") == 1
 
 
 def test_a_dot_tells_its_run_and_opens_it(page: Any, study: Path) -> None:
@@ -308,10 +313,19 @@ def test_the_page_is_open_to_all(browser: Any, study: Path, width: int, scheme: 
 def test_the_switch_changes_the_theme_and_redraws(page: Any) -> None:
     page.locator("#filter").fill("seed=1")
     before = figure(page, "loss_vs_lr").locator("svg[role=img] rect").first.get_attribute("fill")
+    page.evaluate(
+        "const revoke = URL.revokeObjectURL; window.revoked = [];"
+        "URL.revokeObjectURL = (address) => (revoked.push(address), revoke.call(URL, address)); null"
+    )
+    image = figure(page, "answers_along_factors").locator("img")
+    address = image.get_attribute("src")
     page.get_by_role("button", name="Light or dark").click()
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
     assert figure(page, "loss_vs_lr").locator("svg[role=img] rect").first.get_attribute("fill") != before
     assert page.locator("#filter").input_value() == "seed=1"
+    assert page.evaluate("revoked") == [address]
+    assert image.get_attribute("src") != address
+    assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 300
 
 
 def test_print_is_dark_on_white(browser: Any, study: Path, tmp_path: Path) -> None:

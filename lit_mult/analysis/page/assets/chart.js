@@ -34,6 +34,7 @@ const LIGHTER = { "#000000": "#f2f4f7", "#0072b2": "#4aa8e8", "#d55e00": "#ff8a3
 const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
 const PLOT = { top: 44, right: 12, bottom: 40, left: 50 };
 const LEAST_PANEL = 250;
+const NOTHING = "Nothing to draw of what is chosen.";
 
 function seen(colour, theme) {
   return (theme === "dark" && LIGHTER[colour.toLowerCase()]) || colour;
@@ -47,7 +48,7 @@ function draw(figure, width, theme, label) {
   let top = 0;
   let panels = 0;
   const across = Math.max(1, Math.floor(width / LEAST_PANEL));
-  for (const row of figure.rows) {
+  for (const row of figure.rows.filter((row) => row.panels.length)) {
     const y = row.shared ? extent(row.panels, "y") : null;
     // Nine panels are 3 x 3, where four would fit beside one another.
     const columns = Math.ceil(row.panels.length / Math.ceil(row.panels.length / across));
@@ -63,6 +64,10 @@ function draw(figure, width, theme, label) {
       top += height;
     }
   }
+  if (!panels) {
+    parts.push(s("text", { x: 6, y: 26, "font-size": 12.5, fill: inks.muted }, NOTHING));
+    top = 44;
+  }
   const legend = drawLegend(figure.legend, width, top, inks, theme);
   const attributes = { viewBox: `0 0 ${width} ${legend.bottom}`, width, height: legend.bottom, "font-family": FONT, role: "img", "aria-label": label };
   const svg = s("svg", attributes, s("rect", { width, height: legend.bottom, fill: inks.paper }), ...parts, ...legend.parts);
@@ -73,8 +78,8 @@ function drawPanel(panel, left, top, width, height, shared, first, inks, theme, 
   const names = panel.y.names ?? [];
   const wide = names.length ? Math.min(0.4 * width, 12 + 6.2 * Math.max(...names.map((name) => name.length))) : PLOT.left;
   const box = { left: left + wide, right: left + width - PLOT.right, top: top + PLOT.top, bottom: top + height - PLOT.bottom };
-  const x = scale(panel.x, panel.x.domain ?? extent([panel], "x"), box.left, box.right);
-  const y = scale(panel.y, panel.y.domain ?? shared ?? extent([panel], "y"), box.bottom, box.top);
+  const x = scale(panel.x, domainOf(panel.x) ?? extent([panel], "x"), box.left, box.right);
+  const y = scale(panel.y, domainOf(panel.y) ?? shared ?? extent([panel], "y"), box.bottom, box.top);
   const clip = `clip${(drawPanel.count = (drawPanel.count ?? 0) + 1)}`;
   const text = (attributes, ...content) => s("text", { "font-size": 11, fill: inks.muted, ...attributes }, ...content);
   const grid = [];
@@ -114,6 +119,8 @@ function drawMark(mark, x, y, box, inks, theme, hits) {
   const colour = seen(mark.colour ?? inks.muted, theme);
   const dashed = mark.dashes?.length ? mark.dashes.join(" ") : null;
   const known = (...values) => values.every((value) => value !== null && Number.isFinite(value));
+  // An interval may reach down to 0 or below, where a logarithmic axis has no place: it is drawn to the axis's end.
+  const end = (place, value) => at(place(place.log && value <= 0 ? place.low : value));
   switch (mark.type) {
     case "line": {
       let path = "";
@@ -133,7 +140,7 @@ function drawMark(mark, x, y, box, inks, theme, hits) {
       const close = () => {
         const back = [...run].reverse();
         if (run.length > 1) {
-          const path = "M" + run.map(([a, low]) => `${at(x(a))},${at(y(low))}`).join("L") + "L" + back.map(([a, , high]) => `${at(x(a))},${at(y(high))}`).join("L") + "Z";
+          const path = "M" + run.map(([a, low]) => `${at(x(a))},${end(y, low)}`).join("L") + "L" + back.map(([a, , high]) => `${at(x(a))},${end(y, high)}`).join("L") + "Z";
           parts.push(s("path", { d: path, fill: colour, opacity: 0.15 }));
         }
         run = [];
@@ -143,11 +150,11 @@ function drawMark(mark, x, y, box, inks, theme, hits) {
       return parts;
     }
     case "bars": {
-      const path = mark.points.filter((point) => known(...point)).map(([a, low, high]) => `M${at(x(a))},${at(y(low))}V${at(y(high))}`).join("");
+      const path = mark.points.filter((point) => known(...point)).map(([a, low, high]) => `M${at(x(a))},${end(y, low)}V${end(y, high)}`).join("");
       return [s("path", { d: path, stroke: colour, "stroke-width": mark.size ?? 1.3, fill: "none" })];
     }
     case "hbars": {
-      const path = mark.points.filter((point) => known(...point)).map(([b, low, high]) => `M${at(x(low))},${at(y(b))}H${at(x(high))}`).join("");
+      const path = mark.points.filter((point) => known(...point)).map(([b, low, high]) => `M${end(x, low)},${at(y(b))}H${end(x, high)}`).join("");
       return [s("path", { d: path, stroke: colour, "stroke-width": mark.size ?? 1.3, fill: "none" })];
     }
     case "rule":
@@ -223,13 +230,18 @@ function drawLegend(entries, width, top, inks, theme) {
   return { parts, bottom: entries.length ? y + 14 : top };
 }
 
+/** The domain that an axis asks for, unless it is logarithmic and the domain is not above 0. */
+function domainOf({ domain, log }) {
+  return domain && (!log || domain[0] > 0) ? domain : null;
+}
+
 /** From data to pixels, with the domain's ends as `low` and `high`. */
 function scale(axis, [low, high], from, to) {
   const change = axis.log ? Math.log : (value) => value;
   const [start, end] = [change(low), change(high)];
   const span = end - start || 1;
   const place = (value) => from + ((change(value) - start) / span) * (to - from);
-  return Object.assign(place, { low, high });
+  return Object.assign(place, { low, high, log: Boolean(axis.log) });
 }
 
 /** The ends of all data along an axis, with room around. */

@@ -109,13 +109,15 @@ function figureCard(name, page) {
   return { node, update };
 }
 
-/** A figure of the report as it is, which the page cannot draw anew. */
-function staticCard({ name, caption, svg, png }) {
+/** A figure of the report as it is, which the page cannot draw anew; the address of its image joins `addresses`. */
+function staticCard({ name, caption, svg, png }, addresses) {
   const title = sentence(name.replaceAll("_", " "));
   const bytes = svg ? new TextEncoder().encode(svg) : decoded(png);
   const type = svg ? "image/svg+xml" : "image/png";
   const blob = new Blob([bytes], { type });
-  const image = h("img", { src: URL.createObjectURL(blob), alt: caption || title });
+  const address = URL.createObjectURL(blob);
+  addresses.push(address);
+  const image = h("img", { src: address, alt: caption || title });
   const save = svg
     ? [
         h("button", { type: "button", class: "small", "aria-label": `Save ${title} as SVG`, onclick: () => offer(`${name}.svg`, blob) }, "SVG"),

@@ -37,8 +37,8 @@ const FIGURES = {
   },
   optimum_drift: {
     title: "Drift of the optimum",
-    caption: "Optimal learning rate against width; a dot a seed, hollow at the edge of the rates. Slope 0: the optimum transfers across widths. The slope is the mean over seeds of least-squares slopes, with its 95 % interval.",
-    has: (data) => swept(data).some((point) => point.lrs > 1) && unique(swept(data).map((point) => point.d_model)).length > 1,
+    caption: "Optimal learning rate against width; a dot a seed, hollow at the edge of the rates. Slope 0: the optimum transfers across widths. The slope is the mean over seeds of least-squares slopes, with its 95 % interval; it is doubtful where an optimum is at the edge or runs are missing.",
+    has: (data) => [...grouped(withOptimum(data), (point) => JSON.stringify([point.arm, point.setting])).values()].some((points) => Number.isFinite(driftOf(points).mean)),
     build: optimumDrift,
     options: { x: true, y: true },
   },
@@ -52,7 +52,7 @@ const FIGURES = {
   loss_vs_compute: {
     title: "Loss against compute",
     caption: "Best loss against the training FLOPs that one seed took: all runs of the search at that width and, in full, the tuning of the preset. A thin line leads from the search alone to search and tuning.",
-    has: (data) => data.bill.some((row) => row.tuning_flops > 0 && row.total_flops !== null),
+    has: (data) => data.bill.some((row) => row.tuning_flops > 0 && row.total_flops !== null) && data.points.some((point) => point.best_loss !== null),
     build: lossAgainstCompute,
     options: { x: true, y: false },
   },
@@ -82,6 +82,8 @@ const FIGURES = {
 
 const LOSS = "validation loss (nats per token)";
 const swept = (data) => data.points.filter((point) => !point.reference);
+/** The points that `sensitivity.optimum_drift` uses. */
+const withOptimum = (data) => swept(data).filter((point) => point.lrs > 1 && point.optimum_lr !== null);
 const where = (setting, width) => [setting, `d = ${width}`].filter(Boolean).join(", ");
 const natural = (one, other) => String(one).localeCompare(String(other), "en", { numeric: true });
 const spanText = ({ mean, low, high, n }, write = lossText) =>
@@ -211,6 +213,9 @@ function lossLimits(losses) {
 }
 
 const MEASURES = { best_loss: `best ${LOSS}`, sensitivity: "lr sensitivity (nats per token)" };
+// How the dot of a run tells a measure; the best loss is its final one, which the dot tells anyway.
+const TOLD = { sensitivity: "sensitivity", difference: "Muon − AdamW" };
+const told = (measure, point) => (measure in TOLD ? [`${TOLD[measure]} ${lossText(point[measure])}`] : []);
 
 function bestAndSensitivity(view) {
   const points = shown(view.data.points, view);
@@ -228,17 +233,17 @@ function bestAndSensitivity(view) {
   return { rows: besideEachOther(rows), legend: armEntries(view, points), data };
 }
 
-/** Means of a measure against width, a line an arm. */
-function byWidth(view, points, measure, title, data, { hollow = false, log = view.on.x } = {}) {
+/** Means of a measure against width, a line an arm; `named` are further columns of the data. */
+function byWidth(view, points, measure, title, data, { hollow = false, log = view.on.x, named = {} } = {}) {
   const arms = armsOf(view);
   const marks = arms.flatMap((arm, place) => {
     const ofArm = points.filter((point) => point.arm === arm.name);
     const means = [...grouped(ofArm, (point) => point.d_model)].sort(([one], [other]) => one - other).map(([width, here]) => ({ width, x: beside(width, place, arms.length, log), ...interval(here.map((point) => point[measure])) }));
-    for (const { width, mean, low, high, n } of means) data.push({ arm: arm.name, setting: title, width, measure, mean, low, high, seeds: n });
+    for (const { width, mean, low, high, n } of means) data.push({ arm: arm.name, setting: title, ...named, width, measure, mean, low, high, seeds: n });
     return [
       { type: "line", points: means.map(({ x, mean }) => [x, mean]), colour: arm.colour, dashes: hollow ? [5, 3] : arm.dashes },
       { type: "bars", points: means.map(({ x, low, high }) => [x, low, high]), colour: arm.colour },
-      { type: "dots", colour: arm.colour, size: 1.8, opacity: 0.45, dots: ofArm.filter((point) => point.run !== null).map((point) => runDot(view, point.run, beside(point.d_model, place, arms.length, log), point[measure], measure === "best_loss" ? [] : [`sensitivity ${lossText(point[measure])}`])) },
+      { type: "dots", colour: arm.colour, size: 1.8, opacity: 0.45, dots: ofArm.filter((point) => point.run !== null).map((point) => runDot(view, point.run, beside(point.d_model, place, arms.length, log), point[measure], told(measure, point))) },
       { type: "dots", colour: arm.colour, size: 3.4, hollow, dots: means.map((found) => ({ x: found.x, y: found.mean, text: () => [`${arm.name}, d = ${found.width}`, spanText(found)] })) },
     ];
   });
@@ -255,7 +260,7 @@ function byArm(view, points, measure, title, data) {
     data.push({ arm: arm.name, setting: title, width: ofArm[0].d_model, measure, mean: found.mean, low: found.low, high: found.high, seeds: found.n });
     return [
       { type: "hbars", points: [[place(arm.name), found.low, found.high]], colour: arm.colour, size: 1.6 },
-      { type: "dots", colour: arm.colour, size: 2, opacity: 0.45, dots: ofArm.filter((point) => point.run !== null).map((point) => runDot(view, point.run, point[measure], place(arm.name))) },
+      { type: "dots", colour: arm.colour, size: 2, opacity: 0.45, dots: ofArm.filter((point) => point.run !== null).map((point) => runDot(view, point.run, point[measure], place(arm.name), told(measure, point))) },
       { type: "dots", colour: arm.colour, size: 4, dots: [{ x: found.mean, y: place(arm.name), text: () => [arm.name, spanText(found)] }] },
     ];
   });
@@ -264,19 +269,20 @@ function byArm(view, points, measure, title, data) {
 }
 
 function optimumDrift(view) {
-  const points = shown(swept(view.data), view).filter((point) => point.optimum_lr !== null);
+  const points = shown(withOptimum(view.data), view);
   const data = [];
   const panels = [...grouped(points, (point) => point.setting)].sort(([one], [other]) => natural(one, other)).map(([setting, here]) => {
     const arms = armsOf(view).filter((arm) => here.some((point) => point.arm === arm.name));
     const marks = arms.flatMap((arm, place) => {
       const ofArm = here.filter((point) => point.arm === arm.name);
       const drift = driftOf(ofArm);
-      data.push({ arm: arm.name, setting, slope: drift.mean, low: drift.low, high: drift.high, seeds: drift.n });
+      const { mean, low, high, n, trusted } = drift;
+      if (n) data.push({ arm: arm.name, setting, slope: mean, low, high, seeds: n, trusted });
       const widths = ascending(ofArm.map((point) => point.d_model));
       const ends = [widths[0], widths.at(-1)];
       const means = [...grouped(ofArm, (point) => point.d_model)].map(([width, at]) => ({ width, lr: 2 ** interval(at.map((point) => Math.log2(point.optimum_lr))).mean, edge: at.some((point) => point.optimum_at_edge), n: at.length }));
       const x = (width) => beside(width, place, arms.length, view.on.x);
-      const text = (found) => () => [`${arm.name}, d = ${found.width}: optimal lr ${written(found.lr, 3)}`, `${plural(found.n, "seed")}${found.edge ? ", at the edge of the rates" : ""}`, `slope ${spanText(drift, (value) => value.toFixed(2))}`];
+      const text = (found) => () => [`${arm.name}, d = ${found.width}: optimal lr ${written(found.lr, 3)}`, `${plural(found.n, "seed")}${found.edge ? ", at the edge of the rates" : ""}`, slopeText(drift)];
       return [
         ...(Number.isFinite(drift.mean) ? [{ type: "line", points: ends.map((width) => [width, 2 ** (drift.intercept + drift.mean * Math.log2(width))]), colour: arm.colour, dashes: arm.dashes }] : []),
         { type: "dots", colour: arm.colour, size: 1.8, opacity: 0.45, dots: ofArm.map((point) => (point.run === null ? { x: x(point.d_model), y: point.optimum_lr, text: () => [arm.name] } : runDot(view, point.run, x(point.d_model), point.optimum_lr, [`optimal lr ${written(point.optimum_lr, 3)}`]))) },
@@ -288,15 +294,24 @@ function optimumDrift(view) {
   return { rows: [{ panels, shared: true }], legend: armEntries(view, points), data };
 }
 
-/** Slope of log2 lr against log2 width: mean over the seeds that have every width, with interval and intercept. */
+function slopeText(drift) {
+  if (!drift.n) return "no slope: no seed has an optimum at every width, of two or more";
+  return `slope ${spanText(drift, (value) => value.toFixed(2))}${drift.trusted ? "" : " (doubtful)"}`;
+}
+
+/**
+ * Slope of log2 lr against log2 width: mean over the seeds that have every width, with interval and intercept. It is
+ * trusted as in `sensitivity.optimum_drift`: no optimum of these seeds is at the edge, and no runs are missing.
+ */
 function driftOf(points) {
   const widths = unique(points.map((point) => point.d_model));
   const whole = [...grouped(points, (point) => point.seed).values()].filter((seed) => seed.length === widths.length);
-  if (widths.length < 2 || !whole.length) return { ...interval([]), intercept: NaN };
+  if (widths.length < 2 || !whole.length) return { ...interval([]), intercept: NaN, trusted: false };
   const [x, y] = [(point) => Math.log2(point.d_model), (point) => Math.log2(point.optimum_lr)];
   const found = interval(whole.map((seed) => slope(seed.map(x), seed.map(y))));
   const all = whole.flat();
-  return { ...found, intercept: interval(all.map(y)).mean - found.mean * interval(all.map(x)).mean };
+  const trusted = !all.some((point) => point.optimum_at_edge) && points.every((point) => point.complete);
+  return { ...found, intercept: interval(all.map(y)).mean - found.mean * interval(all.map(x)).mean, trusted };
 }
 
 function adamAgainstMuon(view) {
@@ -304,13 +319,13 @@ function adamAgainstMuon(view) {
   const data = [];
   const rows = [...grouped(points, (point) => point.variant)].sort(([one], [other]) => natural(one, other)).map(([variant, here]) => {
     const named = variant ? `, ${variant}` : "";
-    const both = ["AdamW", "Muon"].map((name) => byWidth(view, here.filter((point) => point.optimizer === name), "best_loss", name, data, { hollow: name === "AdamW" }));
+    const both = ["AdamW", "Muon"].map((name) => byWidth(view, here.filter((point) => point.optimizer === name), "best_loss", name, data, { hollow: name === "AdamW", named: { variant } }));
     const left = { ...both[0], title: `Best loss${named}`, x: widthAxis(here, view.on.x), marks: both.flatMap((panel) => panel.marks) };
     const differences = [...grouped(here.filter((point) => point.optimizer === "Muon"), (point) => JSON.stringify([point.arm, point.d_model, point.seed])).values()].flatMap(([muon]) => {
       const adam = here.find((point) => point.optimizer === "AdamW" && point.arm === muon.arm && point.d_model === muon.d_model && point.seed === muon.seed);
       return adam ? [{ ...muon, difference: muon.best_loss - adam.best_loss }] : [];
     });
-    const right = byWidth({ ...view, on: { ...view.on, y: false } }, differences, "difference", "", data);
+    const right = byWidth({ ...view, on: { ...view.on, y: false } }, differences, "difference", "", data, { named: { variant } });
     right.marks.unshift({ type: "rule", y: 0 });
     return { panels: [left, { ...right, title: `Muon − AdamW${named}`, y: { label: "difference (nats per token)" } }] };
   });
@@ -345,18 +360,20 @@ function downstreamScores(view) {
   const scores = shown(view.data.scores, view);
   const data = scores.map(({ suite, label, d_model, task, value, low, high, seeds }) => ({ suite, line: label, width: d_model, task, value, low, high, seeds }));
   const settings = unique(scores.map((row) => row.setting));
+  const share = (value) => (value === null ? null : 100 * value);
+  const percent = (value) => share(value).toFixed(1);
+  const spread = ({ low, high }) => (low === null || high === null ? ", no interval" : ` [${percent(low)}, ${percent(high)}]`);
   const panels = [...grouped(scores, (row) => JSON.stringify([row.suite, row.d_model]))].map(([key, here]) => {
     const [suite, width] = JSON.parse(key);
     const tasks = unique(here.map((row) => row.task));
     const lines = unique(here.map((row) => row.label));
     const y = (row) => tasks.length - tasks.indexOf(row.task) - 0.7 * ((lines.indexOf(row.label) + 0.5) / lines.length - 0.5);
-    const marks = [{ type: "dots", shape: "diamond", size: 2, hollow: true, dots: [...grouped(here, (row) => row.task).values()].filter(([row]) => row.chance !== null).map(([row]) => ({ x: 100 * row.chance, y: tasks.length - tasks.indexOf(row.task), text: () => [`${row.task}: chance ${(100 * row.chance).toFixed(1)} %`] })) }];
+    const marks = [{ type: "dots", shape: "diamond", size: 2, hollow: true, dots: [...grouped(here, (row) => row.task).values()].filter(([row]) => row.chance !== null).map(([row]) => ({ x: share(row.chance), y: tasks.length - tasks.indexOf(row.task), text: () => [`${row.task}: chance ${percent(row.chance)} %`] })) }];
     for (const arm of armsOf(view)) {
       for (const setting of settings) {
-        const line = here.filter((row) => row.arm === arm.name && row.setting === setting);
-        const percent = (value) => (100 * value).toFixed(1);
-        marks.push({ type: "hbars", colour: arm.colour, points: line.map((row) => [y(row), 100 * row.low, 100 * row.high]) });
-        marks.push({ type: "dots", colour: arm.colour, size: 3.2, hollow: settings.indexOf(setting) % 2 === 0 && settings.length > 1, dots: line.map((row) => ({ x: 100 * row.value, y: y(row), text: () => [`${row.label}, ${row.task}`, `${percent(row.value)} % [${percent(row.low)}, ${percent(row.high)}], ${plural(row.seeds, "seed")}`] })) });
+        const line = here.filter((row) => row.arm === arm.name && row.setting === setting && row.value !== null);
+        marks.push({ type: "hbars", colour: arm.colour, points: line.map((row) => [y(row), share(row.low), share(row.high)]) });
+        marks.push({ type: "dots", colour: arm.colour, size: 3.2, hollow: settings.indexOf(setting) % 2 === 0 && settings.length > 1, dots: line.map((row) => ({ x: share(row.value), y: y(row), text: () => [`${row.label}, ${row.task}`, `${percent(row.value)} %${spread(row)}, ${plural(row.seeds, "seed")}`] })) });
       }
     }
     return { title: `${suite}, d = ${width}`, x: { label: "score (per cent)" }, y: { label: "", ticks: tasks.map((_, place) => tasks.length - place), names: tasks }, marks };
@@ -433,7 +450,7 @@ function diagnosticsAlongSteps(view) {
     const marks = armsOf(view).flatMap((arm) => [...grouped(here.filter((reading) => reading.arm === arm.name), lineOf)].flatMap(([line, of]) => {
       const means = meanCurve(of.map(({ place }) => view.curve(place))).filter(({ step, mean }) => (!view.on.x || step > 0) && (!view.on.y || mean > 0));
       for (const { step, mean, low, high, n } of means) data.push({ role, quantity, arm: arm.name, line, step, mean, low, high, seeds: n });
-      return curveMarks(means.map((found) => (view.on.y && found.low <= 0 ? { ...found, low: NaN } : found)), arm, `${arm.name}, ${line}`, looks[lines.indexOf(line) % looks.length]);
+      return curveMarks(means, arm, `${arm.name}, ${line}`, looks[lines.indexOf(line) % looks.length]);
     }));
     return { title: role, x: { label: "step", log: view.on.x ? 10 : 0 }, y: { label: quantity.replaceAll("_", " "), log: view.on.y ? 10 : 0 }, marks };
   });

@@ -9,14 +9,15 @@ const EVERY = 2000; // milliseconds
 function live(page, version) {
   const node = h("section", { class: "live", id: "live", "aria-label": "Progress" });
 
+  let undrawn = []; // what kept the last report from being drawn
+
   async function ask() {
     try {
-      const state = await (await fetch("/state.json", { cache: "no-store" })).json();
+      const state = await answerTo("/state.json");
       show(state);
       if (state.version && state.version !== version) {
-        const answer = await (await fetch("/page.json", { cache: "no-store" })).json();
-        await page.receive(answer);
-        version = answer.version;
+        await take(await answerTo("/page.json"));
+        show(state);
       }
     } catch (error) {
       node.replaceChildren(h("p", { class: "problem", role: "status" }, `no answer from lit-mult watch (${error.message}); asking again`));
@@ -24,7 +25,24 @@ function live(page, version) {
     setTimeout(ask, EVERY);
   }
 
-  function show({ name, cells, ended, running, waiting, interrupted, failed, sweeps, seconds_left: left, problems }) {
+  async function answerTo(address) {
+    return (await fetch(address, { cache: "no-store" })).json();
+  }
+
+  /** Show a report. One that cannot be drawn is a problem, and is not asked for again: the next may do. */
+  async function take(report) {
+    version = report.version;
+    undrawn = [];
+    try {
+      await page.receive(report);
+    } catch (error) {
+      undrawn = [`the page cannot draw this report (${error.message})`];
+      console.error(error);
+    }
+  }
+
+  function show({ name, cells, ended, running, waiting, interrupted, failed, sweeps, seconds_left: left, problems: reported }) {
+    const problems = [...reported, ...undrawn];
     const done = Object.entries(ended).reduce((sum, [status, count]) => sum + (status === "damaged" ? 0 : count), 0);
     const all = Math.max(cells, done + running.length + Object.keys(failed).length);
     const bar = h("progress", { max: Math.max(all, 1), value: done, "aria-label": "Cells done" });

@@ -22,6 +22,7 @@ const page = {
   sort: { name: "", down: false },
   selected: null,
   cards: [],
+  addresses: [], // of the images of figures as they are
   theme,
   swatch,
   openRun: (run, from) => page.panel.open(run, from),
@@ -133,7 +134,7 @@ function build() {
   const seeds = ascending(runs.seed);
   const names = Object.keys(FIGURES).filter((name) => FIGURES[name].has(data));
   page.cards = names.map((name) => ({ ...figureCard(name, page), dots: !["scores", "curves", "diagnostics", "loss_vs_compute"].includes(name) }));
-  const [cards, statics] = [page.cards.map((card) => card.node), data.figures.map(staticCard)];
+  const [cards, statics] = [page.cards.map((card) => card.node), data.figures.map((figure) => staticCard(figure, page.addresses))];
   page.table = runTable(page);
   const widths = ascending(runs.d_model);
   const facts = [plural(data.runCount, "run"), plural(data.arms.length, "arm"), `width${widths.length > 1 ? "s" : ""} ${widths.join(", ")}`, plural(seeds.length, "seed"), `${written(runs.tokens.reduce((sum, one) => sum + one, 0), 3)} tokens`];
@@ -158,6 +159,7 @@ function redraw() {
   const read = [...main.querySelectorAll("section, figure")].filter((one) => one.id && top(one) < 80).at(-1);
   const before = read ? top(read) : 0;
   const rows = document.querySelector(".scroller")?.scrollTop ?? 0;
+  for (const address of page.addresses.splice(0)) URL.revokeObjectURL(address);
   main.replaceChildren(...build());
   page.table.filter(page.filter);
   drawFigures();
@@ -198,5 +200,5 @@ document.body.append(main, page.panel.node, page.tip.node);
 
 const given = ["data", "curves"].map((id) => document.getElementById(id).textContent);
 (given[0] ? receive({ data: given[0], curves: given[1] }) : Promise.resolve(main.append(h("p", { class: "empty" }, "No run has ended yet. The report appears with the first record."))))
-  .then(() => watched?.ask())
+  .finally(() => watched?.ask())
   .finally(() => (document.documentElement.dataset.ready = "yes"));
