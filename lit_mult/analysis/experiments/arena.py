@@ -109,7 +109,7 @@ def findings(evidence: Evidence) -> Findings:
     answered, sooner = answers(runs, asked), speedup.speedups(runs, asked)
     steps, bill = step_costs(runs, BASELINE), cost.bill(runs, points, None)
     table, drift = _contestants(runs, points, answered, sooner, steps, bill), sensitivity.optimum_drift(points)
-    every_digit = {"answers": answered, "speedups": sooner, "steps": steps, "bill": bill, "drift": drift}
+    every_digit = {"against_the_baseline": answered, "speedups": sooner, "steps": steps, "bill": bill, "drift": drift}
     found = Findings(
         tables={"contestants": table} | every_digit,
         display_tables={
