@@ -98,7 +98,7 @@ def test_a_judge_that_diverged_leaves_a_claim_undecided(tmp_path: Path) -> None:
     assert outcome_of_vectors(Evidence(tmp_path, runs)) == "undecided"
     (answer,) = (
         arena.findings(Evidence(tmp_path, runs))
-        .tables["answers"]
+        .tables["against_the_baseline"]
         .query("of == 'AdamW-vectors' and within == 'width 64'")
         .to_dict("records")
     )
