@@ -356,3 +356,14 @@ def test_the_page_gives_the_answers_by_vocabulary() -> None:
     page = said("where", "By vocabulary")
     for row in table("dose_vocabulary", "answers"):
         assert interval(row) in page, row
+
+
+def test_the_page_gives_every_contestant_of_the_arena() -> None:
+    page = said("arena")
+    rows = [row for row in table("arena", "contestants") if row["arm"] != "AdamW"]
+    assert len(rows) == 15 * 2
+    for row in rows:
+        ends = {"low": row["difference_low"], "high": row["difference_high"]}
+        assert interval(row | ends) in page, row
+    chosen = {(record["cell"]["arm"], record["seed"]) for record in read("arena") if record["cell"].get("judged")}
+    assert {seed for _, seed in chosen} == {3, 4, 5, 6, 7}

@@ -43,7 +43,7 @@ _CAPTIONS = {
     "contestants": "Every contestant at its best against AdamW at its best, at equal seed: difference of the final "
     "loss, speed-up, and seconds of a step. Means over the seeds that judge, with 95 % intervals by Student's t.",
     "loss_vs_cost": "Loss on the seeds that judge against the seconds of the whole search and one run at its "
-    "best, on the machine of the study; bars are 95 % intervals by Student's t.",
+    "best, on the machine of the study and whatever else it did; bars are 95 % intervals by Student's t.",
 }
 
 
@@ -260,6 +260,9 @@ def _forest(table: pd.DataFrame) -> style.Figure:
         ("speedup", "speed-up", 1),
         ("step", f"seconds of a step\n/ {BASELINE}'s", 1),
     )
+    panels = (
+        tuple(panel for panel in panels if table[panel[0]].notna().any()) or panels[:1]
+    )  # stacks have no step's time
     figure, axes = style.panel_grid(1, len(panels), 0.8 + 0.24 * len(order), sharey=True, wide=True)
     widths = sorted(table["d_model"].unique())
     looks = {
