@@ -260,15 +260,13 @@ def _forest(table: pd.DataFrame) -> style.Figure:
         ("speedup", "speed-up", 1),
         ("step", f"seconds of a step\n/ {BASELINE}'s", 1),
     )
-    panels = (
-        tuple(panel for panel in panels if table[panel[0]].notna().any()) or panels[:1]
-    )  # stacks have no step's time
-    figure, axes = style.panel_grid(1, len(panels), 0.8 + 0.24 * len(order), sharey=True, wide=True)
+    drawn = [panel for panel in panels if table[panel[0]].notna().any()] or panels[:1]  # of stacks no step is timed
+    figure, axes = style.panel_grid(1, len(drawn), 0.8 + 0.24 * len(order), sharey=True, wide=True)
     widths = sorted(table["d_model"].unique())
     looks = {
         f"d = {width}": look for width, look in zip(widths, style.line_styles(map(str, widths)).values(), strict=True)
     }
-    for ax, (name, label, neutral) in zip(axes.flat, panels, strict=True):
+    for ax, (name, label, neutral) in zip(axes.flat, drawn, strict=True):
         ax.axvline(neutral, color="0.4", lw=0.8)
         for place, (width, look) in enumerate(zip(widths, looks.values(), strict=True)):
             line = table[(table["d_model"] == width) & table[name].notna()]
