@@ -4,12 +4,13 @@
         [--seconds 1] [--json optimizer_cost.json]
 
 The loops take turns in one run, each in a process of its own; ratios are medians over rounds. Memory is the peak of a
-process of its own, as in training_memory.py.
+process of its own, as in training_memory.py, the median of three.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -54,7 +55,10 @@ def main() -> None:
         settings[name] = (replace(setting, overrides={"optimizer": base, **more}), multipliers)
     contestants: dict[str, Contestant] = {name: partial(own, *its) for name, its in settings.items()}
     timings = take_turns(contestants, arguments.rounds, arguments.seconds)
-    mib = {name: in_fresh_process(f"own {kind}", its, steps=3) for name, (its, kind) in settings.items()}
+    mib = {
+        name: statistics.median(in_fresh_process(f"own {kind}", its, steps=3) for _ in range(3))
+        for name, (its, kind) in settings.items()
+    }
     print(headline(about), "| optimizer | base | step / base | memory / base |\n|---|---|---|---|", sep="\n")
     rows = []
     for name, (base, _, _) in CONTESTANTS.items():
