@@ -152,7 +152,7 @@ def test_the_state_says_who_runs_what_and_how_long_it_takes(
         lease.close(outcome, "RuntimeError: out of luck")
     lease, sweep = folder.attempts.begin(running.id, 6), folder.join()
     end(folder, done)
-    monkeypatch.setattr(watching, "_seconds", lambda since: 120.0)
+    monkeypatch.setattr(watching, "seconds_since", lambda since: 120.0)
 
     state = Watch(folder.path, retries=3).state()
 

@@ -135,8 +135,13 @@ def _status(record: Path) -> str:
 
 
 def _since(moment: str) -> str:
+    seconds = seconds_since(moment)
+    return "unknown time" if seconds is None else str(timedelta(seconds=round(seconds)))
+
+
+def seconds_since(moment: Any) -> float | None:
+    """From a moment (UTC, ISO 8601) to now; None if it is none."""
     try:
-        seconds = (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
-    except ValueError:
-        return "unknown time"
-    return str(timedelta(seconds=max(0, round(seconds))))
+        return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
+    except (TypeError, ValueError):
+        return None

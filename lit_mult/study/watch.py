@@ -11,9 +11,8 @@ import errno
 import json
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,9 +25,8 @@ from lit_mult.errors import UserError
 from lit_mult.layout import step_of
 from lit_mult.study.cells import StudyCells
 from lit_mult.study.folder import StudyFolder
-from lit_mult.study.lease import read_lease
 from lit_mult.study.search import cost
-from lit_mult.study.status import study_status
+from lit_mult.study.status import StudyStatus, seconds_since, study_status
 from lit_mult.training.folder import RunFolder
 
 HOST = "127.0.0.1"
@@ -106,9 +104,13 @@ class Watch:
         # Files come and go while they are read; the last state stays.
         except Exception as error:
             return self._state | {"problems": [str(error)]} if self._state else _nothing_known(str(error))
-        leases = [lease for path in self.folder.running_sweeps() if (lease := read_lease(path))]
         running = [
-            {"cell": attempt.cell, "machine": attempt.machine, "pid": attempt.pid, "seconds": _seconds(attempt.since)}
+            {
+                "cell": attempt.cell,
+                "machine": attempt.machine,
+                "pid": attempt.pid,
+                "seconds": seconds_since(attempt.since),
+            }
             | {"step": self._step(attempt.cell) or attempt.from_step or None}
             for attempt in status.running
         ]
@@ -120,8 +122,8 @@ class Watch:
             "waiting": status.waiting,
             "interrupted": status.interrupted,
             "failed": status.failed,
-            "sweeps": len(leases),
-            "seconds_left": self._seconds_left(leases, status.failed),
+            "sweeps": len(status.sweeps),
+            "seconds_left": self._seconds_left(status),
             "problems": [],
         }
 
@@ -129,15 +131,15 @@ class Watch:
         checkpoint = RunFolder(self.folder.cell(cell).path).newest_checkpoint()
         return step_of(checkpoint) if checkpoint else None
 
-    def _seconds_left(self, leases: list[dict[str, Any]], failed: Collection[str]) -> float | None:
+    def _seconds_left(self, status: StudyStatus) -> float | None:
         """By the cost of the planned cells and of the records since the oldest running sweep began.
 
         Cells that were sampled or added have the mean cost. None without a sweep, or before its first record.
         """
-        spent = max((_seconds(lease.get("since")) or 0.0 for lease in leases), default=0.0)
+        spent = max((seconds_since(lease.get("since")) or 0.0 for lease in status.sweeps), default=0.0)
         begun = time.time() - spent
         ended = {Path(name).stem: changed / 1e9 for name, changed in self._listed()}
-        costs = {cell: self._costs.get(cell, self._mean_cost) for cell in {*ended, *failed}}
+        costs = {cell: self._costs.get(cell, self._mean_cost) for cell in {*ended, *status.failed}}
         made = sum(costs[cell] for cell, changed in ended.items() if changed >= begun)
         return spent * max(0.0, self._cost - sum(costs.values())) / made if spent and made else None
 
@@ -217,14 +219,6 @@ class Server:
     def wait(self) -> None:
         """Until the process is interrupted."""
         threading.Event().wait()
-
-
-def _seconds(since: Any) -> float | None:
-    """From a moment (UTC, ISO 8601) to now."""
-    try:
-        return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(since)).total_seconds())
-    except (TypeError, ValueError):
-        return None
 
 
 def _nothing_known(problem: str) -> dict[str, Any]:
