@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from lit_mult.analysis import style
+from lit_mult.analysis import drawing
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.diagnostics.keys import layer_of
@@ -52,4 +52,4 @@ def saved(found: Findings) -> None:
     """Every figure has a caption and can be saved."""
     assert found.captions.keys() == found.figures.keys()
     for figure in found.figures.values():
-        assert style.save(figure)["png"].startswith(b"\x89PNG")
+        assert drawing.save(figure)["png"].startswith(b"\x89PNG")

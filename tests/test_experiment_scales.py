@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from experiment_data import Reading, evidence, outcomes_by_claim
 
-from lit_mult.analysis import style
+from lit_mult.analysis import drawing
 from lit_mult.analysis.experiments import depth_scales, row_norms, width_scaling
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.seeds import slope
@@ -27,7 +27,7 @@ DIVERGED = {"status": "diverged", "final_loss": math.nan}
 
 def check_figure(found: Findings, name: str) -> None:
     assert list(found.captions) == [name]
-    assert style.save(found.figures[name])["png"].startswith(b"\x89PNG")
+    assert drawing.save(found.figures[name])["png"].startswith(b"\x89PNG")
 
 
 def depth_cell(arm: str, seed: int, growth: float, pattern: float, **columns: Any) -> Cell:

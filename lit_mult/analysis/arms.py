@@ -45,10 +45,7 @@ def differing_fields(runs: pd.DataFrame) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: a record has gone or is damaged.
     """
-    configs, varied = _configs(runs)
-    fields = dict.fromkeys(name for config in configs.values() for name in config if name not in varied)
-    values = {name: {arm: config.get(name) for arm, config in configs.items()} for name in fields}
-    return {name: by_arm for name, by_arm in values.items() if len(set(map(str, by_arm.values()))) > 1}
+    return _differing(*_configs(runs))
 
 
 def arm_words(runs: pd.DataFrame) -> dict[str, str]:
@@ -67,7 +64,7 @@ def arm_words(runs: pd.DataFrame) -> dict[str, str]:
         differing = {_KIND} - varied
     else:  # records of older versions lack some fields, which says nothing
         everywhere = set.intersection(*map(set, configs.values()))
-        differing = {name for name in differing_fields(runs) if name in everywhere or name.startswith(_OPEN)}
+        differing = {name for name in _differing(configs, varied) if name in everywhere or name.startswith(_OPEN)}
     return {arm: _words(arm, config, differing) for arm, config in configs.items()}
 
 
@@ -82,6 +79,12 @@ def _configs(runs: pd.DataFrame) -> tuple[dict[str, dict[str, Any]], set[str]]:
     cells = [record.cell for record in records.values() if record.cell]
     varied = {"seed", *(name for cell in cells for name in (cell.factors | cell.nuisance))}
     return {arm: flatten(record.config) for arm, record in records.items()}, varied
+
+
+def _differing(configs: Mapping[str, Mapping[str, Any]], varied: set[str]) -> dict[str, dict[str, Any]]:
+    fields = dict.fromkeys(name for config in configs.values() for name in config if name not in varied)
+    values = {name: {arm: config.get(name) for arm, config in configs.items()} for name in fields}
+    return {name: by_arm for name, by_arm in values.items() if len(set(map(str, by_arm.values()))) > 1}
 
 
 def _words(arm: str, config: Mapping[str, Any], differing: set[str]) -> str:

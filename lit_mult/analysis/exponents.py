@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from lit_mult.analysis.drawing import Figure, against_width, panel_grid, styled
 from lit_mult.analysis.frame import rows
 from lit_mult.analysis.seeds import mean_interval, slope
-from lit_mult.analysis.style import Figure, against_width, panel_grid, styled
 
 Size = Literal["width", "depth"]
 """What an exponent is in; the column of it."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from lit_mult.analysis.style import Figure
+from lit_mult.analysis.drawing import Figure
 
 
 @dataclass

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis import style as s
-from lit_mult.analysis import tables
+from lit_mult.analysis import drawing, tables
+from lit_mult.analysis.drawing import Axes, Figure, panel_grid, styled
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import rows
 from lit_mult.analysis.seeds import mean_interval, means_over_seeds, paired
 from lit_mult.analysis.sensitivity import capped
-from lit_mult.analysis.style import Axes, Figure, panel_grid, styled
 from lit_mult.analysis.styles import letters, scale
 from lit_mult.method.decay import BY_LR
 from lit_mult.schema import RunRecord
@@ -170,12 +169,12 @@ def _figure(means: pd.DataFrame, differences: pd.DataFrame) -> Figure:
             _heat(ax, one, "above", cmap="viridis_r", vmin=0, vmax=most)
             best = one.loc[one["loss"].idxmin()]
             _star(ax, one, best)
-            s.entitle(ax, arm, setting, f"$d$ = {width}")
+            drawing.entitle(ax, arm, setting, f"$d$ = {width}")
         for pair, ax in zip(rows(pairs), panels[len(arms) :], strict=True):
             one = differences[(differences["of"] == pair.of) & (differences["against"] == pair.against)]
             one = one[(one["setting"] == setting) & (one["d_model"] == width)]
             _heat(ax, one, "difference", cmap="RdBu_r", vmin=-scale, vmax=scale)
-            s.entitle(ax, f"{pair.of} - {pair.against}", setting)
+            drawing.entitle(ax, f"{pair.of} - {pair.against}", setting)
     for ax in axes[-1]:
         ax.set_xlabel("learning rate")
     for ax in axes[:, 0]:
@@ -203,4 +202,4 @@ def _heat(ax: Axes, table: pd.DataFrame, value: str, **colours: Any) -> None:
 def _star(ax: Axes, table: pd.DataFrame, best: pd.Series) -> None:
     column = sorted(table[_LR].unique()).index(best[_LR])
     row = sorted(table[_DECAY].unique()).index(best[_DECAY])
-    ax.plot(column + 0.32, row + 0.32, **s.STAR | {"mfc": "white", "ms": 5, "ls": "none"})
+    ax.plot(column + 0.32, row + 0.32, **drawing.STAR | {"mfc": "white", "ms": 5, "ls": "none"})

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis import style as s
+from lit_mult.analysis import drawing
+from lit_mult.analysis.drawing import Axes, Figure, Mark, Styles, add_legend, arm_styles, panel_grid, styled
 from lit_mult.analysis.frame import natural, rows
 from lit_mult.analysis.labels import label_points
 from lit_mult.analysis.seeds import Floats, mean_interval
-from lit_mult.analysis.sensitivity import ALL_WIDTHS, MEASURES, lines, loss_curves, summary
-from lit_mult.analysis.style import Axes, Figure, Mark, Styles, add_legend, arm_styles, panel_grid, styled
+from lit_mult.analysis.sensitivity import ALL_WIDTHS, MEASURES, lines, loss_curves, summary, with_optimum
 from lit_mult.analysis.styles import grid_of, letters
 from lit_mult.analysis.tables import NO_INTERVAL
 from lit_mult.method.regime import BALANCED
@@ -35,7 +35,7 @@ def loss_vs_lr(runs: pd.DataFrame, points: pd.DataFrame, labels: Mapping[str, st
     panels = _rows_of_panels(points)
     single = len({width for row in panels for _, width in row}) == 1
     shared = False if single else "row"
-    figure, axes = panel_grid(len(panels), max(map(len, panels)), 1.75, sharey=shared, ylabel=s.LOSS)
+    figure, axes = panel_grid(len(panels), max(map(len, panels)), 1.75, sharey=shared, ylabel=drawing.LOSS)
     above = shaded = False
     for in_row, row in zip(panels, axes, strict=True):
         drawn = pd.concat([_at(curves, setting=setting, d_model=width) for setting, width in in_row])
@@ -43,7 +43,7 @@ def loss_vs_lr(runs: pd.DataFrame, points: pd.DataFrame, labels: Mapping[str, st
             curve, point = (_at(frame, setting=setting, d_model=width) for frame in (curves, points))
             low, high = _limits((curve if single else drawn)["loss"])
             above |= bool((curve["loss"] > high).any())
-            s.entitle(ax, setting, f"$d$ = {width}")
+            drawing.entitle(ax, setting, f"$d$ = {width}")
             ax.set_ylim(low, high)
             ax.set_xscale("log", base=2)
             _loss_panel(ax, curve, point, styles)
@@ -52,14 +52,14 @@ def loss_vs_lr(runs: pd.DataFrame, points: pd.DataFrame, labels: Mapping[str, st
                 ax.set_xlim(curve["lr"].min() / 2, curve["lr"].max() * 2)
         for ax in row[len(in_row) :]:
             ax.set_axis_off()
-    s.label_bottoms(axes, "learning rate")
+    drawing.label_bottoms(axes, "learning rate")
     swept = points[~points["reference"]]
     marks: list[tuple[Mark, Any]] = [
-        (("optimum", s.STAR | {"mfc": "0.6"}), (~swept["at_edge"] & swept["optimum_lr"].notna()).any()),
-        (("optimum at the edge", s.STAR | {"mfc": "white"}), swept["at_edge"].any()),
-        (s.DIVERGED, curves["diverged"].any()),
-        (("above the axis", s.TRIANGLE | {"color": "0.3"}), above),
-        ((f"lr · wd · steps < {BALANCED:g}", s.SHADE_MARK), shaded),
+        (("optimum", drawing.STAR | {"mfc": "0.6"}), (~swept["at_edge"] & swept["optimum_lr"].notna()).any()),
+        (("optimum at the edge", drawing.STAR | {"mfc": "white"}), swept["at_edge"].any()),
+        (drawing.DIVERGED, curves["diverged"].any()),
+        (("above the axis", drawing.TRIANGLE | {"color": "0.3"}), above),
+        ((f"lr · wd · steps < {BALANCED:g}", drawing.SHADE_MARK), shaded),
     ]
     add_legend(figure, points, styles, [mark for mark, present in marks if present], labels=labels)
     return figure
@@ -67,7 +67,7 @@ def loss_vs_lr(runs: pd.DataFrame, points: pd.DataFrame, labels: Mapping[str, st
 
 def _rows_of_panels(points: pd.DataFrame) -> list[list[tuple[str, int]]]:
     """(setting, width) of the panels of each row: those of a setting, or of several that have one width."""
-    most = s.most_across()
+    most = drawing.most_across()
     of_setting = [
         [(setting, int(width)) for width in sorted(points.loc[points["setting"] == setting, "d_model"].unique())]
         for setting in _settings(points)
@@ -87,7 +87,7 @@ def sensitivity(points: pd.DataFrame, labels: Mapping[str, str] | None = None) -
     swept, others = (means.loc[means["reference"] == reference, "best_loss"] for reference in (False, True))
     # Untuned references far above would press the swept arms into one line.
     far = bool(others.max() - swept.max() > 4 * max(swept.max() - swept.min(), 0.05))
-    across = min(len(settings), s.most_across())
+    across = min(len(settings), drawing.most_across())
     blocks = [settings[start : start + across] for start in range(0, len(settings), across)]
     figure, axes = panel_grid(2 * len(blocks), across, 1.9, sharey="row")
     for number, block in enumerate(blocks):
@@ -95,12 +95,12 @@ def sensitivity(points: pd.DataFrame, labels: Mapping[str, str] | None = None) -
         for setting, top, bottom in zip(block, tops, bottoms, strict=False):
             here = _at(means, setting=setting)
             for ax, measure in ((top, "sensitivity"), (bottom, "best_loss")):
-                s.against_width(ax, here["d_model"])
+                drawing.against_width(ax, here["d_model"])
                 for arm, line in here.groupby("arm", sort=False):
                     _line(ax, line, measure, str(arm), styles)
             if here["sensitivity"].isna().all():
                 _write(top, 0.5, "no complete sweep\nof learning rates")
-            s.entitle(top, setting)
+            drawing.entitle(top, setting)
             if far:
                 _references_above(bottom, here[here["reference"]], styles)
         for ax in (*tops[len(block) :], *bottoms[len(block) :]):
@@ -109,7 +109,7 @@ def sensitivity(points: pd.DataFrame, labels: Mapping[str, str] | None = None) -
             bottoms[0].set_ylim(*_limits(swept))
         tops[0].set_ylabel("lr sensitivity\n(nats per token)")
         bottoms[0].set_ylabel("best loss\n(nats per token)")
-    s.label_bottoms(axes, "width $d$")
+    drawing.label_bottoms(axes, "width $d$")
     add_legend(figure, points, styles, labels=labels)
     return figure
 
@@ -126,22 +126,22 @@ def adam_vs_muon(points: pd.DataFrame, differences: pd.DataFrame, labels: Mappin
     points = points[~points["reference"]]
     means, styles, pairs = summary(points), arm_styles(points), optimizer_pairs(points, differences)
     variants = list(means["variant"].unique())
-    figure, axes = panel_grid(len(variants), 2, 2.1, sharex="row", ylabel=f"best {s.LOSS}")
+    figure, axes = panel_grid(len(variants), 2, 2.1, sharex="row", ylabel=f"best {drawing.LOSS}")
     for variant, (left, right) in zip(variants, axes, strict=True):
         here = _at(means, variant=variant)
         for ax in (left, right):
-            s.against_width(ax, here["d_model"])
-            s.entitle(ax, variant)
+            drawing.against_width(ax, here["d_model"])
+            drawing.entitle(ax, variant)
         for arm in here["arm"].unique():
             for optimizer in _COMPARED:
                 line = _at(here, arm=arm, optimizer=optimizer)
-                _line(left, line, "best_loss", arm, styles, s.OPTIMIZER_LOOKS[optimizer])
+                _line(left, line, "best_loss", arm, styles, drawing.OPTIMIZER_LOOKS[optimizer])
             name = f"{arm} · {variant}" if variant else arm
             _line(right, _at(pairs, within=name), "difference", arm, styles)
         right.axhline(0, color="0.3", lw=0.8)
         right.set_ylabel("Muon - AdamW\n(nats per token)")
-    s.label_bottoms(axes, "width $d$")
-    add_legend(figure, points, styles, s.optimizer_marks(_COMPARED), labels=labels)
+    drawing.label_bottoms(axes, "width $d$")
+    add_legend(figure, points, styles, drawing.optimizer_marks(_COMPARED), labels=labels)
     return figure
 
 
@@ -162,21 +162,21 @@ def answers_along_factors(answers: pd.DataFrame) -> Figure:
     measures = list(answers["measure"].unique())
     figure, axes = panel_grid(len(places), len(measures), 2.3)
     names = list(answers["within"].unique())
-    styles = s.line_styles(names) if len(names) > 1 else {names[0]: s.line_styles(["", "", "all"])["all"]}
+    styles = drawing.line_styles(names) if len(names) > 1 else {names[0]: drawing.line_styles(["", "", "all"])["all"]}
     for place, row in zip(rows(places), axes, strict=True):
         for measure, ax in zip(measures, row, strict=True):
             here = _at(answers, factor=place.factor, question=place.question, measure=measure)
             values = np.sort(here["value"].unique())
             for number, (within, line) in enumerate(here.sort_values("value").groupby("within", sort=False)):
                 at = np.searchsorted(values, line["value"]) + 0.06 * number
-                s.draw_means(ax, at, line, "difference", styles[str(within)])
+                drawing.draw_means(ax, at, line, "difference", styles[str(within)])
             times = here.groupby("value").agg(low=("times_low", "min"), high=("times_high", "max"))
             ax.set_xticks(range(len(values)), [_with_times(row) for row in rows(times)])
             ax.axhline(0, color="0.3", lw=0.8)
-            s.entitle(ax, place.question, MEASURES[measure])
+            drawing.entitle(ax, place.question, MEASURES[measure])
             ax.set_xlabel(f"{place.factor}\n(decay times)")
         row[0].set_ylabel("difference\n(nats per token)")
-    s.mark_legend(figure, [(name, look) for name, look in styles.items() if name])
+    drawing.mark_legend(figure, [(name, look) for name, look in styles.items() if name])
     return figure
 
 
@@ -188,18 +188,18 @@ def _with_times(row: Any) -> str:
 @styled
 def optimum_drift(points: pd.DataFrame, drift: pd.DataFrame) -> Figure:
     """Optimal learning rate against width with its least-squares line; hollow where an optimum is at the edge."""
-    points = points[~points["reference"] & points["optimum_lr"].notna()]
+    points = with_optimum(points)
     styles = arm_styles(points)
     points = points.assign(log2_lr=np.log2(points["optimum_lr"]))
     figure, panels = _panels(points, "width $d$", "optimal learning rate", 2.0)
     for setting, ax, here in panels:
-        s.against_width(ax, here["d_model"])
+        drawing.against_width(ax, here["d_model"])
         ax.yaxis.set_major_formatter(lambda y, _: f"$2^{{{y:g}}}$")  # a log axis has one tick an octave: too few
         for arm, line in here.groupby("arm", sort=False):
             style = styles[str(arm)]
             slopes = _at(drift, setting=setting, arm=arm)
             for width, group in line.groupby("d_model"):
-                x = s.beside(float(str(width)), str(arm), styles)
+                x = drawing.beside(float(str(width)), str(arm), styles)
                 face = "white" if group["optimum_at_edge"].any() else style["color"]
                 ax.plot(x, group["log2_lr"].mean(), **style | {"ls": "none", "mfc": face, "ms": 5})
                 if len(group) > 1:
@@ -210,7 +210,7 @@ def optimum_drift(points: pd.DataFrame, drift: pd.DataFrame) -> Figure:
             ax.plot([], [], **style, label=_slope_label(str(arm), slopes, letters(ax) - 6))
     legends = [ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.2) for _, ax, _ in panels]
     _, down, _ = grid_of(panels[0][1])
-    s.make_room(figure, down * max(legend.get_window_extent().height for legend in legends) / figure.dpi)
+    drawing.make_room(figure, down * max(legend.get_window_extent().height for legend in legends) / figure.dpi)
     return figure
 
 
@@ -225,13 +225,13 @@ def loss_vs_compute(bill: pd.DataFrame, labels: Mapping[str, str] | None = None)
         (~bill["reference"] | (bill["tuning_flops"] > 0)) & bill[["total_flops", "best_loss"]].notna().all(axis=1)
     ]
     styles = arm_styles(bill)
-    figure, panels = _panels(bill, "training FLOPs of a seed", f"best {s.LOSS}", 2.7)
+    figure, panels = _panels(bill, "training FLOPs of a seed", f"best {drawing.LOSS}", 2.7)
     ends = bill[["best_loss", "best_loss_low", "best_loss_high"]]
     low, high = ends.min(axis=1).min(), ends.max(axis=1).max()
     margin = 0.15 * max(high - low, 0.01)
     for _, ax, here in panels:
         ax.set_ylim(low - margin, high + margin)
-        s.against_compute(ax, here["search_flops"].min(), here["total_flops"].max())
+        drawing.against_compute(ax, here["search_flops"].min(), here["total_flops"].max())
         for arm, line in here.groupby("arm", sort=False):
             style, x, y = styles[str(arm)], line["total_flops"].to_numpy(float), line["best_loss"].to_numpy(float)
             ax.hlines(y, line["search_flops"], x, color=style["color"], lw=0.7)
@@ -248,13 +248,13 @@ def _panels(
 ) -> tuple[Figure, list[tuple[str, Axes, pd.DataFrame]]]:
     """One panel per setting, two in a row on a page and one in a column, with its rows of the table."""
     settings = _settings(table)
-    across = min(len(settings), s.pairs_across())
+    across = min(len(settings), drawing.pairs_across())
     figure, axes = panel_grid(-(-len(settings) // across), across, height, sharey=True, ylabel=ylabel)
     for ax in axes.flat[len(settings) :]:
         ax.set_axis_off()
     panels = []
     for setting, ax in zip(settings, axes.flat, strict=False):
-        s.entitle(ax, setting)
+        drawing.entitle(ax, setting)
         ax.set_xlabel(xlabel)
         panels.append((setting, ax, _at(table, setting=setting)))
     return figure, panels
@@ -298,14 +298,14 @@ def _loss_panel(ax: Axes, curves: pd.DataFrame, points: pd.DataFrame, styles: St
         else:
             _curve(ax, by_lr, style)
         y = 0.96 - 0.06 * number  # arms below one another, or their marks would cover each other
-        for marked, mark in ((curve["diverged"] > 0, s.CROSS), (curve["loss"] > high, s.TRIANGLE)):
+        for marked, mark in ((curve["diverged"] > 0, drawing.CROSS), (curve["loss"] > high, drawing.TRIANGLE)):
             if marked.any():
-                s.mark_at_top(ax, curve.loc[marked, "lr"].unique(), y, style["color"], mark)
+                drawing.mark_at_top(ax, curve.loc[marked, "lr"].unique(), y, style["color"], mark)
     _references_above(ax, points[points["reference"] & (points["best_loss"] > high)], styles)
     for arm, swept in points[~points["reference"]].groupby("arm", sort=False):
         face = "white" if swept["at_edge"].any() else styles[str(arm)]["color"]
         lr, loss = 2 ** np.log2(swept["optimum_lr"]).mean(), swept["optimum_loss"].mean()
-        ax.plot(lr, loss, **s.STAR | {"mfc": face, "zorder": 5})
+        ax.plot(lr, loss, **drawing.STAR | {"mfc": face, "zorder": 5})
 
 
 def _shade_short_runs(ax: Axes, runs: pd.DataFrame) -> bool:
@@ -314,7 +314,7 @@ def _shade_short_runs(ax: Axes, runs: pd.DataFrame) -> bool:
     ends = [balanced_from(of_arm) for _, of_arm in runs.groupby("arm")]
     if not ends or (end := min(*ends, highest)) <= runs["lr"].min():
         return False
-    ax.axvspan(lowest, end, **s.SHADE)
+    ax.axvspan(lowest, end, **drawing.SHADE)
     ax.set_xlim(lowest, highest)
     return True
 
@@ -359,7 +359,7 @@ def _line(
     ax: Axes, line: pd.DataFrame, measure: str, arm: str, styles: Styles, look: Mapping[str, Any] | None = None
 ) -> None:
     line, style = line[line[measure].notna()], styles[arm] | dict(look or {})
-    x, y = s.beside(line["d_model"].to_numpy(float), arm, styles), line[measure].to_numpy(float)
+    x, y = drawing.beside(line["d_model"].to_numpy(float), arm, styles), line[measure].to_numpy(float)
     ax.plot(x, y, **style)
     _bars(ax, x, y, line, measure, style)
 

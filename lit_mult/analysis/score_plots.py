@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis import style as s
+from lit_mult.analysis import drawing
+from lit_mult.analysis.drawing import OPTIMIZER_LOOKS, Axes, Figure, Mark, Styles, draw_means, panel_grid, styled
 from lit_mult.analysis.frame import rows
 from lit_mult.analysis.scores import AVERAGES
-from lit_mult.analysis.style import OPTIMIZER_LOOKS, Axes, Figure, Mark, Styles, draw_means, panel_grid, styled
 from lit_mult.registry.optimizers import OPTIMIZERS
 
 _TINT = {"knowledge": "#0072B2", "reasoning": "#D55E00"}
@@ -28,7 +28,7 @@ def downstream(means: pd.DataFrame, differences: pd.DataFrame, labels: Mapping[s
     position = {task: number + 0.7 * (task in AVERAGES) for number, task in enumerate(tasks)}
     compared = differences.drop_duplicates(["of", "against", "within"])
     figure, axes = panel_grid(2 if len(compared) else 1, 1, 2.7, wide=True)
-    styles, lines = s.arm_styles(means), list(means["label"].unique())
+    styles, lines = drawing.arm_styles(means), list(means["label"].unique())
     top = axes[0, 0]
     for number, (_, line) in enumerate(means.groupby("label", sort=False)):
         first = next(rows(line))
@@ -46,9 +46,9 @@ def downstream(means: pd.DataFrame, differences: pd.DataFrame, labels: Mapping[s
     marks: list[Mark] = [("chance", {"color": "0.4", "ls": ":"})]
     marks += [(name, mark | {"ls": "none"}) for name, mark in _optimizer_marks(means)]
     points_only = {arm: style | {"ls": "none"} for arm, style in styles.items()}
-    s.add_legend(figure, means, points_only, marks, loc="outside upper center", labels=labels)
+    drawing.add_legend(figure, means, points_only, marks, loc="outside upper center", labels=labels)
     if len(compared):
-        s.mark_legend(figure, compared_marks)
+        drawing.mark_legend(figure, compared_marks)
     return figure
 
 
@@ -63,15 +63,15 @@ def scores_along_training(means: pd.DataFrame, labels: Mapping[str, str] | None 
 
     shown = [name for name in AVERAGES if name in set(means["task"])] or list(means["task"].unique())[:3]
     figure, axes = panel_grid(1, len(shown), 2.3, xlabel="training tokens", ylabel="score")
-    styles = s.arm_styles(means)
+    styles = drawing.arm_styles(means)
     for name, ax in zip(shown, axes[0], strict=True):
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
         for _, line in means[means["task"] == name].groupby("label", sort=False):
             first = next(rows(line))
             look, line = _look(styles, first.arm, first.optimizer), line.sort_values("tokens")
-            s.draw_band(ax, line["tokens"], line, "value", look)
+            drawing.draw_band(ax, line["tokens"], line, "value", look)
         ax.set_title("mean over all tasks" if name == "average" else name)
-    s.add_legend(figure, means, styles, _optimizer_marks(means), labels=labels)
+    drawing.add_legend(figure, means, styles, _optimizer_marks(means), labels=labels)
     return figure
 
 
@@ -79,14 +79,14 @@ def _optimizer_marks(means: pd.DataFrame) -> list[Mark]:
     """Entries of a legend, where there are several optimizers to tell apart."""
     shown = set(means["optimizer"])
     optimizers = [name for name in (*OPTIMIZERS, *sorted(shown - set(OPTIMIZERS))) if name in shown]
-    return s.optimizer_marks(optimizers) if len(optimizers) > 1 else []
+    return drawing.optimizer_marks(optimizers) if len(optimizers) > 1 else []
 
 
 def _difference_panel(
     ax: Axes, differences: pd.DataFrame, compared: pd.DataFrame, position: dict[str, float]
 ) -> list[Mark]:
     """Draw the differences of scores; entries of a legend for them."""
-    colours, marks = s.comparison_colours(len(compared)), list[Mark]()
+    colours, marks = drawing.comparison_colours(len(compared)), list[Mark]()
     for number, row in enumerate(rows(compared)):
         line = differences.merge(pd.DataFrame([{"of": row.of, "against": row.against, "within": row.within}]))
         x = np.array([position[task] for task in line["task"]]) + _beside(number, len(compared))

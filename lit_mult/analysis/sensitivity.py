@@ -228,6 +228,11 @@ def summary(points: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def with_optimum(points: pd.DataFrame) -> pd.DataFrame:
+    """The points that have an optimal learning rate: the best of several, and not of a reference arm."""
+    return points[~points["reference"] & (points["lrs"] > 1) & points["optimum_lr"].notna()]
+
+
 def optimum_drift(points: pd.DataFrame) -> pd.DataFrame:
     """Least-squares slope of log2 (optimum lr) against log2 (width) for each line: mean over seeds with its interval.
 
@@ -236,7 +241,7 @@ def optimum_drift(points: pd.DataFrame) -> pd.DataFrame:
     be trusted; where either is above 0, neither is the slope (`trusted` False).
     """
     rows = []
-    usable = points[~points["reference"] & (points["lrs"] > 1) & points["optimum_lr"].notna()]
+    usable = with_optimum(points)
     for key, group in usable.groupby(_LINE, sort=False):
         widths = group["d_model"].nunique()
         whole = group[group.groupby("seed")["d_model"].transform("nunique") == widths]

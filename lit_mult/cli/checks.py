@@ -91,8 +91,8 @@ def coord_check(arguments: Sequence[str]) -> int:
 
     import pandas as pd
 
+    from lit_mult.analysis.drawing import save
     from lit_mult.analysis.exponents import coordinate_check, exponents
-    from lit_mult.analysis.style import save
     from lit_mult.diagnostics.coordinates import measure
     from lit_mult.method.expectations import depth_exponent, expected_exponent
     from lit_mult.training.module import make_module

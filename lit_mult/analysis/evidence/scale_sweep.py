@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lit_mult.analysis.drawing import Axes, Styles, against_width, beside, draw_means, mark_at_top
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import optimizer_name, rows
 from lit_mult.analysis.seeds import at_best, geometric_means, means_over_seeds, slope
-from lit_mult.analysis.style import Axes, Styles, against_width, beside, draw_means, mark_at_top
 from lit_mult.analysis.tables import interval, number, signed, spanned
 from lit_mult.analysis.verdict import BELOW_0, Verdict, judge
 from lit_mult.errors import UserError

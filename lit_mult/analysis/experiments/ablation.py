@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lit_mult.analysis import style
+from lit_mult.analysis import drawing
 from lit_mult.analysis.arms import arm_labels
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
@@ -113,35 +113,37 @@ def _verdicts(best: pd.DataFrame, gaps: pd.DataFrame, decay_start: int) -> Itera
         yield judge(claim, gap_at.format(end, before), along[end] - along[before], ABOVE_0)
 
 
-@style.styled
-def _tiers_figure(runs: pd.DataFrame, best: pd.DataFrame, labels: dict[str, str]) -> style.Figure:
+@drawing.styled
+def _tiers_figure(runs: pd.DataFrame, best: pd.DataFrame, labels: dict[str, str]) -> drawing.Figure:
     """A panel an optimizer, a line an arm: best final loss against the tier."""
-    styles, optimizers = style.arm_styles(runs), sorted(runs["optimizer"].unique())
-    xlabel, ylabel = "tuned multipliers in use", f"best {style.LOSS}"
-    figure, axes = style.panel_grid(1, len(optimizers), 2.4, sharey=True, xlabel=xlabel, ylabel=ylabel)
+    styles, optimizers = drawing.arm_styles(runs), sorted(runs["optimizer"].unique())
+    xlabel, ylabel = "tuned multipliers in use", f"best {drawing.LOSS}"
+    figure, axes = drawing.panel_grid(1, len(optimizers), 2.4, sharey=True, xlabel=xlabel, ylabel=ylabel)
     for optimizer, ax in zip(optimizers, axes[0], strict=True):
         means = means_over_seeds(best[best["optimizer"] == optimizer], ["arm", "rank"], "final_loss")
         for shift, (arm, look) in zip((-0.04, 0.04), styles.items(), strict=False):  # lest bars overlap
             line = means[means["arm"] == arm]
-            style.draw_means(ax, line["rank"] + shift, line, "final_loss", look)
+            drawing.draw_means(ax, line["rank"] + shift, line, "final_loss", look)
         ax.set_xticks(range(len(_TIERS)), _TIERS)
         ax.set(title=optimizer, xlim=(-0.4, len(_TIERS) - 0.6))
-    style.add_legend(figure, runs, styles, labels=labels)
+    drawing.add_legend(figure, runs, styles, labels=labels)
     return figure
 
 
-@style.styled
-def _gap_figure(gaps: pd.DataFrame, decay_start: int) -> style.Figure:
+@drawing.styled
+def _gap_figure(gaps: pd.DataFrame, decay_start: int) -> drawing.Figure:
     """A row an optimizer, a column a tier: the gap along training, from the first validation behind step 0 on."""
     optimizers, tiers = gaps["optimizer"].unique(), gaps[_TIER].unique()
     ylabel, down, across = "loss, vectors - fixed\n(nats per token)", max(len(optimizers), 1), max(len(tiers), 1)
-    figure, axes = style.panel_grid(down, across, 1.5, sharex=True, sharey=True, xlabel="optimizer step", ylabel=ylabel)
-    look, mark = style.line_styles(["gap"])["gap"], {"color": "0.3", "ls": "--", "lw": 0.8}
+    figure, axes = drawing.panel_grid(
+        down, across, 1.5, sharex=True, sharey=True, xlabel="optimizer step", ylabel=ylabel
+    )
+    look, mark = drawing.line_styles(["gap"])["gap"], {"color": "0.3", "ls": "--", "lw": 0.8}
     means = means_along_steps(gaps[gaps["step"] > 0], ["optimizer", _TIER], "loss")
     for optimizer, row in zip(optimizers, axes, strict=False):
         for tier, ax in zip(tiers, row, strict=True):
             line = means[(means["optimizer"] == optimizer) & (means[_TIER] == tier)]
-            style.draw_band(ax, line["step"], line, "loss", look)
+            drawing.draw_band(ax, line["step"], line, "loss", look)
             ax.axhline(0, color="0.3", lw=0.8)
             ax.axvline(decay_start, **mark)
             ax.set_title(f"{optimizer}, {tier}")

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis import cost, sensitivity, speedup, style
+from lit_mult.analysis import cost, drawing, sensitivity, speedup
 from lit_mult.analysis.compare import step_costs
 from lit_mult.analysis.comparison import warnings_of
 from lit_mult.analysis.evidence import Evidence
@@ -252,8 +252,8 @@ def _drift(claim: _Claim, points: pd.DataFrame) -> Iterator[Verdict]:
         yield judge(claim.text, f"Octaves by which the optimum moves, {ends}", octaves, claim.within)
 
 
-@style.styled
-def _forest(table: pd.DataFrame) -> style.Figure:
+@drawing.styled
+def _forest(table: pd.DataFrame) -> drawing.Figure:
     order = table.groupby("arm")["loss"].mean().sort_values(ascending=False).index
     panels = (
         ("difference", f"loss - {BASELINE}'s\n(nats per token)", 0),
@@ -261,10 +261,10 @@ def _forest(table: pd.DataFrame) -> style.Figure:
         ("step", f"seconds of a step\n/ {BASELINE}'s", 1),
     )
     drawn = [panel for panel in panels if table[panel[0]].notna().any()] or panels[:1]  # of stacks no step is timed
-    figure, axes = style.panel_grid(1, len(drawn), 0.8 + 0.24 * len(order), sharey=True, wide=True)
+    figure, axes = drawing.panel_grid(1, len(drawn), 0.8 + 0.24 * len(order), sharey=True, wide=True)
     widths = sorted(table["d_model"].unique())
     looks = {
-        f"d = {width}": look for width, look in zip(widths, style.line_styles(map(str, widths)).values(), strict=True)
+        f"d = {width}": look for width, look in zip(widths, drawing.line_styles(map(str, widths)).values(), strict=True)
     }
     for ax, (name, label, neutral) in zip(axes.flat, drawn, strict=True):
         ax.axvline(neutral, color="0.4", lw=0.8)
@@ -276,19 +276,19 @@ def _forest(table: pd.DataFrame) -> style.Figure:
             ax.errorbar(line[name], y, xerr=np.nan_to_num(ends), elinewidth=0.9, capsize=1.5, **dots)
         ax.set(xlabel=label)
         ax.set_yticks(range(len(order)), order)
-    style.mark_legend(figure, [(label, look | {"ls": "none"}) for label, look in looks.items()])
+    drawing.mark_legend(figure, [(label, look | {"ls": "none"}) for label, look in looks.items()])
     return figure
 
 
-@style.styled
-def _against_cost(table: pd.DataFrame) -> style.Figure:
+@drawing.styled
+def _against_cost(table: pd.DataFrame) -> drawing.Figure:
     widths = sorted(table["d_model"].unique())
-    figure, axes = style.panel_grid(
-        1, len(widths), 3.4, xlabel="seconds, search included", ylabel=style.LOSS, wide=True
+    figure, axes = drawing.panel_grid(
+        1, len(widths), 3.4, xlabel="seconds, search included", ylabel=drawing.LOSS, wide=True
     )
     for ax, width in zip(axes.flat, widths, strict=True):
         here = table[(table["d_model"] == width) & table["loss"].notna()]
-        style.against_compute(ax, here["seconds"].min(), here["seconds"].max())
+        drawing.against_compute(ax, here["seconds"].min(), here["seconds"].max())
         ends = np.abs(here[["loss_low", "loss_high"]].to_numpy(float).T - here["loss"].to_numpy(float))
         ax.errorbar(
             here["seconds"], here["loss"], yerr=np.nan_to_num(ends), fmt="o", color="0.35", elinewidth=0.7, ms=3

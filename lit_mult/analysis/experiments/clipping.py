@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 
 from lit_mult.analysis.arms import arm_labels
+from lit_mult.analysis.drawing import Figure, draw_band, in_octaves, line_styles, mark_legend, panel_grid, styled
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import load_curves, optimizer_name
 from lit_mult.analysis.seeds import difference, means_along_steps, means_over_seeds, paired
-from lit_mult.analysis.style import Figure, draw_band, in_octaves, line_styles, mark_legend, panel_grid, styled
 from lit_mult.analysis.tables import means_table
 from lit_mult.analysis.verdict import ABOVE_0, BELOW_0, Verdict, judge
 from lit_mult.errors import UserError

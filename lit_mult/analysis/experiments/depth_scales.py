@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lit_mult.analysis.drawing import Figure, draw_means, in_octaves, line_styles, panel_grid, styled
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import optimizer_name
 from lit_mult.analysis.seeds import geometric_means, means_over_seeds, paired, slopes
-from lit_mult.analysis.style import Figure, draw_means, in_octaves, line_styles, panel_grid, styled
 from lit_mult.analysis.tables import means_table, signed
 from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge
 

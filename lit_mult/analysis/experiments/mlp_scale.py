@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 
 from lit_mult.analysis.arms import arm_labels
+from lit_mult.analysis.drawing import DIVERGED, Figure, add_legend, arm_styles, log_y, panel_grid, styled
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.evidence import scale_sweep as sweep
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import optimizer_name
-from lit_mult.analysis.style import DIVERGED, Figure, add_legend, arm_styles, log_y, panel_grid, styled
 from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge
 from lit_mult.diagnostics.noise_band import TOLERANCE
 

@@ -15,12 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis.evidence import Evidence
-from lit_mult.analysis.exponents import TOLERANCE
-from lit_mult.analysis.findings import Findings
-from lit_mult.analysis.seeds import at_best, means_over_seeds, of_like_seeds, slope
-from lit_mult.analysis.sensitivity import interpolated_optimum
-from lit_mult.analysis.style import (
+from lit_mult.analysis.drawing import (
     DIVERGED,
     Figure,
     add_legend,
@@ -31,6 +26,11 @@ from lit_mult.analysis.style import (
     panel_grid,
     styled,
 )
+from lit_mult.analysis.evidence import Evidence
+from lit_mult.analysis.exponents import TOLERANCE
+from lit_mult.analysis.findings import Findings
+from lit_mult.analysis.seeds import at_best, means_over_seeds, of_like_seeds, slope
+from lit_mult.analysis.sensitivity import interpolated_optimum
 from lit_mult.analysis.tables import means_table, signed
 from lit_mult.analysis.verdict import BELOW_0, Verdict, judge
 from lit_mult.schema import NEGLIGIBLE

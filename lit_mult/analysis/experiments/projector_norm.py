@@ -16,12 +16,12 @@ from typing import Any
 
 import pandas as pd
 
-from lit_mult.analysis import style
+from lit_mult.analysis import drawing
 from lit_mult.analysis.arms import arm_labels
+from lit_mult.analysis.drawing import DIVERGED, Figure, add_legend, arm_styles, log_y, panel_grid, styled
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.evidence import scale_sweep as sweep
 from lit_mult.analysis.findings import Findings
-from lit_mult.analysis.style import DIVERGED, Figure, add_legend, arm_styles, log_y, panel_grid, styled
 from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge
 from lit_mult.diagnostics.noise_band import TOLERANCE
 
@@ -120,7 +120,7 @@ def _figure(points: pd.DataFrame, labels: dict[str, str]) -> Figure:
     figure, axes = panel_grid(2, 2, 2.1, sharex=True, xlabel="scale $S$ of the head")
     styles = arm_styles(table)
     labels = {
-        sweep.LOSS: style.LOSS,
+        sweep.LOSS: drawing.LOSS,
         "logits_rms": "RMS of the logits",
         "final_norm_output_rms": "RMS of the final\nnorm's output",
         "head_rms": "‖W‖ of the head",

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pandas as pd
 
+from lit_mult.analysis.drawing import Figure, line_styles, panel_grid, styled
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import optimizer_name
 from lit_mult.analysis.seeds import Floats, geometric_means, mean_interval, mean_logs, means_over_seeds, paired
-from lit_mult.analysis.style import Figure, line_styles, panel_grid, styled
 from lit_mult.analysis.tables import means_table, number, spanned
 from lit_mult.analysis.verdict import Verdict, judge
 

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lit_mult.analysis.drawing import Axes, Figure, against_width, draw_means, log_y, mark_legend, panel_grid, styled
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.evidence import parameters as p
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import rows
 from lit_mult.analysis.seeds import mean_interval, means_over_seeds
-from lit_mult.analysis.style import Axes, Figure, against_width, draw_means, log_y, mark_legend, panel_grid, styled
 from lit_mult.analysis.tables import spanned, wide_table
 from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge
 from lit_mult.diagnostics.noise_band import noise_band

@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 
 from lit_mult.analysis.arms import arm_labels
+from lit_mult.analysis.drawing import Figure, add_legend, arm_styles, draw_band, in_octaves, panel_grid, styled
 from lit_mult.analysis.evidence import Evidence
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.seeds import difference, means_along_steps, means_over_seeds
-from lit_mult.analysis.style import Figure, add_legend, arm_styles, draw_band, in_octaves, panel_grid, styled
 from lit_mult.analysis.tables import means_table, scientific
 from lit_mult.analysis.verdict import ABOVE_0, Verdict, judge
 

@@ -11,11 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lit_mult.analysis.evidence import Evidence
-from lit_mult.analysis.exponents import larger_half
-from lit_mult.analysis.findings import Findings
-from lit_mult.analysis.seeds import geometric_means, mean_logs, means_over_seeds, of_like_seeds, slopes
-from lit_mult.analysis.style import (
+from lit_mult.analysis.drawing import (
     Figure,
     against_width,
     draw_means,
@@ -25,6 +21,10 @@ from lit_mult.analysis.style import (
     panel_grid,
     styled,
 )
+from lit_mult.analysis.evidence import Evidence
+from lit_mult.analysis.exponents import larger_half
+from lit_mult.analysis.findings import Findings
+from lit_mult.analysis.seeds import geometric_means, mean_logs, means_over_seeds, of_like_seeds, slopes
 from lit_mult.analysis.tables import spanned
 from lit_mult.analysis.verdict import judge
 from lit_mult.registry.roles import HIDDEN_ROLES

@@ -21,12 +21,12 @@ from numpy.typing import ArrayLike
 
 from lit_mult.analysis import cost, plots, sensitivity
 from lit_mult.analysis.diagnostics import load_diagnostics
+from lit_mult.analysis.drawing import arm_styles
 from lit_mult.analysis.findings import Findings
 from lit_mult.analysis.frame import best_rates, optimizer_name, rows
 from lit_mult.analysis.headlines import headlines
 from lit_mult.analysis.page.packing import columns, deflated, packed, packed_curves, plain
 from lit_mult.analysis.seeds import t_quantile
-from lit_mult.analysis.style import arm_styles
 from lit_mult.errors import UserError
 from lit_mult.layout import RunPaths
 

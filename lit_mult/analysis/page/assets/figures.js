@@ -82,7 +82,7 @@ const FIGURES = {
 
 const LOSS = "validation loss (nats per token)";
 const swept = (data) => data.points.filter((point) => !point.reference);
-/** The points that `sensitivity.optimum_drift` uses. */
+/** As `sensitivity.with_optimum`. */
 const withOptimum = (data) => swept(data).filter((point) => point.lrs > 1 && point.optimum_lr !== null);
 const where = (setting, width) => [setting, `d = ${width}`].filter(Boolean).join(", ");
 const natural = (one, other) => String(one).localeCompare(String(other), "en", { numeric: true });
