@@ -111,6 +111,17 @@ def test_every_experiment_ships_as_a_study_with_a_larger_profile(name: str) -> N
     assert len({tuple(sorted(overrides)) for overrides in spec.arms.values()}) <= 2
 
 
+def test_arms_that_train_the_same_models_are_named() -> None:
+    arms = {"none": {"multipliers": "none"}, "muP": {"multipliers": "fixed"}, "vectors": {"multipliers": "vector"}}
+    tuned = {"multipliers": "fixed", "parametrization.preset": "falcon-h1-0.5b"}
+    standard = {"multipliers": "fixed", "parametrization.rule": "standard"}
+    study = {"name": "mine", "seeds": [0], "budget": {"steps": 10, "batch_size": 2}}
+    spec = StudySpec.from_dict(study | {"arms": arms | {"tuned": tuned, "standard": standard}})
+    assert list(spec.same_arms()) == [("none", "muP")]
+    for name in ("quick", "pays", "pays_ablation", "pays_tuning", "arena"):
+        assert not list(load_study(name).same_arms()), name
+
+
 def test_the_arena_tunes_every_contestant_alike() -> None:
     for spec in (load_study("arena"), load_study("arena", profile="gpu")):
         assert len(spec.arms) >= 10

@@ -49,8 +49,8 @@ def load_sides(sides: Sequence[str]) -> pd.DataFrame:
 
     The scientific factors are those of any of the studies but the fields that a side fixes, and those that have one
     value in each side; of them and of the learning rate, a run outside a study has its config's. A folder of several
-    arms is a side for each of them. Where texts or tokenizers of equal runs differ, these are a factor, `corpus`: losses
-    on them do not compare.
+    arms is a side for each of them. Where texts or tokenizers of equal runs differ, these are a factor, `corpus`:
+    losses on them do not compare.
 
     Raises:
         UserError: a folder has no records, or none of that arm or value; two sides are the same, or there is only one;
@@ -73,8 +73,8 @@ def load_sides(sides: Sequence[str]) -> pd.DataFrame:
     records, paths, places = list[RunRecord](), list[Path](), dict[str, Path]()
     for name, side in zip(names, found, strict=True):
         for path, record in side.records:
-            values = {field: _value(record, field) for field in factors} | corpora.get(record.corpus_hash, {})
-            cell = _cell(record, name, str(len(records)), values)
+            factors_of_run = {field: _value(record, field) for field in factors} | corpora.get(record.corpus_hash, {})
+            cell = _cell(record, name, str(len(records)), factors_of_run)
             records.append(record.model_copy(update={"cell": cell}))
             paths.append(path)
             place = json.dumps([name, cell.factors, cell.nuisance, record.seed], sort_keys=True)
