@@ -60,7 +60,7 @@ def test_warnings_name_lines_and_widths_below_the_balance(tmp_path: Path) -> Non
     assert regime(tmp_path, load_records(tmp_path)).warnings == [
         "at the best rate hidden matrices do not reach the balance of noise and decay (lr * weight_decay * steps = "
         "1.7, below 2), so the runs cannot show what multipliers do: muP · AdamW, weight_decay=0.1, steps=6000, d = 64",
-        "1 of 6 runs have hidden matrices below 2: the method cannot act there",
+        "1 of 6 runs have hidden matrices below 2 decay times: the method cannot act there",
     ]
 
 
@@ -74,7 +74,7 @@ def test_warnings_are_few_where_nothing_reaches_the_balance(tmp_path: Path) -> N
     assert report.warnings[-2:] == (
         "at the best rate hidden matrices do not reach the balance of noise and decay (lr * weight_decay * steps = "
         "0.086 to 0.34, below 2), so the runs cannot show what multipliers do: every line and width",
-        "24 of 24 runs have hidden matrices below 2: the method cannot act there",
+        "24 of 24 runs have hidden matrices below 2 decay times: the method cannot act there",
     )
     page = report.paths[-1].read_text()
     assert "### Regime" in page
@@ -90,7 +90,7 @@ def test_without_a_best_rate_there_are_the_other_numbers(tmp_path: Path) -> None
     assert math.isnan(row["decay_times_hidden_low"])
     assert row["all_rates_high"] == pytest.approx(0.1 * 220 / 32)
     found = regime(tmp_path, load_records(tmp_path))
-    assert found.warnings == ["3 of 3 runs have hidden matrices below 2: the method cannot act there"]
+    assert found.warnings == ["3 of 3 runs have hidden matrices below 2 decay times: the method cannot act there"]
     assert found.display_tables["regime"].iloc[0].tolist() == [
         "muP · AdamW", "32", "n/a", "n/a", "n/a", "n/a", "n/a", "0.17 to 0.69", "3 of 3",
     ]  # fmt: skip

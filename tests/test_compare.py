@@ -66,6 +66,9 @@ def test_arms_are_paired_by_setting_and_seed(study: Path) -> None:
 def test_a_folder_is_a_side_for_each_arm_and_the_first_is_the_base(study: Path) -> None:
     for sides in ([str(study)], [f"{study}:muP", f"{study}:vectors"]):
         assert set(compare(sides).tables["differences"]["against"]) == {"muP"}
+    write(study, "aVector", 2.9, 2.0**-7, 1, {"optimizer": "adamw", "multipliers": "vector"})
+    write(study, "zero", 2.9, 2.0**-7, 1, {"optimizer": "adamw", "multipliers": "none"})
+    assert next(iter(load_sides([str(study)])["arm"])) != "aVector"  # from no multipliers to vectors, as in reports
     reverse = compare([f"{study}:vectors", f"{study}:muP"]).tables["differences"]
     assert reverse.query("measure == 'best_loss'")["difference"].to_numpy() == pytest.approx([0.08, 0.08])
 

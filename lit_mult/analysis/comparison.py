@@ -143,6 +143,8 @@ def warnings_of(runs: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
 
 
 def _names(points: pd.DataFrame) -> Iterator[str]:
-    for _, group in points.groupby(["label", "d_model"], sort=False):
-        first = next(rows(group))
-        yield f"{first.label}, d = {first.d_model}, seed {', '.join(map(str, group['seed']))}"
+    """The lines of points, with their widths and seeds; one for all widths of equal seeds."""
+    for label, line in points.groupby("label", sort=False):
+        seeds = line.groupby("d_model", sort=False)["seed"].agg(lambda seeds: ", ".join(map(str, seeds)))
+        for those, widths in seeds.groupby(seeds, sort=False):
+            yield f"{label}, d = {', '.join(map(str, widths.index))}, seed {those}"

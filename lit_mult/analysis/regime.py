@@ -156,4 +156,5 @@ def _warnings(runs: pd.DataFrame, table: pd.DataFrame) -> Iterator[str]:
             f"{times}, below {BALANCED:g}), so the runs cannot show what multipliers do: {where}"
         )
     if count := int(table["below"].sum()):
-        yield f"{count} of {len(runs)} runs have hidden matrices below {BALANCED:g}: the method cannot act there"
+        least = f"{BALANCED:g} decay times"
+        yield f"{count} of {len(runs)} runs have hidden matrices below {least}: the method cannot act there"

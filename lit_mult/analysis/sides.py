@@ -22,6 +22,7 @@ from lit_mult.analysis.frame import frame_of
 from lit_mult.config import OPEN_FIELDS, RunConfig, field_names
 from lit_mult.errors import UserError, did_you_mean, one_of
 from lit_mult.layout import find_records
+from lit_mult.registry.kinds import KINDS
 from lit_mult.schema import WIDTH, CellInfo, RunRecord
 
 CORPUS = "corpus"
@@ -108,8 +109,14 @@ def _read(text: str) -> Iterator[_Side]:
         by_arm.setdefault(record.cell.arm if record.cell else record.config["multipliers"], []).append((path, record))
     if arm and arm not in by_arm:
         raise UserError(f"{text}: no arm {arm} in {folder}; there are {one_of(arm, by_arm)}")
-    for name in [arm] if arm else by_arm:
+    for name in [arm] if arm else sorted(by_arm, key=lambda name: (_rank(by_arm[name]), name)):
         yield _Side(folder, name, fixed, by_arm[name])
+
+
+def _rank(records: Sequence[tuple[Path, RunRecord]]) -> int:
+    """Of an arm: from no multipliers to vectors, as in reports."""
+    kinds = {record.config["multipliers"] for _, record in records}
+    return min(list(KINDS).index(kind) if kind in KINDS else -1 for kind in kinds)
 
 
 def _filter(text: str, part: str) -> tuple[str, str]:
