@@ -67,7 +67,7 @@ def test_shipped_studies_are_valid_and_fair() -> None:
         ("pays_other_text", 2 * 2 * 3 * 5),
         ("pays_wide", 3 * 2 * 3 * 5),
         ("pays_relative_lr", 4 * 2 * 4 * 5),
-        ("pays_decay", 2 * 2 * 3 * 5 * 5),
+        ("pays_decay", 3 * 2 * 3 * 5 * 5),
         ("lr_width", 3 * 3 * 7 * 3 * 2),
         ("mup_tuning", 2 * 100),
         ("adam_vs_muon", None),
