@@ -15,8 +15,8 @@ from lit_mult.schema import StudyPlan
 _CAPTIONS = {
     "loss_vs_lr": "Final validation loss against learning rate. Bands are 95 % intervals (Student's t) of the mean "
     "over seeds, stars the interpolated optima (mean over seeds; hollow: one at the edge), crosses diverged runs. "
-    "Shaded are rates at which lr * weight_decay * steps of hidden matrices stays below 2 in all arms: runs too short "
-    "for what multipliers do.",
+    "Shaded are rates at which lr * weight_decay * steps of hidden matrices stays below 2 in all arms: runs that end "
+    "before noise and decay balance.",
     "sensitivity": "Learning-rate sensitivity (arXiv:2309.14322 sec. 2.2) and best loss against width.",
     "answers_along_factors": "The declared questions along the factors that they leave open: mean differences over "
     "seeds with 95 % intervals (Student's t); below 0 the first named is lower. In brackets: lr * weight_decay * steps "
