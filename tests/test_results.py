@@ -50,6 +50,7 @@ def read(study: str) -> Records:
         "pays_ablation",
         "pays_other_text",
         "pays_relative_lr",
+        "pays_decay",
         "pays_wide",
         "pays_downstream",
         "sphere_or_decay",
@@ -276,6 +277,30 @@ def test_the_pages_and_the_readme_give_the_answers_of_pays() -> None:
     assert len(best) == 4 * 2
     for front in ("README.md", "docs/index.md"):
         assert all(interval(row) in (ROOT / front).read_text() for row in best)
+
+
+def test_the_page_gives_the_answers_at_each_arms_own_decay_and_over_width() -> None:
+    decay, width = said("pays", "At each arm's own weight decay"), said("pays", "Over width")
+    answers = table("pays_decay", "answers")
+    assert len(answers) == 4 * 2 + 1
+    for row in answers:
+        if "under" not in row["of"]:
+            assert interval(row) in decay, row
+    for front in ("README.md", "docs/index.md"):
+        words = " ".join((ROOT / front).read_text().split())
+        assert all(interval(row) in words for row in answers[:2])
+    of_width = [row for row in table("pays", "differences") if row["measure"] == "best_loss" and row["d_model"] != "all"]
+    pairs = [("vectors", "muP"), ("vectors", "muP-tuned"), ("Muon", "AdamW")]
+    given = [row for row in of_width if (row["of"], row["against"]) in pairs and row["within"] != "vectors"]
+    given = [row for row in given if "tuned" not in row["within"]]
+    assert len(given) == 2 * 2 * 2 + 2
+    tuned = [row for row in table("pays_wide", "answers") if row["of"] == "muP-tuned"]
+    for row in [*given, *table("pays_wide", "answers")]:
+        assert row in tuned or interval(row) in width, row
+    over_rates = [row for row in table("pays_wide", "differences") if row["measure"] == "mean_loss"]
+    for row in over_rates:
+        if (row["of"], row["against"]) == ("vectors", "muP"):
+            assert interval(row) in width, row
 
 
 def test_the_page_gives_the_answers_of_the_studies_around_pays() -> None:
