@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from lit_mult.cli import main
+from lit_mult.config import RunConfig, flatten
 
 
 @pytest.fixture
@@ -79,8 +80,19 @@ def test_print_config_prints_a_config_that_fit_takes(
         (["fit", "--data.corpus", "missing.txt"], "missing.txt: no such file"),
         (["fit", "--data.tokenizer", "bpe:12"], "data.tokenizer = 'bpe:12'"),
         (["fit", "--trainer.extra.foo", "3"], "trainer.extra.foo"),
+        (
+            ["fit", "--trainer.extra.gradient_clip_val", "1"],
+            "trainer.extra.gradient_clip_val = 1: is set by optim.clip",
+        ),
+        (["fit", "--trainer.extra.devices", "2"], "is set by trainer.devices"),
+        (["fit", "--trainer.extra.logger", "false"], "is set by trainer.tensorboard"),
+        (["fit", "--trainer.extra.callbacks", "x"], "is set by lit_mult, and no field changes it"),
+        (["fit", "--trainer.callbacks", "x"], "unrecognized arguments: --trainer.callbacks x\n"),
         (["fit", "--parametrization.preset", "nope"], "neutral"),
-        (["parameters", "--optim.lr", "zero"], "optim.lr"),
+        (["parameters", "--optim.lr", "zero"], "optim.lr: Input should be a valid number, unable to parse string as a"),
+        (["parameters", "--optim.lr", "2^9999"], "unable to parse string as a number, got 2^9999"),
+        (["parameters", "--optim.clip", "2^x"], "unable to parse string as a number, or null, got 2^x"),
+        (["parameters", "--train.eval_every", "x"], "train.eval_every: Expected a value of type int, or null, got x"),
         (["sweep", "nope"], "nope: no such file, nor a shipped study"),
         (["sweep", "quick", "--workers", "-1"], "--workers -1"),
         (["report", "missing"], "missing: no run records here"),
@@ -125,6 +137,22 @@ def test_parameters_prints_a_row_for_every_parameter(capsys: pytest.CaptureFixtu
     assert rows["norm.weight"][-2:] == ["-", "-"]
     # 9 matrices, 3 norms, 11 multipliers, the heading, and the line at the end
     assert len(rows) == 9 + 3 + 11 + 2
+
+
+@pytest.mark.parametrize("config", [{"optim": {"lr": "2^-7.5"}}, {"parametrization": {"lr": {"q_proj": "2^-1.5"}}}])
+def test_powers_of_two_may_be_written_where_there_is_a_number(
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    ((name, value),) = flatten(config).items()
+    power = 2 ** float(value.removeprefix("2^"))
+    shown = []
+    for arguments in (["--config", str(tmp_path / "run.yaml")], [f"--{name}", value], [f"--{name}={power!r}"]):
+        assert main(["parameters", *arguments, "--json"]) == 0
+        shown.append(capsys.readouterr().out)
+
+    assert shown[0] == shown[1] == shown[2]
+    assert RunConfig.from_dict(config).hash == RunConfig().with_overrides({name: power}).hash
 
 
 def test_parameters_for_programs_are_those_for_people(capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,9 +58,15 @@ def parser_of(command: Callable[[Sequence[str]], int]) -> ArgumentParser:
 
 def _one_line(message: str, parser: ArgumentParser) -> str:
     """The parser's message without pydantic's boilerplate, and the name that an unknown one was meant to be."""
-    for noise in (r"\[type=.*?\]\s", r"For further information visit \S+", r"\d+ validation errors? for \S+"):
+    for noise in (
+        r"\[type=.*?\]\s",
+        r"For further information visit \S+",
+        r"\d+ validation errors? for [\w-]+(\[.*?\])?",
+    ):
         message = re.sub(noise, "", message)
     message = re.sub(r'Parser key "(.*?)":', r"\1:", " ".join(message.split()))
+    message = re.sub(_OPTIONAL, r": \1, or null, got \2", message)
+    message = re.sub(r"<class '(\w+)'>", r"value of type \1", message)
     for pattern in _CHOICES:
         message = re.sub(pattern, _choices, message)
     for pattern in _UNKNOWN:
@@ -69,10 +75,24 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
             options = [option for action in shown for option in action.option_strings]
             # What a config file names has no dashes before it.
             known = options if unknown["name"].startswith("-") else [option.lstrip("-") for option in options]
-            return message + did_you_mean(".".join(unknown.groupdict(default="").values()).strip("."), known)
-    return message.replace(". Got value:", ", got")
+            return message + _meant(".".join(unknown.groupdict(default="").values()).strip("."), known)
+    return re.sub(r"\.? Got value:", ", got", message)
 
 
+def _meant(name: str, known: list[str]) -> str:
+    """The end of the message on an unknown option."""
+    dashes, _, argument = name.rpartition("trainer.")
+    if argument and not dashes.strip("-"):
+        from lit_mult.training.fitting import trainer_arguments
+
+        arguments = trainer_arguments()
+        if argument in arguments:
+            field = arguments[argument]
+            return f"; did you mean {dashes}{field.lstrip('-')}?" if field else ""
+    return did_you_mean(name, known)
+
+
+_OPTIONAL = r": Does not validate against .* Errors: - ((?:Expected|Input) .*?) - Expected .* Given value: (\S+)"
 _CHOICES = (
     r"(?P<name>\S+): Expected a typing\.Literal\[(?P<choices>.*?)\]\. Got value: (?P<value>\S+)",
     r"argument (?P<name>\S+): invalid choice: '(?P<value>.*?)' \(choose from (?P<choices>.*)\)",
