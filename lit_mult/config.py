@@ -13,7 +13,7 @@ from pydantic.config import JsonDict
 
 from lit_mult.errors import ConfigError, did_you_mean
 from lit_mult.numbers import Number
-from lit_mult.registry import modules_in
+from lit_mult.registry import fault_of, modules_in
 from lit_mult.registry.contracts import OptimizerSettings
 from lit_mult.registry.kinds import KINDS
 from lit_mult.registry.optimizers import OPTIMIZERS, check_known, is_imported, trained_by
@@ -559,5 +559,5 @@ def config_error(error: ValidationError, known: Iterable[str] = ()) -> ConfigErr
         such_as = "" if isinstance(first["input"], dict) else f", such as [{first['input']}]"
         return ConfigError(field, first["input"], f"must be a list{such_as}")
     choices = re.findall(r"'(.*?)'", first["ctx"]["expected"]) if first["type"] == "literal_error" else []
-    hint = did_you_mean(first["input"], choices)
+    hint = (choices and fault_of(first["input"])) or did_you_mean(first["input"], choices)
     return ConfigError(field, first["input"], first["msg"][0].lower() + first["msg"][1:] + hint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -33,6 +34,16 @@ def test_help_lists_the_commands_and_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert all(re.search(rf"^  {command} ", done.stdout, re.M) for command in ("fit", "sweep", "report", "parameters"))
+
+
+@pytest.mark.parametrize("command", ["--help", "completion bash", "fit --help"])
+def test_a_reader_that_goes_away_ends_a_command_quietly(command: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "lit_mult", *command.split()], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+
+    assert (done.returncode, done.stderr) == (141, b"")  # 128 + SIGPIPE, as a shell reports it
 
 
 def test_every_option_of_fit_has_a_help_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,7 +81,8 @@ def test_print_config_prints_a_config_that_fit_takes(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["fit"], "out"),
+        (["fit"], "the following arguments are required: --out"),
+        (["preset"], "the following arguments are required: folder, --out"),
         (["fit", "--nonsense", "3"], "--nonsense"),
         (["fit", "--model.width", "3"], "--model.width"),
         (["fit", "--model.d_model", "-3"], "model.d_model: Input should be greater than 0"),

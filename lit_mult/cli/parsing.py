@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lit_mult.cli.printing import say, warn
-from lit_mult.errors import UserError, did_you_mean, one_of
+from lit_mult.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lit_mult.analysis.styles import StyleName, Width
     from lit_mult.config import RunConfig
 
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+BAD_INPUT, FAILED, INTERRUPTED, NO_READER = 2, 1, 130, 141  # the last as of programs that SIGPIPE ends
 
 
 def make_parser(name: str, command: Callable[..., Any]) -> ArgumentParser:
@@ -67,6 +67,9 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
     message = re.sub(r'Parser key "(.*?)":', r"\1:", " ".join(message.split()))
     message = re.sub(_OPTIONAL, r": \1, or null, got \2", message)
     message = re.sub(r"<class '(\w+)'>", r"value of type \1", message)
+    if missing := re.search(r"(.*arguments are required: )(.*)", message):
+        options = {action.dest: action.option_strings[-1] for action in parser._actions if action.option_strings}
+        return missing[1] + ", ".join(options.get(name, name) for name in missing[2].split(", "))
     for pattern in _CHOICES:
         message = re.sub(pattern, _choices, message)
     for pattern in _UNKNOWN:
@@ -106,8 +109,11 @@ _UNKNOWN = (
 
 
 def _choices(found: re.Match[str]) -> str:
-    choices = re.findall(r"'(.*?)'", found["choices"])
-    return f"{found['name']} = {found['value']!r}: must be one of {one_of(found['value'], choices)}"
+    from lit_mult.registry import fault_of
+
+    value, choices = found["value"], re.findall(r"'(.*?)'", found["choices"])
+    hint = fault_of(value) or did_you_mean(value, choices)
+    return f"{found['name']} = {value!r}: must be one of {', '.join(choices)}{hint}"
 
 
 def add_run_config(parser: ArgumentParser) -> None:
