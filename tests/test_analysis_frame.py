@@ -203,7 +203,7 @@ def test_two_records_of_a_cell_are_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (lambda text: text[:-20], "; delete it and train the run again"),
+        (lambda text: text[:-20], "; run the sweep again, which sets the file aside and trains the cell anew"),
         (lambda text: "[1]", "not a JSON object"),
         (lambda text: "{}", "schema_version: None"),
         (lambda text: text.replace('"schema_version": 1', '"schema_version": 9'), "schema_version: 9"),
@@ -219,11 +219,10 @@ def test_a_damaged_record_is_named_with_its_problem(tmp_path: Path, damage: Any,
         load_records(tmp_path)
 
 
-def test_a_torn_record_of_a_study_is_named_with_the_remedy(tmp_path: Path) -> None:
-    path = tmp_path / "records" / "muP-s0-7d68e3f3.json"
-    path.parent.mkdir()
+def test_a_torn_record_of_a_single_run_is_named_with_the_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
     path.write_text('{"status"')
-    with refusal(f"{path}: damaged, not JSON (", "; run the sweep again, which sets the file aside"):
+    with refusal(f"{path}: damaged, not JSON (", "; delete it and train the run again"):
         load_records(tmp_path)
 
 

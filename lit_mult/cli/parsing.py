@@ -68,8 +68,8 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
     message = re.sub(_OPTIONAL, r": \1, or null, got \2", message)
     message = re.sub(r"<class '(\w+)'>", r"value of type \1", message)
     if missing := re.search(r"(.*arguments are required: )(.*)", message):
-        options = {action.dest: action.option_strings[-1] for action in parser._actions if action.option_strings}
-        return missing[1] + ", ".join(options.get(name, name) for name in missing[2].split(", "))
+        written = {action.dest: action.option_strings[-1] for action in parser._actions if action.option_strings}
+        return missing[1] + ", ".join(written.get(name, name) for name in missing[2].split(", "))
     for pattern in _CHOICES:
         message = re.sub(pattern, _choices, message)
     for pattern in _UNKNOWN:
