@@ -59,8 +59,9 @@ def test_warnings_name_lines_and_widths_below_the_balance(tmp_path: Path) -> Non
         write_rates(tmp_path, [2.0, best, 2.2], width=width, factors=LONG)
     assert regime(tmp_path, load_records(tmp_path)).warnings == [
         "at the best rate hidden matrices do not reach the balance of noise and decay (lr * weight_decay * steps = "
-        "1.7, below 2), so the runs cannot show what multipliers do: muP · AdamW, weight_decay=0.1, steps=6000, d = 64",
-        "1 of 6 runs have hidden matrices below 2: the method cannot act there",
+        "1.7, below 2), so there is no fixed norm yet for multipliers to free: "
+        "muP · AdamW, weight_decay=0.1, steps=6000, d = 64",
+        "1 of 6 runs have hidden matrices below 2 decay times, where norms still depend on the start",
     ]
 
 
@@ -73,8 +74,8 @@ def test_warnings_are_few_where_nothing_reaches_the_balance(tmp_path: Path) -> N
     report = write_report(tmp_path)
     assert report.warnings[-2:] == (
         "at the best rate hidden matrices do not reach the balance of noise and decay (lr * weight_decay * steps = "
-        "0.086 to 0.34, below 2), so the runs cannot show what multipliers do: every line and width",
-        "24 of 24 runs have hidden matrices below 2: the method cannot act there",
+        "0.086 to 0.34, below 2), so there is no fixed norm yet for multipliers to free: every line and width",
+        "24 of 24 runs have hidden matrices below 2 decay times, where norms still depend on the start",
     )
     page = report.paths[-1].read_text()
     assert "### Regime" in page
@@ -90,7 +91,9 @@ def test_without_a_best_rate_there_are_the_other_numbers(tmp_path: Path) -> None
     assert math.isnan(row["decay_times_hidden_low"])
     assert row["all_rates_high"] == pytest.approx(0.1 * 220 / 32)
     found = regime(tmp_path, load_records(tmp_path))
-    assert found.warnings == ["3 of 3 runs have hidden matrices below 2: the method cannot act there"]
+    assert found.warnings == [
+        "3 of 3 runs have hidden matrices below 2 decay times, where norms still depend on the start"
+    ]
     assert found.display_tables["regime"].iloc[0].tolist() == [
         "muP · AdamW", "32", "n/a", "n/a", "n/a", "n/a", "n/a", "0.17 to 0.69", "3 of 3",
     ]  # fmt: skip
@@ -205,4 +208,4 @@ def test_a_lone_run_has_a_regime(tmp_path: Path) -> None:
     assert (
         "| none · AdamW | 32 | 2^-7.00 | 0.17 | 0.17 | 0.17 | 1,280 | 0.17 | 1 of 1 | 12 (1,536 tokens) | 16 (" in page
     )
-    assert "below 2), so the runs cannot show what multipliers do: none · AdamW, d = 32" in page
+    assert "below 2), so there is no fixed norm yet for multipliers to free: none · AdamW, d = 32" in page

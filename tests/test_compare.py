@@ -66,6 +66,9 @@ def test_arms_are_paired_by_setting_and_seed(study: Path) -> None:
 def test_a_folder_is_a_side_for_each_arm_and_the_first_is_the_base(study: Path) -> None:
     for sides in ([str(study)], [f"{study}:muP", f"{study}:vectors"]):
         assert set(compare(sides).tables["differences"]["against"]) == {"muP"}
+    write(study, "aVector", 2.9, 2.0**-7, 1, {"optimizer": "adamw", "multipliers": "vector"})
+    write(study, "zero", 2.9, 2.0**-7, 1, {"optimizer": "adamw", "multipliers": "none"})
+    assert next(iter(load_sides([str(study)])["arm"])) != "aVector"  # from no multipliers to vectors, as in reports
     reverse = compare([f"{study}:vectors", f"{study}:muP"]).tables["differences"]
     assert reverse.query("measure == 'best_loss'")["difference"].to_numpy() == pytest.approx([0.08, 0.08])
 
@@ -102,6 +105,30 @@ def test_lone_runs_are_compared_over_what_they_differ_in(tmp_path: Path) -> None
     for named in (sides, [f"{side}@model.qk_norm=false,optim.lr=1.5625e-2" for side in sides]):
         (row,) = compare(named).tables["differences"].to_dict("records")
         assert (row["seeds"], row["difference"], row["within"]) == (2, pytest.approx(-0.1), "")
+
+
+def test_runs_on_different_texts_or_tokens_are_not_paired(tmp_path: Path) -> None:
+    for name, tokenizer, corpus_hash in (("one", "bytes", "a"), ("two", "bpe:384", "b"), ("three", "bytes", "a")):
+        for seed in (1, 2):
+            fields = {"data.corpus": "notes.txt", "data.tokenizer": tokenizer, "optimizer": "adamw"}
+            config = RunConfig().with_overrides({**fields, "seed": seed})
+            path = tmp_path / name / str(seed) / "record.json"
+            path.parent.mkdir(parents=True)
+            make_record(config, 3.0 + seed, corpus_hash=corpus_hash).write(path)
+    one, two, three = (str(tmp_path / name) for name in ("one", "two", "three"))
+
+    apart = compare([one, two])
+    assert apart.tables["differences"].empty
+    assert apart.tables["speedups"].empty
+    (warning,) = [line for line in apart.warnings if "two" in line]
+    assert warning == (
+        "two (notes.txt as bpe:384) and one (notes.txt as bytes) are of different texts or tokenizers, on which losses "
+        "do not compare"
+    )
+    assert not [line for line in compare([one, three]).warnings if "texts" in line]
+    table = compare([one, two, three]).tables["differences"]
+    assert set(table["of"]) == {"three"}
+    assert set(table["seeds"]) == {2}
 
 
 def test_costs_of_a_step_are_compared_on_equal_devices_alone(study: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from matplotlib.transforms import Bbox
 from record_data import make_record
 from test_analysis_report import small_study
 
-from lit_mult.analysis import plots, sensitivity, styles
+from lit_mult.analysis import drawing, plots, sensitivity, styles
 from lit_mult.analysis.arms import arm_labels
 from lit_mult.analysis.frame import load_records
 from lit_mult.config import RunConfig
@@ -61,6 +61,20 @@ def test_no_texts_overlap_or_leave_the_figure(runs: pd.DataFrame, style: styles.
             assert not [(name, one, other) for (one, a), (other, b) in pairs if a.padded(-1).overlaps(b.padded(-1))]
             whole = figure.bbox.padded(1)
             assert not [(name, text) for text, box in found.items() if not all(map(whole.contains, *box.corners().T))]
+
+
+def test_legends_stay_inside_the_file_which_has_more_dots_an_inch() -> None:
+    with styles.figure_style("paper"):
+        for letters in (5, 13, 20, 28, 36):
+            figure, _ = drawing.panel_grid(1, 2, 2.0)
+            drawing.mark_legend(figure, [(f"{arm}{'n' * letters}", {"color": "k", "ls": "-"}) for arm in range(4)])
+            for dpi in (figure.dpi, mpl.rcParams["savefig.dpi"]):
+                figure.set_dpi(dpi)
+                figure.draw_without_rendering()
+                (legend,) = figure.legends
+                box = legend.get_window_extent()
+                assert box.x0 >= 0, (letters, dpi)
+                assert box.x1 <= figure.bbox.width, (letters, dpi)
 
 
 def test_figures_are_as_wide_as_a_page_or_a_column_has_room_for(runs: pd.DataFrame) -> None:

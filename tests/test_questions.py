@@ -83,6 +83,11 @@ def test_answers_are_corrected_together(runs: pd.DataFrame) -> None:
         "With vectors in place of muP (AdamW; widths 32, 64) the best loss is not shown to differ"
     )
     assert statement(adamw).endswith("2 seeds; differences up to 0.4427 remain possible.")
+    apart = adamw.copy()
+    apart[["low", "high", "p_holm"]] = -0.2, -0.01, 0.096
+    assert statement(apart).endswith(
+        "2 seeds, p = 0.096 after Holm's correction; differences up to 0.2000 remain possible."
+    )
 
 
 def test_answers_along_a_factor_of_three_numbers(tmp_path: Path) -> None:
@@ -135,6 +140,7 @@ CURVES = {
     "shallow": 0.003 * (np.arange(5) - 1.7) ** 2,
     "steep": 0.030 * (np.arange(5) - 2.4) ** 2,
 }
+FLAT = np.zeros(5)
 SD = 0.010
 """Of a loss between seeds, nats per token; half of its variance is the seed's at all rates."""
 
@@ -145,10 +151,12 @@ def best_losses(draws: Floats) -> Floats:
     return np.take_along_axis(draws, best[..., None, None], axis=-1)[..., 0]
 
 
-def draw(curve: str, seeds: int, studies: int, rng: np.random.Generator, common: Floats | None = None) -> Floats:
+def draw(
+    curve: str | Floats, seeds: int, studies: int, rng: np.random.Generator, common: Floats | None = None
+) -> Floats:
     noise = rng.normal(scale=SD / np.sqrt(2), size=(studies, seeds, 5))
     shared = rng.normal(scale=SD / np.sqrt(2), size=(studies, seeds, 1)) if common is None else common
-    return CURVES[curve] + noise + shared
+    return (CURVES[curve] if isinstance(curve, str) else curve) + noise + shared
 
 
 def test_the_best_loss_of_the_simulation_is_that_of_the_report() -> None:
@@ -167,6 +175,26 @@ def test_intervals_cover_what_they_say(curve: str, seeds: int) -> None:
     truth, other = CURVES[curve].min(), CURVES["bent"].min()
     for values, true in ((of, truth), (of - against, truth - other)):
         assert 0.93 <= coverage(values, true) <= 0.97
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+def test_flat_curves_flatter_a_best_loss_and_not_a_difference(seeds: int) -> None:
+    """Where all rates are as good, the lowest mean is lucky: on both sides of a comparison."""
+    studies, rng = 8_000, np.random.default_rng(seeds)
+    shared = rng.normal(scale=SD / np.sqrt(2), size=(studies, seeds, 1))
+    of, against = (best_losses(draw(FLAT, seeds, studies, rng, shared)) for _ in range(2))
+    assert 0.90 <= coverage(of, 0.0) <= 0.95
+    assert coverage(of - against, 0.0) >= 0.95
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+@pytest.mark.parametrize("curve", CURVES)
+def test_intervals_of_means_over_rates_and_of_sensitivities_cover_what_they_say(curve: str, seeds: int) -> None:
+    draws = draw(curve, seeds, 8_000, np.random.default_rng(seeds))
+    mean = draws.mean(axis=2)
+    sensitivity_of_seed = mean - draws.min(axis=2)  # what a seed's curve has on the average, noise included
+    for values in (mean, sensitivity_of_seed):
+        assert 0.93 <= coverage(values, float(values.mean())) <= 0.97
 
 
 def coverage(values: Floats, true: float) -> float:

@@ -49,6 +49,8 @@ def read(study: str) -> Records:
         "plane",
         "pays_ablation",
         "pays_other_text",
+        "pays_relative_lr",
+        "pays_wide",
         "pays_downstream",
         "sphere_or_decay",
         "reference",
@@ -279,13 +281,8 @@ def test_the_pages_and_the_readme_give_the_answers_of_pays() -> None:
 def test_the_page_gives_the_answers_of_the_studies_around_pays() -> None:
     page = said("where")
     answers = table("dose_groups", "answers") + table("dose", "answers") + table("plane", "answers")
-    given = [
-        row
-        for row in answers
-        if (row["measure"] == "best_loss" and "steps" not in row["within"])
-        or any(f"steps {steps}" in row["within"] for steps in (375, 750, 6000) if row["measure"] == "mean_loss")
-    ]
-    assert len(given) == 8 + 6 + 2
+    given = [row for row in answers if row["measure"] == "best_loss" or "steps" in row["within"]]
+    assert len(given) == 8 + 20 + 2
     for row in [*given, *(row for row in table("plane", "answers") if row["measure"] == "mean_loss")]:
         assert interval(row) in page, row
 
@@ -311,6 +308,26 @@ def test_the_page_gives_the_answers_by_batch_size() -> None:
     for row in table("dose_noise", "answers"):
         if row["measure"] == "best_loss" or "batch_size 2;" in row["within"]:
             assert interval(row) in page, row
+
+
+def test_the_page_gives_the_answers_at_rates_tied_to_the_matrices_and_on_another_machine() -> None:
+    page = said("where", "By the multipliers' own rate") + said("where", "On another machine")
+    for row in table("pays_relative_lr", "answers"):
+        if row["of"] != "vectors" or row["measure"] != "mean_loss":
+            assert interval(row) in page, row
+    losses: dict[str, dict[str, Any]] = defaultdict(dict)
+    for study in ("pays", "pays_relative_lr"):
+        for record in read(study):
+            losses[record["config_hash"]][study] = record
+    pairs = [(one["pays"], one["pays_relative_lr"]) for one in losses.values() if len(one) == 2]
+    assert len(pairs) == 80
+    assert {(one["device"][:8], other["device"][:10]) for one, other in pairs} == {("cpu: AMD", "cpu: Intel")}
+    apart: dict[float, list[float]] = defaultdict(list)
+    for one, other in pairs:
+        apart[math.log2(one["config"]["optim"]["lr"])].append(abs(one["final_loss"] - other["final_loss"]))
+    at = {rate: sum(values) / len(values) for rate, values in sorted(apart.items())}
+    assert max(apart[-9.0] + apart[-7.75]) < 0.001
+    assert f"by {at[-6.5]:.3f} and {at[-5.25]:.3f} on the average" in page
 
 
 def test_the_page_gives_the_answers_on_another_text() -> None:

@@ -67,7 +67,8 @@ def test_shipped_studies_are_valid_and_fair() -> None:
         ("pays_downstream", 2 * 2 * 3 * 5),
         ("pays_other_text", 2 * 2 * 3 * 5),
         ("pays_wide", 3 * 2 * 3 * 5),
-        ("pays_multiplier_lr", 6 * 2 * 4 * 5),
+        ("pays_relative_lr", 4 * 2 * 4 * 5),
+        ("pays_decay", 3 * 2 * 3 * 5 * 5),
         ("lr_width", 3 * 3 * 7 * 3 * 2),
         ("mup_tuning", 2 * 100),
         ("adam_vs_muon", None),
@@ -77,15 +78,15 @@ def test_shipped_studies_are_valid_and_fair() -> None:
         assert cells in (None, spec.n_cells)
         # Arms differ in multipliers and parametrization alone: same data, budget, schedule and vector-like rates.
         touched = {field for overrides in spec.arms.values() for field in overrides}
-        if name == "pays_multiplier_lr":  # its question; see below
-            touched -= {"optim.multiplier_lr", "optim.vector_lr", "optim.vector_lr_mode"}
+        if name == "pays_relative_lr":  # its question; see below
+            touched -= {"optim.vector_lr", "optim.vector_lr_mode"}
         of_the_arm = {"rule", "depth_rule", "preset", "tier"}
         parametrization = {f"parametrization.{field}" for field in of_the_arm}
         assert touched <= {"multipliers", "placement.init", "placement.overrides", "optim.lr", *parametrization}
 
 
-def test_the_study_of_the_multipliers_rate_trains_norms_alike_on_both_sides() -> None:
-    spec = load_study("pays_multiplier_lr")
+def test_the_study_of_tied_rates_trains_norms_alike_on_both_sides() -> None:
+    spec = load_study("pays_relative_lr")
     for question in spec.questions:
         of, against = (spec.arms[side["arm"]] for side in (question.of, question.against))
         for field in ("optim.vector_lr", "optim.vector_lr_mode"):
@@ -109,6 +110,17 @@ def test_every_experiment_ships_as_a_study_with_a_larger_profile(name: str) -> N
     touched = {field.partition(".")[0] for overrides in spec.arms.values() for field in overrides}
     assert touched <= {"multipliers", "model", "optim", "placement"}
     assert len({tuple(sorted(overrides)) for overrides in spec.arms.values()}) <= 2
+
+
+def test_arms_that_train_the_same_models_are_named() -> None:
+    arms = {"none": {"multipliers": "none"}, "muP": {"multipliers": "fixed"}, "vectors": {"multipliers": "vector"}}
+    tuned = {"multipliers": "fixed", "parametrization.preset": "falcon-h1-0.5b"}
+    standard = {"multipliers": "fixed", "parametrization.rule": "standard"}
+    study = {"name": "mine", "seeds": [0], "budget": {"steps": 10, "batch_size": 2}}
+    spec = StudySpec.from_dict(study | {"arms": arms | {"tuned": tuned, "standard": standard}})
+    assert list(spec.same_arms()) == [("none", "muP")]
+    for name in ("quick", "pays", "pays_ablation", "pays_tuning", "arena"):
+        assert not list(load_study(name).same_arms()), name
 
 
 def test_the_arena_tunes_every_contestant_alike() -> None:

@@ -19,7 +19,7 @@ from lit_mult.analysis.page.document import document
 from lit_mult.analysis.page.payload import Content, payload
 from lit_mult.analysis.report import unequal
 from lit_mult.analysis.seeds import mean_interval
-from lit_mult.analysis.sides import load_sides
+from lit_mult.analysis.sides import CORPUS, load_sides
 from lit_mult.schema import Measure, Question
 
 _HOW_TO_READ = """\
@@ -108,7 +108,12 @@ def _sampled(runs: pd.DataFrame) -> Iterator[str]:
 
 
 def _unpaired(runs: pd.DataFrame, answered: pd.DataFrame, names: Sequence[str]) -> Iterator[str]:
-    for name in set(names[1:]) - set(answered["of"]):
+    corpora = {name: set(part) for name, part in runs.groupby("arm")[CORPUS]} if CORPUS in runs else {}
+    for name in [name for name in names[1:] if name not in set(answered["of"])]:
+        if corpora and not corpora[name] & corpora[names[0]]:
+            texts = [f"{one} ({', '.join(sorted(corpora[one]))})" for one in (name, names[0])]
+            yield f"{' and '.join(texts)} are of different texts or tokenizers, on which losses do not compare"
+            continue
         first, its = (sorted(map(int, runs.loc[runs["arm"] == one, "seed"].unique())) for one in (names[0], name))
         apart = f"{name} and {names[0]} have no settings and seed in common (seeds {its} and {first})"
         yield f"{apart}, or no run that ended; to compare over a factor, fix it in both: FOLDER@optimizer=muon"

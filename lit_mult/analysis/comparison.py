@@ -15,8 +15,8 @@ from lit_mult.schema import StudyPlan
 _CAPTIONS = {
     "loss_vs_lr": "Final validation loss against learning rate. Bands are 95 % intervals (Student's t) of the mean "
     "over seeds, stars the interpolated optima (mean over seeds; hollow: one at the edge), crosses diverged runs. "
-    "Shaded are rates at which lr * weight_decay * steps of hidden matrices stays below 2 in all arms: runs too short "
-    "for what multipliers do.",
+    "Shaded are rates at which lr * weight_decay * steps of hidden matrices stays below 2 in all arms: runs that end "
+    "before noise and decay balance.",
     "sensitivity": "Learning-rate sensitivity (arXiv:2309.14322 sec. 2.2) and best loss against width.",
     "answers_along_factors": "The declared questions along the factors that they leave open: mean differences over "
     "seeds with 95 % intervals (Student's t); below 0 the first named is lower. In brackets: lr * weight_decay * steps "
@@ -143,6 +143,8 @@ def warnings_of(runs: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
 
 
 def _names(points: pd.DataFrame) -> Iterator[str]:
-    for _, group in points.groupby(["label", "d_model"], sort=False):
-        first = next(rows(group))
-        yield f"{first.label}, d = {first.d_model}, seed {', '.join(map(str, group['seed']))}"
+    """The lines of points, with their widths and seeds; one for all widths of equal seeds."""
+    for label, line in points.groupby("label", sort=False):
+        seeds = line.groupby("d_model", sort=False)["seed"].agg(lambda seeds: ", ".join(map(str, seeds)))
+        for those, widths in seeds.groupby(seeds, sort=False):
+            yield f"{label}, d = {', '.join(map(str, widths.index))}, seed {those}"

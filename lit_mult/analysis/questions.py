@@ -140,9 +140,11 @@ def _reason(row: Any) -> str:
         return f", of which {row.doubtful} are doubtful (see Warnings)"
     if row.seeds < 2:
         return ""
+    corrected = f", p {_p(row.p_holm)} after Holm's correction"
     if row.outcome == "undecided":
-        return f"; differences up to {number(max(abs(row.low), abs(row.high)))} remain possible"
-    return "" if row.outcome == "equivalent" else f", p {_p(row.p_holm)} after Holm's correction"
+        apart = corrected if row.low > 0 or row.high < 0 else ""  # or else it would not be clear why nothing is shown
+        return f"{apart}; differences up to {number(max(abs(row.low), abs(row.high)))} remain possible"
+    return "" if row.outcome == "equivalent" else corrected
 
 
 def _outcome(row: Any) -> Outcome:

@@ -1,7 +1,7 @@
-"""The part of a report that says whether runs were long enough for multipliers to matter, and how noisy they were.
+"""The part of a report that says whether noise and decay fixed the norms of matrices, and how noisy the runs were.
 
-Multipliers free a matrix from the norm at which noise and decay balance (arXiv:2601.04890 eq. 1). Runs that stop before
-the balance cannot show what multipliers do, whatever their losses say.
+Multipliers free a matrix from the norm at which noise and decay balance (arXiv:2601.04890 eq. 1). In runs that stop
+before the balance there is no such norm yet, and what multipliers gain there has other causes.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _HOW_TO_READ = f"""\
 - *Decay times* are lr * weight_decay * steps, of the steps between warmup and final decay: how many times a run is as
   long as the *equilibrium time*, the 1 / (lr * weight_decay) steps in which noise and decay balance the norm of a
   matrix (arXiv:2601.04890 eq. 1). Multipliers free matrices from that norm. Below {BALANCED:g} more than 2 % of the
-  squared norm of the start is left, and a run cannot show what they do. *Hidden* matrices are those of the blocks, with
-  the range over their roles.
+  squared norm of the start is left: what multipliers gain there has other causes. *Hidden* matrices are those of the
+  blocks, with the range over their roles.
 """
 _HOW_TO_READ_NOISE = """\
 - The *noise scale* is tr(Sigma) / |G|^2 of the gradients of all matrices (B_simple of arXiv:1812.06162), in sequences
@@ -153,7 +153,8 @@ def _warnings(runs: pd.DataFrame, table: pd.DataFrame) -> Iterator[str]:
         times = _range(below[_LOW].min(), below[_LOW].max())
         yield (
             "at the best rate hidden matrices do not reach the balance of noise and decay (lr * weight_decay * steps = "
-            f"{times}, below {BALANCED:g}), so the runs cannot show what multipliers do: {where}"
+            f"{times}, below {BALANCED:g}), so there is no fixed norm yet for multipliers to free: {where}"
         )
     if count := int(table["below"].sum()):
-        yield f"{count} of {len(runs)} runs have hidden matrices below {BALANCED:g}: the method cannot act there"
+        least = f"{BALANCED:g} decay times"
+        yield f"{count} of {len(runs)} runs have hidden matrices below {least}, where norms still depend on the start"

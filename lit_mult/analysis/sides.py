@@ -23,8 +23,11 @@ from lit_mult.config import OPEN_FIELDS, RunConfig, field_names
 from lit_mult.errors import UserError, did_you_mean, one_of
 from lit_mult.layout import find_records
 from lit_mult.numbers import read_number
+from lit_mult.registry.kinds import KINDS
 from lit_mult.schema import WIDTH, CellInfo, RunRecord
 
+CORPUS = "corpus"
+"""The factor of runs on different texts, or on other tokens of one."""
 _OF_A_RUN = ("optimizer", WIDTH)
 _MISSING = object()
 
@@ -48,7 +51,8 @@ def load_sides(sides: Sequence[str]) -> pd.DataFrame:
 
     The scientific factors are those of any of the studies but the fields that a side fixes, and those that have one
     value in each side; of them and of the learning rate, a run outside a study has its config's. A folder of several
-    arms is a side for each of them.
+    arms is a side for each of them. Where texts or tokenizers of equal runs differ, these are a factor, `corpus`:
+    losses on them do not compare.
 
     Raises:
         UserError: a folder has no records, or none of that arm or value; two sides are the same, or there is only one;
@@ -67,10 +71,12 @@ def load_sides(sides: Sequence[str]) -> pd.DataFrame:
     of_studies = {field for side in found for _, record in side.records for field in _factors(record)}
     same_within = {field for field in of_studies if all(len(side.values(field)) == 1 for side in found)}
     factors = sorted(of_studies - fixed - same_within)
+    corpora = _corpora([record for side in found for _, record in side.records], factors)
     records, paths, places = list[RunRecord](), list[Path](), dict[str, Path]()
     for name, side in zip(names, found, strict=True):
         for path, record in side.records:
-            cell = _cell(record, name, str(len(records)), factors)
+            factors_of_run = {field: _value(record, field) for field in factors} | corpora.get(record.corpus_hash, {})
+            cell = _cell(record, name, str(len(records)), factors_of_run)
             records.append(record.model_copy(update={"cell": cell}))
             paths.append(path)
             place = json.dumps([name, cell.factors, cell.nuisance, record.seed], sort_keys=True)
@@ -104,8 +110,14 @@ def _read(text: str) -> Iterator[_Side]:
         by_arm.setdefault(record.cell.arm if record.cell else record.config["multipliers"], []).append((path, record))
     if arm and arm not in by_arm:
         raise UserError(f"{text}: no arm {arm} in {folder}; there are {one_of(arm, by_arm)}")
-    for name in [arm] if arm else by_arm:
+    for name in [arm] if arm else sorted(by_arm, key=lambda name: (_rank(by_arm[name]), name)):
         yield _Side(folder, name, fixed, by_arm[name])
+
+
+def _rank(records: Sequence[tuple[Path, RunRecord]]) -> int:
+    """Of an arm: from no multipliers to vectors, as in reports."""
+    kinds = {record.config["multipliers"] for _, record in records}
+    return min(list(KINDS).index(kind) if kind in KINDS else -1 for kind in kinds)
 
 
 def _filter(text: str, part: str) -> tuple[str, str]:
@@ -136,8 +148,17 @@ def _text(fixed: Mapping[str, str]) -> str:
     return ",".join(f"{field}={value}" for field, value in fixed.items())
 
 
-def _cell(record: RunRecord, side: str, name: str, factors: Sequence[str]) -> CellInfo:
-    values = {field: _value(record, field) for field in factors}
+def _corpora(records: Sequence[RunRecord], factors: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Corpus hash -> the factor `corpus` of its runs; empty where runs at equal factors are of one corpus."""
+    settings = {(json.dumps([_value(record, field) for field in factors]), record.corpus_hash) for record in records}
+    if len(settings) == len({setting for setting, _ in settings}):
+        return {}
+    words = {record.corpus_hash: "{corpus} as {tokenizer}".format(**record.config["data"]) for record in records}
+    told = Counter(words.values())
+    return {name: {CORPUS: text if told[text] == 1 else f"{text} ({name})"} for name, text in words.items()}
+
+
+def _cell(record: RunRecord, side: str, name: str, values: dict[str, Any]) -> CellInfo:
     if record.cell is not None:
         return record.cell.model_copy(update={"study": "compare", "cell": name, "arm": side, "factors": values})
     nuisance = {"optim.lr": record.config["optim"]["lr"], "seed": record.seed}

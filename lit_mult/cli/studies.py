@@ -43,6 +43,9 @@ def sweep(arguments: Sequence[str]) -> int:
 
     spec = load_study(namespace.study, namespace.preset, namespace.profile)
     out = Path(namespace.out or Path("results") / spec.name)
+    for one, other in spec.same_arms():
+        remedy = "for the standard parametrization set parametrization.rule: standard"
+        warn(f"arms {one} and {other} train the same models: `fixed` without a preset is `none`; {remedy}")
     options = ("storage", "executor", "address", "retries", "retry_failed", "vectorize")
     result = run_study(spec, out, namespace.workers, **{name: namespace[name] for name in options})
     if len(result.failures) < result.cells:

@@ -1,10 +1,10 @@
 """How far a run takes its matrices towards the balance of noise and weight decay.
 
 Noise lets a matrix grow and decay shrinks it until they balance at a norm of about sqrt(lr / weight_decay)
-(arXiv:2601.04890 eq. 1). Multipliers free a matrix from that norm, so a run that stops before the balance cannot show
-what they do. A step shrinks the start by 1 - lr * weight_decay: the balance takes some 1 / (lr * weight_decay) steps.
-Corrected decay (`method.decay`) falls as the square of the lr. Cautious decay takes twice as long: of a matrix that has
-no part in its update half of the entries decay.
+(arXiv:2601.04890 eq. 1). Multipliers free a matrix from that norm; what they gain in a run that stops before the
+balance has other causes. A step shrinks the start by 1 - lr * weight_decay: the balance takes some 1 / (lr *
+weight_decay) steps. Corrected decay (`method.decay`) falls as the square of the lr. Cautious decay takes twice as long:
+of a matrix that has no part in its update half of the entries decay.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from lit_mult.config import RunConfig, config_error, field_names
 from lit_mult.errors import ConfigError
-from lit_mult.method.presets import apply_preset
+from lit_mult.method.presets import apply_preset, run_multipliers
 from lit_mult.method.search_space import neutral, search_space
 from lit_mult.numbers import written
 from lit_mult.registry.kinds import KINDS
@@ -60,6 +60,16 @@ class StudySpec(StudyFields):
     @property
     def n_cells(self) -> int:
         return sum(point.n_cells for point in self.points())
+
+    def same_arms(self) -> Iterator[tuple[str, str]]:
+        """Pairs of arms whose cells train the same models: of equal configs, but for `fixed` multipliers that are 1."""
+        trained: dict[str, list[Any]] = {arm: [] for arm in self.arms}
+        for point in self.points():
+            config = point.first_cell().config
+            if config.multipliers == "fixed" and set(run_multipliers(config).forward.values()) <= {1.0}:
+                config = config.with_overrides({"multipliers": "none"})
+            trained[point.arm].append((config, point.nuisance))
+        yield from (pair for pair in itertools.combinations(trained, 2) if trained[pair[0]] == trained[pair[1]])
 
 
 @dataclass(frozen=True)
