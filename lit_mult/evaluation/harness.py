@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +134,11 @@ def quiet_lm_eval(*, offline: bool = False) -> Iterator[None]:
     switches = (hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE)
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    # Building and tokenizing prompts is fast.
-    lm_eval_task.tqdm = lm_eval_model.tqdm = partial(bar, disable=True)
+
+    def no_bar(*arguments: Any, **options: Any) -> Any:
+        return bar(*arguments, **options | {"disable": True})
+
+    lm_eval_task.tqdm = lm_eval_model.tqdm = no_bar  # the bars of building and tokenizing prompts, which is fast
     # Outside of a checkout git complains on stderr; our records have a commit of their own.
     lm_eval_evaluator.get_git_commit_hash = lambda: None
     if offline:
