@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.config import JsonDict
 
 from lit_mult.errors import ConfigError, did_you_mean
-from lit_mult.registry import modules_in
+from lit_mult.numbers import Number
+from lit_mult.registry import fault_of, modules_in
 from lit_mult.registry.contracts import OptimizerSettings
 from lit_mult.registry.kinds import KINDS
 from lit_mult.registry.optimizers import OPTIMIZERS, check_known, is_imported, trained_by
@@ -75,11 +76,11 @@ class ModelConfig(_Section):
     """Size of one attention head; even, for the rotary embedding."""
     num_key_value_groups: int = Field(1, gt=0)
     """Query heads that share one key/value head (1: multi-head attention, more: grouped-query attention)."""
-    mlp_ratio: float = Field(2.75, gt=0)
+    mlp_ratio: Number = Field(2.75, gt=0)
     """Hidden size of the gated MLP over d_model; the product must be whole."""
-    rope_theta: float = Field(10_000.0, gt=0)
+    rope_theta: Number = Field(10_000.0, gt=0)
     """Base of the rotary frequencies."""
-    norm_eps: float = Field(1e-5, gt=0)
+    norm_eps: Number = Field(1e-5, gt=0)
     """Epsilon of RMSNorm."""
     block_norms: Literal["learned", "frozen"] = Field("learned", json_schema_extra=HASHED_UNLESS_DEFAULT)
     """RMSNorm weights of the blocks: learned, or fixed at 1."""
@@ -90,9 +91,9 @@ class ModelConfig(_Section):
     """Weight of the last RMSNorm (paper fig. 1, VPN / SPN / FPN): one a channel, one learned scalar, or fixed at 1."""
     tie_embeddings: bool = False
     """Let the LM head use the embedding's matrix, and so its lr and weight decay, but not its multipliers."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: Number = Field(0.0, ge=0, lt=1)
     """Dropout probability on the output of each residual branch."""
-    z_loss: float = Field(0.0, ge=0)
+    z_loss: Number = Field(0.0, ge=0)
     """Weight of logsumexp(logits)^2 in the training loss; reported losses leave it out (paper: 1e-4)."""
     pretrained: str | None = Field(None, json_schema_extra=HASHED_UNLESS_DEFAULT)
     """FOLDER@HASH: a Hugging Face Llama or Qwen3 whose effective matrices and norms the run starts from, and the hash
@@ -192,26 +193,26 @@ class ParametrizationConfig(_Section):
     """Depth at which depth_mup and completep change nothing, and the lr of hyperp is the base lr."""
     attention_scale: Literal["1/sqrt(head_dim)", "1/head_dim"] = "1/sqrt(head_dim)"
     """Factor on the attention logits."""
-    embedding_std: float = Field(1.0, gt=0)
+    embedding_std: Number = Field(1.0, gt=0)
     """Standard deviation at which the embedding starts."""
     preset: str = "neutral"
     """Per-role forward, lr and weight-decay multipliers: the name of a shipped preset or a YAML file."""
     tier: Tier = "FULL"
     """How much of the preset to use: NONE of it, LR, LR and weight decay, or FULL (forward multipliers too)."""
-    forward: dict[str, float] = Field(default_factory=dict, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    forward: dict[str, Number] = Field(default_factory=dict, json_schema_extra=HASHED_UNLESS_DEFAULT)
     """Role -> forward multiplier, in place of the preset's."""
-    lr: dict[str, float] = Field(default_factory=dict, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    lr: dict[str, Number] = Field(default_factory=dict, json_schema_extra=HASHED_UNLESS_DEFAULT)
     """Role -> factor on the learning rate, in place of the preset's."""
-    weight_decay: dict[str, float] = Field(default_factory=dict, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    weight_decay: dict[str, Number] = Field(default_factory=dict, json_schema_extra=HASHED_UNLESS_DEFAULT)
     """Role -> factor on the weight decay, in place of the preset's."""
 
 
 class OptimConfig(_Section):
     """AdamW, or Muon for the hidden matrices with AdamW for the rest."""
 
-    lr: float = Field(2**-6, gt=0)
+    lr: Number = Field(2**-6, gt=0)
     """Base learning rate of the matrices, at width base_d_model (and with a depth_rule at depth base_n_layers)."""
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: Number = Field(0.1, ge=0)
     """Weight decay of the matrices."""
     weight_decay_mode: Literal["coupled", "independent", "corrected", "cautious", "timescale"] = "coupled"
     """coupled: a step decays a matrix by lr * weight_decay. independent: by weight_decay times the
@@ -219,15 +220,15 @@ class OptimConfig(_Section):
     schedule once more, for all matrices but the head (AdamC, arXiv:2506.02285). cautious: coupled, of the entries that
     the update shrinks (arXiv:2510.12402). timescale: weight_decay is lr * decay * steps, the decay times of the run, at
     any lr, width and number of steps (arXiv:2405.13698). Multipliers: always coupled."""
-    betas: tuple[float, float] = OptimizerSettings.betas
+    betas: tuple[Number, Number] = OptimizerSettings.betas
     """AdamW's decay rates of the two moments."""
-    eps: float = Field(OptimizerSettings.eps, gt=0)
+    eps: Number = Field(OptimizerSettings.eps, gt=0)
     """AdamW's epsilon."""
-    muon_momentum: float = Field(OptimizerSettings.muon_momentum, ge=0, lt=1)
+    muon_momentum: Number = Field(OptimizerSettings.muon_momentum, ge=0, lt=1)
     """Momentum of Muon, Nesterov's, and of Muown."""
     muon_ns_steps: int = Field(OptimizerSettings.muon_ns_steps, gt=0)
     """Newton-Schulz iterations of Muon."""
-    muown_norm_lr: float | None = Field(OptimizerSettings.muown_norm_lr, gt=0, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    muown_norm_lr: Number | None = Field(OptimizerSettings.muown_norm_lr, gt=0, json_schema_extra=HASHED_UNLESS_DEFAULT)
     """Muown's learning rate of row norms, without a factor by width; null: that of the matrix."""
     sphere: Literal["matrix", "row"] = Field(OptimizerSettings.sphere, json_schema_extra=HASHED_UNLESS_DEFAULT)
     """What keeps its norm under sphere, hyperball and their Muon variants: each matrix, or each row by itself."""
@@ -236,25 +237,29 @@ class OptimConfig(_Section):
     )
     """Coefficients of these iterations: the same in each, or those of Polar Express (arXiv:2505.16932), which differ in
     the first five and bring singular values closer to 1."""
-    scion_radius: float = Field(OptimizerSettings.scion_radius, gt=0, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    scion_radius: Number = Field(OptimizerSettings.scion_radius, gt=0, json_schema_extra=HASHED_UNLESS_DEFAULT)
     """Radius of the spectral balls of hidden matrices under Scion. A step is lr * radius, so lr is 1e-3 or less."""
-    scion_sign_radius: float = Field(OptimizerSettings.scion_sign_radius, gt=0, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    scion_sign_radius: Number = Field(
+        OptimizerSettings.scion_sign_radius, gt=0, json_schema_extra=HASHED_UNLESS_DEFAULT
+    )
     """Radius of the LM head's ball of the largest entry under Scion, which is this over d_in."""
-    scion_momentum: float = Field(OptimizerSettings.scion_momentum, ge=0, lt=1, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    scion_momentum: Number = Field(
+        OptimizerSettings.scion_momentum, ge=0, lt=1, json_schema_extra=HASHED_UNLESS_DEFAULT
+    )
     """Decay rate of Scion's momentum."""
     extra: dict[str, Any] = Field(default_factory=dict, json_schema_extra=HASHED_UNLESS_DEFAULT)
     """Further keyword arguments of an optimizer by import path."""
-    vector_lr: float = Field(1e-2, gt=0)
+    vector_lr: Number = Field(1e-2, gt=0)
     """Learning rate of norm weights, in every arm alike, and of the multipliers unless multiplier_lr is set."""
     vector_lr_mode: Literal["absolute", "relative"] = "absolute"
     """absolute: vector_lr and multiplier_lr are rates. relative: they are factors on lr."""
-    multiplier_lr: float | None = Field(None, gt=0)
+    multiplier_lr: Number | None = Field(None, gt=0)
     """Learning rate of the multipliers; null: the same as vector_lr."""
-    multiplier_weight_decay: float = Field(2e-3, ge=0)
+    multiplier_weight_decay: Number = Field(2e-3, ge=0)
     """Weight decay of the multipliers, always coupled; against drift (paper sec. 4.1). Norm weights have none."""
-    clip: float | None = Field(1.0, gt=0)
+    clip: Number | None = Field(1.0, gt=0)
     """Norm to which the gradient is clipped; null: no clipping."""
-    qk_clip: float | None = Field(None, gt=0, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    qk_clip: Number | None = Field(None, gt=0, json_schema_extra=HASHED_UNLESS_DEFAULT)
     """Attention logit above which a step shrinks the queries and keys of a head (QK-clip of MuonClip, arXiv:2507.20534,
     there 100); null: no limit. It forms all logits once more."""
     clip_multipliers: bool = False
@@ -272,11 +277,11 @@ class ScheduleConfig(_Section):
 
     name: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
     """After a linear warmup: constant then exponential decay (wsd), or cosine, linear or no decay to the end."""
-    warmup_fraction: float = Field(0.1, ge=0, le=1)
+    warmup_fraction: Number = Field(0.1, ge=0, le=1)
     """Share of the steps spent in warmup."""
-    decay_fraction: float = Field(1 / 6, ge=0, le=1)
+    decay_fraction: Number = Field(1 / 6, ge=0, le=1)
     """wsd: share of the steps spent in the final decay."""
-    final_ratio: float = Field(1 / 8, ge=0, le=1)
+    final_ratio: Number = Field(1 / 8, ge=0, le=1)
     """Rate at the end over the peak rate; above 0 for wsd, whose decay is exponential."""
 
     @model_validator(mode="after")
@@ -310,11 +315,11 @@ class DataConfig(_Section):
     """bytes, bpe:SIZE (byte-level BPE trained on the corpus), or hf:NAME or a path (a Hugging Face tokenizer)."""
     seq_len: int = Field(128, gt=1)
     """Tokens of one training window, T."""
-    val_fraction: float = Field(0.05, gt=0, lt=1)
+    val_fraction: Number = Field(0.05, gt=0, lt=1)
     """Share of the documents (or of a lone document's end) kept for validation."""
     val_windows: int = Field(64, gt=0)
     """Number of fixed validation windows, spread evenly over the validation tokens."""
-    val_offset: float = Field(0.0, ge=0, lt=1, json_schema_extra=HASHED_UNLESS_DEFAULT)
+    val_offset: Number = Field(0.0, ge=0, lt=1, json_schema_extra=HASHED_UNLESS_DEFAULT)
     """Shift of the validation windows in units of their spacing; 0.5 lies between those of 0, so that what was tuned on
     these is judged on others."""
     cache_dir: str | None = Field(None, json_schema_extra=NEVER_HASHED)
@@ -336,7 +341,7 @@ class TrainConfig(_Section):
     """Keep the weights every so many steps, for scores along training; null: none but the last checkpoint's."""
     log_every: int = Field(10, gt=0)
     """Steps averaged into one point of the training-loss curve; also the pace of TensorBoard."""
-    divergence_factor: float = Field(2.0, gt=1)
+    divergence_factor: Number = Field(2.0, gt=1)
     """A training loss (mean of log_every steps) above this many initial losses ends the run as diverged."""
     diagnostics: list[Diagnostic] = Field(default_factory=list, json_schema_extra=NEVER_HASHED)
     """What to record on the way, in diagnostics.parquet: norms, rows (row and column norms), outputs, updates,
@@ -538,11 +543,21 @@ def field_names(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def config_error(error: ValidationError, known: Iterable[str] = ()) -> ConfigError:
-    """The first of pydantic's errors as a `ConfigError`; `known`: names to suggest for an unknown field."""
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
+    """One of pydantic's errors as a `ConfigError`; `known`: names to suggest for an unknown field.
+
+    An unknown field comes before all else, as a misspelt name is a missing one too.
+    """
+    first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    # A name in parentheses is that of one of several forms of a value (`study.grids.Grid`), which nobody wrote.
+    field = ".".join(str(part) for part in first["loc"] if not str(part).startswith("("))
     if first["type"] == "extra_forbidden":
-        return ConfigError(field, first["input"], f"unknown field{did_you_mean(field, known)}")
+        other = " (arguments of Trainer without one go into trainer.extra)" if field.startswith("trainer.") else ""
+        return ConfigError(field, first["input"], f"unknown field{other}{did_you_mean(field, known)}")
+    if first["type"] == "missing":  # its input is all that surrounds it
+        return ConfigError(field, None, "must be given")
+    if first["type"] == "list_type":
+        such_as = "" if isinstance(first["input"], dict) else f", such as [{first['input']}]"
+        return ConfigError(field, first["input"], f"must be a list{such_as}")
     choices = re.findall(r"'(.*?)'", first["ctx"]["expected"]) if first["type"] == "literal_error" else []
-    hint = did_you_mean(first["input"], choices)
+    hint = (choices and fault_of(first["input"])) or did_you_mean(first["input"], choices)
     return ConfigError(field, first["input"], first["msg"][0].lower() + first["msg"][1:] + hint)

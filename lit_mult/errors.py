@@ -19,7 +19,9 @@ class ConfigError(UserError):
     """A field has a value that is not allowed."""
 
     def __init__(self, field: str, value: Any, allowed: str) -> None:
-        super().__init__(f"{field} = {value!r}: {allowed}")
+        # A mapping or a list says what is wrong with it in its first words.
+        shown = _cut(repr(value), 100) if isinstance(value, dict | list) else repr(value)
+        super().__init__(f"{field} = {shown}: {allowed}")
         self.field = field
         self.value = value
         self.allowed = allowed
@@ -27,6 +29,22 @@ class ConfigError(UserError):
 
 class Interrupted(Exception):  # noqa: N818 - not an error
     """Work was stopped on request (SIGINT, SIGTERM); the same call resumes it."""
+
+
+_SYNONYMS = {
+    word: field
+    for field, words in {
+        "dmodel": "width dim hiddensize nembd",
+        "nlayers": "depth layers numlayers numhiddenlayers nlayer",
+        "seqlen": "contextlength blocksize maxlength sequencelength",
+        "steps": "maxsteps maxepochs epochs",
+        "lr": "learningrate",
+        "weightdecay": "wd",
+        "clip": "gradientclipval maxgradnorm",
+    }.items()
+    for word in words.split()
+}
+"""Other libraries' words for fields, without case and punctuation."""
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
@@ -51,6 +69,8 @@ def closest(word: str, known: Iterable[str]) -> str | None:
     for key in (plain, last):
         if alike := [name for name in names if key(name) == key(word)]:
             return alike[0]
+    if alike := [name for name in names if last(name) == _SYNONYMS.get(last(word))]:
+        return alike[0]
     best = max(names, key=ratio, default=None)
     return best if best is not None and ratio(best) >= 0.6 else None
 
@@ -69,5 +89,8 @@ def one_of(word: object, known: Iterable[str]) -> str:
 
 def one_line(error: Exception) -> str:
     """The message of an exception, on one line of at most 300 characters."""
-    message = " ".join(str(error).split()) or type(error).__name__
-    return message if len(message) <= 300 else message[:297] + "..."
+    return _cut(" ".join(str(error).split()) or type(error).__name__, 300)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."

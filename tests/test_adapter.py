@@ -188,7 +188,7 @@ def test_what_greedy_decoding_cannot_do_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("pair", "message"), [(("3 plus", ""), "no tokens"), (("3", TEXT), "give a larger max_length")]
+    ("pair", "message"), [(("3 plus", ""), "no tokens"), (("3", TEXT), "give a larger --max_length")]
 )
 def test_continuations_that_cannot_be_scored_are_refused(
     ours: Callable[..., LitMultLM], pair: tuple[str, str], message: str

@@ -203,7 +203,7 @@ def test_two_records_of_a_cell_are_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (lambda text: text[:-20], "not JSON"),
+        (lambda text: text[:-20], "; run the sweep again, which sets the file aside and trains the cell anew"),
         (lambda text: "[1]", "not a JSON object"),
         (lambda text: "{}", "schema_version: None"),
         (lambda text: text.replace('"schema_version": 1', '"schema_version": 9'), "schema_version: 9"),
@@ -216,6 +216,13 @@ def test_a_damaged_record_is_named_with_its_problem(tmp_path: Path, damage: Any,
     path = write_run(tmp_path, 2.0)
     path.write_text(damage(path.read_text()))
     with refusal(str(path), problem):
+        load_records(tmp_path)
+
+
+def test_a_torn_record_of_a_single_run_is_named_with_the_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    path.write_text('{"status"')
+    with refusal(f"{path}: damaged, not JSON (", "; delete it and train the run again"):
         load_records(tmp_path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from lit_mult.cli import main
+from lit_mult.config import RunConfig, flatten
 
 
 @pytest.fixture
@@ -32,6 +34,16 @@ def test_help_lists_the_commands_and_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert all(re.search(rf"^  {command} ", done.stdout, re.M) for command in ("fit", "sweep", "report", "parameters"))
+
+
+@pytest.mark.parametrize("command", ["--help", "completion bash"])
+def test_a_reader_that_goes_away_ends_a_command_quietly(command: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "lit_mult", *command.split()], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+
+    assert (done.returncode, done.stderr) == (141, b"")  # 128 + SIGPIPE, as a shell reports it
 
 
 def test_every_option_of_fit_has_a_help_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,7 +81,8 @@ def test_print_config_prints_a_config_that_fit_takes(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["fit"], "out"),
+        (["fit"], "the following arguments are required: --out"),
+        (["preset"], "the following arguments are required: folder, --out"),
         (["fit", "--nonsense", "3"], "--nonsense"),
         (["fit", "--model.width", "3"], "--model.width"),
         (["fit", "--model.d_model", "-3"], "model.d_model: Input should be greater than 0"),
@@ -79,8 +92,19 @@ def test_print_config_prints_a_config_that_fit_takes(
         (["fit", "--data.corpus", "missing.txt"], "missing.txt: no such file"),
         (["fit", "--data.tokenizer", "bpe:12"], "data.tokenizer = 'bpe:12'"),
         (["fit", "--trainer.extra.foo", "3"], "trainer.extra.foo"),
+        (
+            ["fit", "--trainer.extra.gradient_clip_val", "1"],
+            "trainer.extra.gradient_clip_val = 1: is set by optim.clip",
+        ),
+        (["fit", "--trainer.extra.devices", "2"], "is set by trainer.devices"),
+        (["fit", "--trainer.extra.logger", "false"], "is set by trainer.tensorboard"),
+        (["fit", "--trainer.extra.callbacks", "x"], "is set by lit_mult, and no field changes it"),
+        (["fit", "--trainer.callbacks", "x"], "unrecognized arguments: --trainer.callbacks x\n"),
         (["fit", "--parametrization.preset", "nope"], "neutral"),
-        (["parameters", "--optim.lr", "zero"], "optim.lr"),
+        (["parameters", "--optim.lr", "zero"], "optim.lr: Input should be a valid number, unable to parse string as a"),
+        (["parameters", "--optim.lr", "2^9999"], "unable to parse string as a number, got 2^9999"),
+        (["parameters", "--optim.clip", "2^x"], "unable to parse string as a number, or null, got 2^x"),
+        (["parameters", "--train.eval_every", "x"], "train.eval_every: Expected a value of type int, or null, got x"),
         (["sweep", "nope"], "nope: no such file, nor a shipped study"),
         (["sweep", "quick", "--workers", "-1"], "--workers -1"),
         (["report", "missing"], "missing: no run records here"),
@@ -125,6 +149,22 @@ def test_parameters_prints_a_row_for_every_parameter(capsys: pytest.CaptureFixtu
     assert rows["norm.weight"][-2:] == ["-", "-"]
     # 9 matrices, 3 norms, 11 multipliers, the heading, and the line at the end
     assert len(rows) == 9 + 3 + 11 + 2
+
+
+@pytest.mark.parametrize("config", [{"optim": {"lr": "2^-7.5"}}, {"parametrization": {"lr": {"q_proj": "2^-1.5"}}}])
+def test_powers_of_two_may_be_written_where_there_is_a_number(
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    ((name, value),) = flatten(config).items()
+    power = 2 ** float(value.removeprefix("2^"))
+    shown = []
+    for arguments in (["--config", str(tmp_path / "run.yaml")], [f"--{name}", value], [f"--{name}={power!r}"]):
+        assert main(["parameters", *arguments, "--json"]) == 0
+        shown.append(capsys.readouterr().out)
+
+    assert shown[0] == shown[1] == shown[2]
+    assert RunConfig.from_dict(config).hash == RunConfig().with_overrides({name: power}).hash
 
 
 def test_parameters_for_programs_are_those_for_people(capsys: pytest.CaptureFixture[str]) -> None:

@@ -156,10 +156,13 @@ def test_mini_reaches_for_no_host_and_paper_says_what_it_needs(trained: TrainedR
     evaluation = ["evaluate", str(trained.folder.path), "--limit", "2", "--tasks"]
     script = f"{NO_NETWORK}\nfrom lit_mult.cli import main\nassert main({[*evaluation, 'mini']!r}) == 0\n"
     script += f"print('paper', file=sys.stderr, flush=True)\nsys.exit(main({[*evaluation, 'paper']!r}))"
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    elsewhere = {"cwd": trained.folder.path}  # outside of a checkout
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, **elsewhere)
     assert done.returncode == 2, done.stderr
     of_mini, of_paper = done.stderr.split("\npaper\n")
     assert "REACHED FOR" not in of_mini
+    assert "not a git repository" not in of_mini
+    assert "Tokenizing inputs" not in of_mini
     line = of_paper.strip().splitlines()[-1]
     assert line.startswith("lit-mult evaluate: --tasks paper needs its data sets from huggingface.co")
     assert not list(trained.folder.evaluations.glob("paper-*"))

@@ -328,7 +328,8 @@ def test_the_command_exports_a_run_with_its_card(
     assert [path.name for path in out.parent.iterdir()] == ["hf"]
     card = (out / "README.md").read_text()
     for said in (
-        "license: apache-2.0",
+        "# Llama of 1 layer, width ",
+        "| size | 1 layer of width ",
         "learnable row + column multipliers (placement full)",
         "arXiv:2601.04890",
         "eq. 2 and 3",
@@ -341,6 +342,7 @@ def test_the_command_exports_a_run_with_its_card(
         f"| git commit | {record.git_commit} |",
     ):
         assert said in card
+    assert "icense" not in card  # the weights are the user's
     assert str(tmp_path) not in card
     trained = load_trained(tmp_path / "run")
     ids = AutoTokenizer.from_pretrained(out)("1 + 2 = 3\n", return_tensors="pt")["input_ids"]

@@ -76,6 +76,11 @@ REFUSED: list[tuple[Callable[[], nn.Module], dict[str, Any], str]] = [
     (llama, {"filter_fn": lambda module, name: False}, "no matrix would get multipliers of kind vector; matrices are"),
     (llama, {"target_modules": ["lm_head"]}, "no matrix would get multipliers of kind vector"),
     (unknown, {}, "no role is known for model.layers.*.mlp.extra; pass roles={'mlp.extra': 'q_proj'}"),
+    (
+        lambda: nn.ModuleDict({"emb": nn.Embedding(8, 4), "out": nn.Linear(4, 8)}),
+        {},
+        "no role is known for emb, out; pass roles={'emb': 'embedding'} (or another role)",
+    ),
     (meta, {}, "model.embed_tokens: is on the meta device; materialize the model first"),
     (used_twice, {}, "model.layers.1.mlp.up_proj: is the module model.layers.0.mlp.up_proj itself, used twice"),
     (with_module("lm_head", quantized), {}, "lm_head: is quantized or has no weight (Linear)"),

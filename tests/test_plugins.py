@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -150,6 +151,21 @@ def test_a_run_with_both(installed: Installed, tmp_path: Path) -> None:
     assert "| adamw" not in shown.error
 
 
+def test_the_entries_of_the_page_on_methods_are_found(tmp_path: Path, text_file: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "how-to" / "add_a_method.md").read_text()
+    entries = re.findall(r'entry-points."(.*)"]\n(\w+) = "(.*)"', page)
+    points = "".join(f"[{group}]\n{name} = {path}\n" for group, name, path in entries)
+    installed = Installed(tmp_path, text_file, points)
+    (tmp_path / "my_package.py").write_text("".join(re.findall(r"```python\n(.*?)```", page, re.S)))
+
+    (done,) = installed("parameters --optimizer lion --multipliers row")
+
+    assert done.code == 0, done.error
+    rows = {line.split()[0]: line.split() for line in done.out.splitlines()}
+    assert rows["layers.0.mlp.down_proj.weight"][3:5] == ["row", "lion"]
+    assert "layers.0.mlp.down_proj.column" not in rows
+
+
 def test_what_an_entry_leaves_out_is_one_line(installed: Installed, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     base = {"optimizer": "sign", "parametrization": {"rule": "standard"}, "data": {"corpus": str(installed.text)}}
@@ -158,7 +174,7 @@ def test_what_an_entry_leaves_out_is_one_line(installed: Installed, tmp_path: Pa
     out = f"--out {tmp_path / 'out'}"
     refused = {
         installed.run("parameters", "--optimizer sign"): (
-            "'sign': has no width factor, which parametrization.rule = mup needs"
+            "'sign': has no width factor, which parametrization.rule = mup needs; set parametrization.rule to standard"
         ),
         installed.run("parameters", f"{STANDARD} --parametrization.depth_rule completep"): (
             "'sign': has no such depth rule, which parametrization.depth_rule = completep needs"
@@ -189,11 +205,20 @@ def test_what_an_entry_leaves_out_is_one_line(installed: Installed, tmp_path: Pa
 @pytest.mark.parametrize(
     ("point", "said"),
     [
-        ("sign = nowhere:SIGN", "entry point lit_mult.optimizers:sign: cannot be loaded (No module named 'nowhere')"),
-        ("sign = tiny_plugin:WRONG", "entry point lit_mult.optimizers:sign: is no OptimizerSpec of that name"),
-        ("other = tiny_plugin:SIGN", "entry point lit_mult.optimizers:other: is no OptimizerSpec of that name"),
+        ("optimizer sign nowhere:SIGN", "cannot be loaded (No module named 'nowhere')"),
+        ("optimizer sign tiny_plugin:WRONG", "is no OptimizerSpec of that name"),
+        ("optimizer other tiny_plugin:SIGN", "is no OptimizerSpec of that name"),
+        ("multipliers other tiny_plugin:EXP", "is no Kind of that name"),
     ],
 )
-def test_a_bad_entry_point_is_one_line(tmp_path: Path, text_file: Path, point: str, said: str) -> None:
-    (done,) = Installed(tmp_path, text_file, f"[lit_mult.optimizers]\n{point}\n")("parameters")
-    one_line(done, said)
+def test_a_bad_entry_point_costs_its_entry_alone(tmp_path: Path, text_file: Path, point: str, said: str) -> None:
+    field, name, path = point.split()
+    group = {"optimizer": "lit_mult.optimizers", "multipliers": "lit_mult.kinds"}[field]
+    installed = Installed(tmp_path, text_file, f"[{group}]\n{name} = {path}\n")
+    (tmp_path / "run.yaml").write_text(f"{field}: {name}\n")
+    others, *refused = installed(
+        "parameters", f"parameters --{field} {name}", f"parameters --config {tmp_path / 'run.yaml'}"
+    )
+    assert (others.code, others.error) == (0, "")
+    for done in refused:
+        one_line(done, f"; entry point {group}:{name}: {said}\n")

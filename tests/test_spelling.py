@@ -35,6 +35,10 @@ def test_case_and_punctuation_do_not_matter(field: str, sign: str, upper: bool) 
         ("dmodel", FIELDS, "model.d_model"),
         ("mupp", ["vectors", "muP-tuned", "muP"], "muP"),
         ("falcon-h1", ["neutral", "falcon-h1-0.5b"], "falcon-h1-0.5b"),
+        ("model.width", FIELDS, "model.d_model"),
+        ("hidden_size", FIELDS, "model.d_model"),
+        ("trainer.max_epochs", FIELDS, "train.steps"),
+        ("width", ["widths"], "widths"),
         ("colour", FIELDS, None),
         ("x", [], None),
     ],
@@ -53,6 +57,11 @@ def test_the_nearest_name(word: str, known: list[str], meant: str | None) -> Non
         ("fit --out x --d_model 64", "--model.d_model"),
         ("fit --out x --model.dmodel=64", "--model.d_model"),
         ("parameters --lr 3", "--optim.lr"),
+        ("fit --out x --model.width 64", "--model.d_model"),
+        ("fit --out x --trainer.max_epochs 3", "--train.steps"),
+        ("fit --out x --trainer.profiler simple", "--trainer.extra.profiler"),
+        ("fit --out x --trainer.devics 2", "--trainer.devices"),
+        ("fit --out x --config trainer.yaml", "trainer.extra.profiler"),
         ("sweep quick --retry_failed", "--retry-failed"),
         ("parameters --config group.yaml", "model.d_model"),
         ("parameters --config section.yaml", "model.d_model"),
@@ -78,6 +87,7 @@ def test_a_wrong_name_on_the_command_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "group.yaml").write_text("model: {dmodel: 64}")
     (tmp_path / "section.yaml").write_text("modle: {d_model: 64}")
+    (tmp_path / "trainer.yaml").write_text("trainer: {profiler: simple}")
     (tmp_path / "study.yaml").write_text("{name: a, experiment: widthscaling, arms: {x: {}}, seeds: [0], budget: {}}")
 
     assert refused(*arguments.split()).endswith(f"; did you mean {meant}?\n")
@@ -86,5 +96,7 @@ def test_a_wrong_name_on_the_command_line(
 def test_a_wrong_field_from_python() -> None:
     with pytest.raises(ConfigError, match=r"unknown field; did you mean optim\.weight_decay\?"):
         RunConfig.from_dict({"optim": {"weightdecay": 0.1}})
+    with pytest.raises(ConfigError, match=r"without one go into trainer\.extra\); did you mean train\.steps\?"):
+        RunConfig.from_dict({"trainer": {"max_epochs": 3}})
     with pytest.raises(ConfigError, match="did you mean minimal"):
         RunConfig.from_dict({"placement": {"table": "minimall"}})

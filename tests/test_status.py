@@ -69,12 +69,17 @@ def test_the_status_of_a_study_under_way(
         "ended": {"completed": 2},
         "interrupted": {left[1]: 4},
         "failed": {left[0]: "RuntimeError: out of luck"},
+        "damaged": [],
     }
     assert attempt == {name: getattr(status.running[0], name) for name in attempt}
     assert (attempt["cell"], attempt["pid"], by["pid"]) == (left[2], os.getpid(), os.getpid())
     running.close("stopped")
     me.close("done")
-    assert study_status(tmp_path, retries=3).running == []
+    torn = folder.record(left[0])
+    torn.write_text("{")
+    status = study_status(tmp_path, retries=3)
+    assert (status.running, status.ended["damaged"], status.damaged) == ([], 1, [torn])
+    assert f"  damaged {torn}: the next sweep sets it aside and trains the cell anew" in status.lines()
     with pytest.raises(UserError, match="holds no study"):
         study_status(tmp_path / "records", retries=3)
 

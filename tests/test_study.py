@@ -26,6 +26,7 @@ from lit_mult.schema import RunRecord
 from lit_mult.study import stack as stacks
 from lit_mult.study.files import load_study
 from lit_mult.study.folder import StudyFolder
+from lit_mult.study.grids import Distribution
 from lit_mult.study.spec import StudySpec, canonical
 from lit_mult.study.sweep import sweep
 from lit_mult.training import run
@@ -199,7 +200,10 @@ def test_a_budget_of_tokens_gives_every_batch_size_as_many(study_dict: MakeStudy
         ({"factors": {"model.d_modle": [8]}}, "did you mean model.d_model?"),
         ({"factors": {"model.d_model": []}}, "factors.model.d_model = []: an empty grid"),
         ({"nuisance": {"optim.lr": []}}, "nuisance.optim.lr = []: an empty grid"),
-        ({"nuisance": {"optim.lr": {"log2": []}}}, "at least 1 item"),
+        ({"nuisance": {"optim.lr": {"log2": []}}}, "nuisance.optim.lr.log2 = []: list should have at least 1 item"),
+        ({"nuisance": {"optim.lr": {"log2": ["x"]}}}, "nuisance.optim.lr.log2.0 = 'x': input should be a valid number"),
+        ({"nuisance": {"optim.lr": {"low": 1e-3}}}, "nuisance.optim.lr.high = None: must be given"),
+        ({"nuisance": {"optim.lr": 0.01}}, "nuisance.optim.lr = 0.01: must be a list, such as [0.01]"),
         ({"nuisance": {"optim.lr": {"low": 1e-3, "high": 1e-1}}}, "needs a list, or sampler"),
         ({"nuisance": {"optim.lr": {"low": 1e-1, "high": 1e-3}}, "sampler": "random"}, "must be above low"),
         ({"nuisance": {"model.d_model": [8]}}, "is a scientific factor too"),
@@ -219,6 +223,10 @@ def test_a_budget_of_tokens_gives_every_batch_size_as_many(study_dict: MakeStudy
         ({"nuisance": {"optim.lr": [0.01, -1.0]}}, "optim.lr = -1.0: input should be greater than 0"),
         ({"arms": {"w/o": {}}}, "arms.w/o"),
         ({"seeds": []}, "seeds = []"),
+        ({"seeds": 2}, "seeds = 2: must be a list of seeds, such as [0, 1]"),
+        ({"judge_seeds": 2}, "judge_seeds = 2: must be a list of seeds"),
+        ({"factors": {}, "base": {"model": {"d_model": 9}}}, "a multiple of model.head_dim = 32 (arm muP)"),
+        ({"factors": {"model.width": [8]}}, "did you mean model.d_model?"),
         ({"seeds": [1, 1]}, "must not repeat"),
         ({"arms": {}}, "arms = {}"),
         ({"budget": {"steps": 0, "batch_size": 4}}, "budget.steps = 0"),
@@ -226,11 +234,40 @@ def test_a_budget_of_tokens_gives_every_batch_size_as_many(study_dict: MakeStudy
         ({"budget": {"steps": 6, "batch_size": 4, "trials": 3}}, "must be left out with sampler: grid"),
         ({"name": "../evil"}, "name = '../evil'"),
         ({"typo": 1}, "typo = 1: unknown field"),
+        ({"budget": {"steps": 1}}, "budget.batch_size = None: must be given"),
     ],
 )
 def test_a_bad_study_is_refused_in_one_line(study_dict: MakeStudy, changes: dict[str, Any], said: str) -> None:
     with refusal(said, kind=ConfigError):
         StudySpec.from_dict(study_dict(**changes))
+
+
+def test_a_misspelt_field_is_not_reported_as_a_missing_one(study_dict: MakeStudy) -> None:
+    study = study_dict()
+    with refusal("nme = 'tiny': unknown field; did you mean name?"):
+        StudySpec.from_dict({"nme": study.pop("name"), **study})
+    with refusal("arm = {'muP': {", "...: unknown field; did you mean arms?") as error:
+        StudySpec.from_dict({"name": "tiny", "arm": study.pop("arms"), **study})
+    assert len(str(error.value)) < 150
+
+
+def test_powers_of_two_in_a_study_are_numbers(study_dict: MakeStudy) -> None:
+    written = study_dict(
+        arms={"a": {"optim.weight_decay": "2^-3"}},
+        factors={"optim.vector_lr": ["2^-7.5", "1e-3"], "data.corpus": ["2^-x"]},
+        nuisance={"optim.lr": ["2^-7", 0.5]},
+        questions=[],
+    )
+    plain = study_dict(
+        arms={"a": {"optim.weight_decay": 0.125}},
+        factors={"optim.vector_lr": [2**-7.5, 0.001], "data.corpus": ["2^-x"]},
+        nuisance={"optim.lr": [2**-7, 0.5]},
+        questions=[],
+    )
+    assert canonical(StudySpec.from_dict(written)) == canonical(StudySpec.from_dict(plain))
+    ranged = study_dict(nuisance={"optim.lr": {"low": "2^-9", "high": "2^-4"}}, sampler="random")
+    ranged["budget"]["trials"] = 2
+    assert StudySpec.from_dict(ranged).nuisance["optim.lr"] == Distribution(low=2**-9, high=2**-4)
 
 
 def test_study_files_are_found_by_path_or_by_name(study_dict: MakeStudy, tmp_path: Path) -> None:

@@ -110,8 +110,25 @@ def test_what_cannot_be_loaded_is_said_in_one_line(folder: Path, tmp_path: Path,
     assert "final.ckpt: damaged, its weights do not fit" in said(other)
     final.unlink()
     assert "a study with keep_checkpoints: true" in said(folder)
+    held = json.loads((folder / "config.json").read_text())
+    held["config"]["optimizer"] = "lion"
+    (folder / "config.json").write_text(json.dumps(held))
+    assert "config.json: not valid here, it may be of a package that is not installed, or of a newer" in said(folder)
     (folder / "config.json").write_text("{}")
     assert "config.json: damaged, not the config of a run" in said(folder)
+
+
+def test_a_corpus_that_is_not_there_is_said_to_be_the_runs(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.txt").write_text("a line of text\n" * 200)
+    monkeypatch.chdir(tmp_path)
+    run(tiny({"data.corpus": "text.txt"}), tmp_path / "run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    with refusal(f"{tmp_path / 'run'}: the corpus of this run cannot be read; a relative path is", "text.txt: no such"):
+        load_trained(tmp_path / "run")
 
 
 def test_another_corpus_is_refused(tiny: Tiny, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from lit_mult.analysis.balance import balance_columns
 from lit_mult.errors import UserError
-from lit_mult.layout import find_records
+from lit_mult.layout import StudyPaths, find_records
 from lit_mult.registry.kinds import KINDS
 from lit_mult.registry.optimizers import OPTIMIZERS
 from lit_mult.schema import SCHEMA_VERSION, RunRecord
@@ -216,12 +216,18 @@ def _read_record(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot read it ({error.strerror})") from None
     except ValueError as error:
-        raise UserError(f"{path}: damaged, not JSON ({error})") from None
+        raise UserError(f"{path}: damaged, not JSON ({error}); {_remedy(path)}") from None
     if not isinstance(record, dict):
-        raise UserError(f"{path}: damaged, not a JSON object")
+        raise UserError(f"{path}: damaged, not a JSON object; {_remedy(path)}")
     if (version := record.get("schema_version")) != SCHEMA_VERSION:
         raise UserError(f"{path}: not a version-{SCHEMA_VERSION} run record (schema_version: {version})")
     return record
+
+
+def _remedy(path: Path) -> str:
+    if path == StudyPaths(path.parents[1]).record(path.stem):
+        return "run the sweep again, which sets the file aside and trains the cell anew"
+    return "delete it and train the run again"
 
 
 @contextmanager

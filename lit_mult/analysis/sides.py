@@ -22,6 +22,7 @@ from lit_mult.analysis.frame import frame_of
 from lit_mult.config import OPEN_FIELDS, RunConfig, field_names
 from lit_mult.errors import UserError, did_you_mean, one_of
 from lit_mult.layout import find_records
+from lit_mult.numbers import read_number
 from lit_mult.registry.kinds import KINDS
 from lit_mult.schema import WIDTH, CellInfo, RunRecord
 
@@ -189,6 +190,6 @@ def _defaults() -> Any:
 
 def _is(value: Any, text: str) -> bool:
     try:
-        return str(value) == text or value == yaml.safe_load(text) or value == float(text)
+        return str(value) == text or value == yaml.safe_load(text) or value == float(read_number(text))
     except (ValueError, yaml.YAMLError):
         return False

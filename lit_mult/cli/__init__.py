@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from lit_mult.cli.checks import brownian, coord_check, lint_placement
 from lit_mult.cli.completion import completion
 from lit_mult.cli.doctor import doctor
-from lit_mult.cli.parsing import BAD_INPUT, INTERRUPTED
+from lit_mult.cli.parsing import BAD_INPUT, INTERRUPTED, NO_READER
 from lit_mult.cli.runs import export, fit, import_, parameters
 from lit_mult.cli.scores import evaluate, tasks
 from lit_mult.cli.studies import compare, preset, report, status, sweep, watch
@@ -40,7 +41,17 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; bad input prints one line on stderr and returns exit code 2."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        try:
+            return _run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # as `head` closes it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        return NO_READER
+
+
+def _run(arguments: Sequence[str]) -> int:
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
         print("usage: lit-mult COMMAND [options]\n\nStudy learnable multipliers in language-model pretraining.\n")
@@ -61,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return COMMANDS[name](arguments[1:])
     except UserError as error:
         code, message = BAD_INPUT, " ".join(str(error).split())
+    except BrokenPipeError:
+        raise
     except OSError as error:
         code, message = BAD_INPUT, f"{error.filename or ''}: {error.strerror or error}"
     except (Interrupted, KeyboardInterrupt) as stopped:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lit_mult.cli.printing import say, warn
-from lit_mult.errors import UserError, did_you_mean, one_of
+from lit_mult.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lit_mult.analysis.styles import StyleName, Width
     from lit_mult.config import RunConfig
 
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+BAD_INPUT, FAILED, INTERRUPTED, NO_READER = 2, 1, 130, 141  # the last as of programs that SIGPIPE ends
 
 
 def make_parser(name: str, command: Callable[..., Any]) -> ArgumentParser:
@@ -58,9 +58,18 @@ def parser_of(command: Callable[[Sequence[str]], int]) -> ArgumentParser:
 
 def _one_line(message: str, parser: ArgumentParser) -> str:
     """The parser's message without pydantic's boilerplate, and the name that an unknown one was meant to be."""
-    for noise in (r"\[type=.*?\]\s", r"For further information visit \S+", r"\d+ validation errors? for \S+"):
+    for noise in (
+        r"\[type=.*?\]\s",
+        r"For further information visit \S+",
+        r"\d+ validation errors? for [\w-]+(\[.*?\])?",
+    ):
         message = re.sub(noise, "", message)
     message = re.sub(r'Parser key "(.*?)":', r"\1:", " ".join(message.split()))
+    message = re.sub(_OPTIONAL, r": \1, or null, got \2", message)
+    message = re.sub(r"<class '(\w+)'>", r"value of type \1", message)
+    if missing := re.search(r"(.*arguments are required: )(.*)", message):
+        written = {action.dest: action.option_strings[-1] for action in parser._actions if action.option_strings}
+        return missing[1] + ", ".join(written.get(name, name) for name in missing[2].split(", "))
     for pattern in _CHOICES:
         message = re.sub(pattern, _choices, message)
     for pattern in _UNKNOWN:
@@ -69,10 +78,24 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
             options = [option for action in shown for option in action.option_strings]
             # What a config file names has no dashes before it.
             known = options if unknown["name"].startswith("-") else [option.lstrip("-") for option in options]
-            return message + did_you_mean(".".join(unknown.groupdict(default="").values()).strip("."), known)
-    return message.replace(". Got value:", ", got")
+            return message + _meant(".".join(unknown.groupdict(default="").values()).strip("."), known)
+    return re.sub(r"\.? Got value:", ", got", message)
 
 
+def _meant(name: str, known: list[str]) -> str:
+    """The end of the message on an unknown option."""
+    dashes, _, argument = name.rpartition("trainer.")
+    if argument and not dashes.strip("-"):
+        from lit_mult.training.fitting import trainer_arguments
+
+        arguments = trainer_arguments()
+        if argument in arguments:
+            field = arguments[argument]
+            return f"; did you mean {dashes}{field.lstrip('-')}?" if field else ""
+    return did_you_mean(name, known)
+
+
+_OPTIONAL = r": Does not validate against .* Errors: - ((?:Expected|Input) .*?) - Expected .* Given value: (\S+)"
 _CHOICES = (
     r"(?P<name>\S+): Expected a typing\.Literal\[(?P<choices>.*?)\]\. Got value: (?P<value>\S+)",
     r"argument (?P<name>\S+): invalid choice: '(?P<value>.*?)' \(choose from (?P<choices>.*)\)",
@@ -86,8 +109,11 @@ _UNKNOWN = (
 
 
 def _choices(found: re.Match[str]) -> str:
-    choices = re.findall(r"'(.*?)'", found["choices"])
-    return f"{found['name']} = {found['value']!r}: must be one of {one_of(found['value'], choices)}"
+    from lit_mult.registry import fault_of
+
+    value, choices = found["value"], re.findall(r"'(.*?)'", found["choices"])
+    hint = fault_of(value) or did_you_mean(value, choices)
+    return f"{found['name']} = {value!r}: must be one of {', '.join(choices)}{hint}"
 
 
 def add_run_config(parser: ArgumentParser) -> None:

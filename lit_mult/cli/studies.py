@@ -64,7 +64,8 @@ def status(arguments: Sequence[str]) -> int:
     parser = make_parser("status", status)
     parser.add_argument("folder", type=str, help="results folder of a study")
     add_retries(parser)
-    add_json(parser, "study, cells, waiting, ended (by status), running, interrupted (with step), failed (why), sweeps")
+    keys = "study, cells, waiting, ended (by status), running, interrupted (with step), failed (why), damaged (records)"
+    add_json(parser, f"{keys}, sweeps")
     namespace = parser.parse_args(list(arguments))
 
     from lit_mult.study.status import study_status

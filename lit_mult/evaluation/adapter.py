@@ -95,7 +95,7 @@ class LitMultLM(TemplateLM):  # type: ignore[misc] # lm-eval is not typed
                 raise UserError(f"the continuation {text!r} has no tokens")
             if len(continuation) > self.max_length:
                 excess = f"{len(continuation)} tokens, more than the context length {self.max_length}"
-                raise UserError(f"a continuation has {excess}; give a larger max_length")
+                raise UserError(f"a continuation has {excess}; give a larger --max_length")
             fitting = self.max_length + 1 - len(continuation)  # the last token is predicted, never read
             self.truncated += len(context) > fitting
             pairs.append((context[-fitting:] or [self.prefix_token_id], continuation))

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -123,22 +123,32 @@ def quiet_lm_eval(*, offline: bool = False) -> Iterator[None]:
     try:
         import datasets
         import huggingface_hub.constants as hub
+        import lm_eval.api.model as lm_eval_model
         import lm_eval.api.task as lm_eval_task
+        import lm_eval.evaluator as lm_eval_evaluator
     except ImportError as error:
         raise UserError(f"evaluate needs lm-eval: pip install 'lit-mult[eval]' ({one_line(error)})") from None
     logger = logging.getLogger("lm_eval")
     level, bars, bar = logger.level, datasets.is_progress_bar_enabled(), lm_eval_task.tqdm
+    commit = lm_eval_evaluator.get_git_commit_hash
     switches = (hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE)
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    lm_eval_task.tqdm = partial(bar, disable=True)  # the bar for building prompts, which is fast
+
+    def no_bar(*arguments: Any, **options: Any) -> Any:
+        return bar(*arguments, **options | {"disable": True})
+
+    lm_eval_task.tqdm = lm_eval_model.tqdm = no_bar  # the bars of building and tokenizing prompts, which is fast
+    # Outside of a checkout git complains on stderr; our records have a commit of their own.
+    lm_eval_evaluator.get_git_commit_hash = lambda: None
     if offline:
         hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
         hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = switches
-        lm_eval_task.tqdm = bar
+        lm_eval_task.tqdm = lm_eval_model.tqdm = bar
+        lm_eval_evaluator.get_git_commit_hash = commit
         logger.setLevel(level)
         if bars:
             datasets.enable_progress_bars()

@@ -12,7 +12,6 @@ from lit_mult.schema import RunRecord
 
 _CARD = """\
 ---
-license: apache-2.0
 library_name: transformers
 pipeline_tag: text-generation
 tags: [{tag}, learnable-multipliers, lit-mult]
@@ -42,10 +41,6 @@ tokenizer = AutoTokenizer.from_pretrained("PATH")
 ## Checked against the trained model
 
 {checks}
-
-## License
-
-Apache-2.0, as lit_mult. The corpus has a license of its own.
 """
 
 
@@ -64,8 +59,9 @@ def model_card(
     transformers loads it, in `dtype`.
     """
     model, kind = config.model, family(config.model)
+    layers = f"{model.n_layers} layer{'s' * (model.n_layers > 1)}"
     rows = {
-        "size": f"{model.n_layers} layers of width {model.d_model}, MLP {model.d_ff}",
+        "size": f"{layers} of width {model.d_model}, MLP {model.d_ff}",
         "heads": f"{model.n_heads} of size {model.head_dim}, {model.n_kv_heads} for keys and values",
         "rotary base, norm epsilon": f"{model.rope_theta:g}, {model.norm_eps:g}",
         "embeddings": "trained with a tied head, written apart" if model.tie_embeddings else "not tied",
@@ -86,7 +82,7 @@ def model_card(
     return _CARD.format(
         tag=kind.model_type,
         family=kind.label,
-        size=f"{model.n_layers} layers, width {model.d_model}",
+        size=f"{layers}, width {model.d_model}",
         optimizer=config.optimizer,
         multipliers=_multipliers(config),
         rows="\n".join(f"| {name} | {value} |" for name, value in rows.items()),

@@ -37,6 +37,7 @@ from lit_mult.optim.sharding import as_dtensor
 from lit_mult.registry import load
 from lit_mult.registry.contracts import NONE, Axes
 from lit_mult.registry.kinds import KINDS
+from lit_mult.registry.roles import Role
 
 Model = TypeVar("Model", bound=nn.Module)
 Split = Literal["rms", "rms_power_of_two"]
@@ -70,7 +71,8 @@ def add_multipliers(
         placement: name or pattern -> axes ("none", or row, column and scalar joined by +), over the table's; or another
             table.
         roles: name or pattern -> role, or the parts of a fused matrix: `{"Wqkv": [("q_proj", 64), ("k_proj", 16),
-            ...]}`.
+            ...]}`. Roles are embedding, q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, lm_head;
+            ssm_gate, ssm_input, ssm_step, ssm_out of Mamba blocks; router of experts, position of learned positions.
         target_modules: only these get multipliers: names, endings or patterns, or one regular expression.
         exclude_modules: these get none, and need no role.
         filter_fn: (module, name) -> whether it gets any.
@@ -200,7 +202,8 @@ def _placed(
         else:
             placed[one.name] = tuple(PLACEMENTS[table][role] - one.spare for role in one.roles if role is not None)
     if unknown:
-        hint = f"pass roles={{'{_ending(unknown[0].name)}': 'q_proj'}} (or another role), or exclude_modules"
+        role = Role.EMBEDDING if isinstance(unknown[0].module, nn.Embedding) else Role.Q_PROJ
+        hint = f"pass roles={{'{_ending(unknown[0].name)}': '{role}'}} (or another role), or exclude_modules"
         raise UserError(f"no role is known for {some(unknown)}; {hint}")
     for pattern, text in placement.items():
         axes = parse_axes(text, f"placement.{pattern}")

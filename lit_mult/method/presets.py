@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from lit_mult.config import RunConfig, Tier, config_error
 from lit_mult.errors import ConfigError, UserError, one_of
+from lit_mult.numbers import Number
 from lit_mult.registry.kinds import KINDS
 from lit_mult.registry.optimizers import check_known
 from lit_mult.registry.roles import MATRIX_ROLES, Role
@@ -55,11 +56,11 @@ class _Section(BaseModel):
 
 
 class _Multipliers(_Section):
-    forward: dict[Role, Annotated[float, Field(gt=0)]] = Field({})
+    forward: dict[Role, Annotated[Number, Field(gt=0)]] = Field({})
     """Forward multiplier of the matrix (the muP multipliers that learnable ones replace)."""
-    lr: dict[Role, Annotated[float, Field(gt=0)]] = Field({})
+    lr: dict[Role, Annotated[Number, Field(gt=0)]] = Field({})
     """Factor on the learning rate of the matrix, on top of the width rule."""
-    weight_decay: dict[Role, Annotated[float, Field(ge=0)]] = Field({})
+    weight_decay: dict[Role, Annotated[Number, Field(ge=0)]] = Field({})
     """Factor on the weight decay of the matrix, on top of the width rule."""
 
     @field_validator(*_PARTS, mode="before")

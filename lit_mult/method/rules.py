@@ -82,7 +82,8 @@ def width_factor(role: Role, shape: Shape, base_shape: Shape, optimizer: str, co
         return 1.0
     spec = OPTIMIZERS[trained_by(role, optimizer)]
     if spec.width_factor is None:
-        raise unsupported(spec.name, "width factor", "parametrization.rule = mup")
+        remedy = "set parametrization.rule to standard"
+        raise unsupported(spec.name, "width factor", "parametrization.rule = mup", remedy)
     if config.width_rule not in spec.width_rules:
         raise unsupported(spec.name, "such width rule", f"parametrization.width_rule = {config.width_rule}")
     pair = (Matrix(*sides, init_std(role, sides, base_shape, config)) for sides in (shape, base_shape))

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from lit_mult.errors import ConfigError, did_you_mean
-from lit_mult.registry import with_plugins
+from lit_mult.registry import fault_of, with_plugins
 from lit_mult.registry.contracts import Matrix, OptimizerSpec
 from lit_mult.registry.roles import HIDDEN_ROLES, MATRIX_ROLES, SSM_ROLES, Role
 
@@ -106,7 +106,7 @@ def check_known(optimizer: str, field: str = "optimizer") -> None:
     """Raises: ConfigError when there is no optimizer of this name."""
     if optimizer not in OPTIMIZERS:
         known = f"must be one of {', '.join(OPTIMIZERS)}, or import:MODULE.CLASS"
-        raise ConfigError(field, optimizer, known + did_you_mean(optimizer, OPTIMIZERS))
+        raise ConfigError(field, optimizer, known + (fault_of(optimizer) or did_you_mean(optimizer, OPTIMIZERS)))
 
 
 _DEPTH_RULES: Final = frozenset({"depth_mup", "completep"})
@@ -291,6 +291,6 @@ def check_stacked_form(optimizer: str) -> None:
             raise unsupported(name, "stacked form", "training runs together")
 
 
-def unsupported(optimizer: str, lacks: str, feature: str) -> ConfigError:
-    """The error of a feature that an optimizer does not support."""
-    return ConfigError("optimizer", optimizer, f"has no {lacks}, which {feature} needs")
+def unsupported(optimizer: str, lacks: str, feature: str, remedy: str = "") -> ConfigError:
+    """The error of a feature that an optimizer does not support; `remedy`: what goes without it."""
+    return ConfigError("optimizer", optimizer, f"has no {lacks}, which {feature} needs" + f"; {remedy}" * bool(remedy))

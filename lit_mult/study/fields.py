@@ -6,11 +6,12 @@ import json
 import re
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from lit_mult.config import OPEN_FIELDS, Experiment, RunConfig, field_names
 from lit_mult.errors import ConfigError, did_you_mean, one_of
 from lit_mult.method.presets import Preset
+from lit_mult.numbers import read_numbers
 from lit_mult.schema import WIDTH, Question
 from lit_mult.study.grids import Distribution, Grid, Part, grid_values
 
@@ -110,6 +111,19 @@ class StudyFields(Part):
     """Name -> tuned preset, for arms that set parametrization.preset to that name."""
     keep_checkpoints: bool = False
     """Keep the final checkpoint of every cell under cells/."""
+
+    @field_validator("arms", "factors", "nuisance", "search", "questions", "start", mode="before")
+    @classmethod
+    def _with_numbers(cls, given: Any) -> Any:
+        """Values of config fields, whose types are not known here, are numbers wherever they are written as such."""
+        return read_numbers(given)
+
+    @field_validator("seeds", "judge_seeds", mode="before")
+    @classmethod
+    def _not_how_many(cls, given: Any, info: ValidationInfo) -> Any:
+        if isinstance(given, int):
+            raise ConfigError(info.field_name or "seeds", given, "must be a list of seeds, such as [0, 1]")
+        return given
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from lit_mult.errors import ConfigError
+from lit_mult.numbers import Number
 
 
 class Part(BaseModel):
@@ -31,8 +32,8 @@ class PowersOfTwo(Part):
 class Distribution(Part):
     """A range to sample from: `{low: 1e-3, high: 1e-1, log: true}`."""
 
-    low: float
-    high: float
+    low: Number
+    high: Number
     log: bool = False
 
     @model_validator(mode="after")
@@ -45,13 +46,15 @@ class Distribution(Part):
 
 
 def _kind_of_grid(value: Any) -> str:
-    if isinstance(value, list):
-        return "list"
-    return "log2" if isinstance(value, PowersOfTwo) or (isinstance(value, dict) and "log2" in value) else "range"
+    if isinstance(value, PowersOfTwo) or (isinstance(value, dict) and "log2" in value):
+        return "(log2)"
+    return "(range)" if isinstance(value, Distribution | dict) else "(list)"
 
 
 Grid = Annotated[
-    Annotated[list[Any], Tag("list")] | Annotated[PowersOfTwo, Tag("log2")] | Annotated[Distribution, Tag("range")],
+    Annotated[list[Any], Tag("(list)")]
+    | Annotated[PowersOfTwo, Tag("(log2)")]
+    | Annotated[Distribution, Tag("(range)")],
     Discriminator(_kind_of_grid),
 ]
 """Values of a nuisance factor: a list, powers of two, or a range to sample from."""

@@ -17,6 +17,7 @@ from lit_mult.config import RunConfig, config_error, field_names
 from lit_mult.errors import ConfigError
 from lit_mult.method.presets import apply_preset, run_multipliers
 from lit_mult.method.search_space import neutral, search_space
+from lit_mult.numbers import written
 from lit_mult.registry.kinds import KINDS
 from lit_mult.schema import WIDTH, CellInfo
 from lit_mult.study.fields import StudyFields
@@ -172,7 +173,8 @@ class Point:
             preset = self.spec.presets.get(config.parametrization.preset)
             return apply_preset(config, preset) if preset else config
         except ConfigError as error:
-            error.args = (f"{error} (arm {self.arm}, {', '.join(f'{k} = {v}' for k, v in self.factors.items())})",)
+            point = [f"arm {self.arm}", *(f"{name} = {value}" for name, value in self.factors.items())]
+            error.args = (f"{error} ({', '.join(point)})",)
             raise
 
     def first_cell(self) -> Cell:
@@ -205,7 +207,7 @@ class Cell:
     def label(self) -> str:
         own = self.point.spec.nuisance.keys() | self.point.spec.search.get(self.point.arm, {}).keys()
         named = {name: value for name, value in self.nuisance.items() if name in own}
-        values = [f"{name.rpartition('.')[2]} {_number(value)}" for name, value in named.items()]
+        values = [f"{name.rpartition('.')[2]} {written(value)}" for name, value in named.items()]
         return " ".join([self.point.name.replace("-", " "), *values, f"seed {self.config.seed}"])
 
     @property
@@ -232,20 +234,8 @@ def canonical(spec: StudySpec) -> dict[str, Any]:
 
 def line_of(arm: str, factors: Mapping[str, Any]) -> str:
     """What points of one arm and several widths have in common, for displays."""
-    return " ".join([arm, *(_number(value) for name, value in factors.items() if name != WIDTH)])
+    return " ".join([arm, *(written(value) for name, value in factors.items() if name != WIDTH)])
 
 
 def _slug(value: Any) -> str:
     return re.sub(r"[^\w.]+", "_", str(value))
-
-
-def _number(value: Any) -> str:
-    """A value as a person writes it: 0.125, 2^-7.5 for a power of two that is longer, three digits of others."""
-    if not isinstance(value, float):
-        return str(value)
-    short = f"{value:.3g}"
-    if value > 0 and float(short) != value:
-        eighths = 8 * math.log2(value)
-        if math.isclose(eighths, round(eighths), abs_tol=1e-6):
-            return f"2^{round(eighths) / 8:g}"
-    return short

@@ -21,6 +21,8 @@ from lit_mult.study.lease import read_lease
 from lit_mult.study.spec import StudySpec
 from lit_mult.training.folder import RunFolder
 
+_DAMAGED = "damaged"
+
 
 @dataclass(frozen=True)
 class StudyStatus:
@@ -37,6 +39,8 @@ class StudyStatus:
     """Cell -> step of its checkpoint, of cells that wait to be resumed."""
     failed: dict[str, str]
     """Cell -> reason, of cells that were given up."""
+    damaged: list[Path]
+    """Records that cannot be read; they are among `ended`, as damaged."""
     sweeps: list[dict[str, Any]]
     """Leases of the sweeps that run on the folder: machine, pid and since (UTC, ISO 8601)."""
 
@@ -56,6 +60,7 @@ class StudyStatus:
             "running": [{name: getattr(attempt, name) for name in running} for attempt in self.running],
             "interrupted": self.interrupted,
             "failed": self.failed,
+            "damaged": [str(path) for path in self.damaged],
             "sweeps": [{name: by.get(name) for name in ("machine", "pid", "since")} for by in self.sweeps],
         }
 
@@ -74,6 +79,8 @@ class StudyStatus:
             yield f"  waiting {cell}: interrupted, resumes from {f'step {step}' if step else 'the start'}"
         for cell, reason in self.failed.items():
             yield f"  failed {cell}: {reason}"
+        for path in self.damaged:
+            yield f"  damaged {path}: the next sweep sets it aside and trains the cell anew"
 
 
 def study_status(folder: Path | str, retries: int) -> StudyStatus:
@@ -103,14 +110,16 @@ def study_status(folder: Path | str, retries: int) -> StudyStatus:
             checkpoint = RunFolder(study.cell(cell).path).newest_checkpoint()
             interrupted[cell] = step_of(checkpoint) if checkpoint else 0
     leases = [read_lease(path) for path in study.running_sweeps()]
+    statuses = {path: _status(path) for path in records.values()}
     return StudyStatus(
         folder=study.path,
         name=spec.name,
         cells=_n_cells(spec, study),
-        ended=Counter(_status(path) for path in records.values()),
+        ended=Counter(statuses.values()),
         running=running,
         interrupted=interrupted,
         failed=failed,
+        damaged=[path for path, status in statuses.items() if status == _DAMAGED],
         sweeps=[by for by in leases if by],
     )
 
@@ -131,7 +140,7 @@ def _status(record: Path) -> str:
     try:
         return str(json.loads(record.read_bytes())["status"])
     except (OSError, ValueError, KeyError, TypeError):
-        return "damaged"
+        return _DAMAGED
 
 
 def _since(moment: str) -> str:

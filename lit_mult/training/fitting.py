@@ -15,20 +15,29 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lit_mult.config import RunConfig
+from lit_mult.config import RunConfig, TrainerConfig
 from lit_mult.errors import ConfigError, Interrupted, UserError, did_you_mean
 from lit_mult.training import fsdp2
 from lit_mult.training.folder import RunFolder
 from lit_mult.training.history import History
 from lit_mult.training.progress import RunProgress
 
-# Trainer arguments that follow from other fields of the config, or that `make_trainer` sets itself.
-_OWN_TRAINER_ARGUMENTS = set(
-    "callbacks logger max_steps max_epochs max_time min_steps min_epochs val_check_interval check_val_every_n_epoch"
-    " num_sanity_val_steps enable_checkpointing enable_progress_bar default_root_dir gradient_clip_val"
-    " gradient_clip_algorithm use_distributed_sampler log_every_n_steps fast_dev_run overfit_batches"
-    " limit_train_batches limit_val_batches reload_dataloaders_every_n_epochs".split()
-)
+_SET_BY: dict[str, str | None] = {
+    **dict.fromkeys(("max_steps", "max_epochs", "max_time", "min_steps", "min_epochs"), "train.steps"),
+    **dict.fromkeys(("fast_dev_run", "limit_train_batches"), "train.steps"),
+    **dict.fromkeys(("val_check_interval", "check_val_every_n_epoch"), "train.eval_every"),
+    "log_every_n_steps": "train.log_every",
+    "enable_checkpointing": "train.checkpoint_every",
+    "overfit_batches": "data.max_documents",
+    "limit_val_batches": "data.val_windows",
+    **dict.fromkeys(("gradient_clip_val", "gradient_clip_algorithm"), "optim.clip"),
+    "logger": "trainer.tensorboard",
+    "enable_progress_bar": "trainer.progress_bar",
+    "default_root_dir": "--out",
+    **dict.fromkeys(("callbacks", "num_sanity_val_steps", "use_distributed_sampler"), None),
+    "reload_dataloaders_every_n_epochs": None,
+}
+"""Arguments of Trainer that are not given by their names: the field that decides, or None where `make_trainer` does."""
 
 _IGNORED_WARNINGS = (
     "LeafSpec",
@@ -48,13 +57,22 @@ def check_trainer_arguments(config: RunConfig) -> None:
         raise ConfigError("trainer.strategy", config.trainer.strategy, f"is not supported; use {fsdp2.NAME}")
     if config.trainer.strategy == fsdp2.NAME:
         fsdp2.check(config)
-    known = set(inspect.signature(Trainer).parameters)
+    known = trainer_arguments()
     for name, value in config.trainer.extra.items():
+        field = f"trainer.extra.{name}"
         if name not in known:
-            unknown = f"not an argument of lightning.Trainer{did_you_mean(name, known)}"
-            raise ConfigError(f"trainer.extra.{name}", value, unknown)
-        if name in _OWN_TRAINER_ARGUMENTS or name in type(config.trainer).model_fields:
-            raise ConfigError(f"trainer.extra.{name}", value, "is set through other fields of the config")
+            raise ConfigError(field, value, f"not an argument of lightning.Trainer{did_you_mean(name, known)}")
+        if known[name] is None:
+            raise ConfigError(field, value, "is set by lit_mult, and no field changes it")
+        if known[name] != field:
+            raise ConfigError(field, value, f"is set by {known[name]}")
+
+
+def trainer_arguments() -> dict[str, str | None]:
+    """Argument of Lightning's Trainer -> the field or option by which it is given here; None: it is not a choice."""
+    names = inspect.signature(Trainer).parameters
+    own = {name: f"trainer.{name}" for name in TrainerConfig.model_fields}
+    return {name: f"trainer.extra.{name}" for name in names} | own | _SET_BY
 
 
 def make_trainer(config: RunConfig, folder: RunFolder, history: History, callbacks: list[Callback]) -> Trainer:

@@ -53,14 +53,17 @@ class RunFolder(RunPaths):
         """The config of the run in this folder, and the hash of its corpus.
 
         Raises:
-            UserError: the folder holds no run, or its config file is damaged.
+            UserError: the folder holds no run, or its config file is damaged or not valid here.
         """
         if not self.config.is_file():
             raise UserError(f"{self.path}: not the folder of a run, there is no {self.config.name} in it")
         try:
             held = json.loads(self.config.read_text())
             return RunConfig.from_dict(held["config"]), str(held["corpus_hash"])
-        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        except ConfigError as error:
+            perhaps = "it may be of a package that is not installed, or of a newer version"
+            raise UserError(f"{self.config}: not valid here, {perhaps} ({error})") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.config}: damaged, not the config of a run ({error})") from None
 
     def claim(self, config: RunConfig, corpus_hash: str) -> None:

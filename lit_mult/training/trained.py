@@ -44,7 +44,8 @@ def load_trained(folder: Path, checkpoint: Path | None = None) -> Trained:
         checkpoint: one of this run's checkpoints, with or without optimizer state; by default the final one.
 
     Raises:
-        UserError: there is no run or no such checkpoint, it is damaged or another run's, or the corpus has changed.
+        UserError: there is no run or no such checkpoint, it is damaged or another run's, or the corpus has changed or
+            is not there.
     """
     run = RunFolder(folder)
     config, corpus_hash = run.held()
@@ -53,7 +54,11 @@ def load_trained(folder: Path, checkpoint: Path | None = None) -> Trained:
         remedy = "fit keeps the final one, and a study with keep_checkpoints: true"
         raise UserError(f"{path}: there is no such checkpoint ({remedy}; an unfinished run has none yet)")
     vocab_size, step, weights = _read(path, config)
-    corpus = prepare(config.data)
+    try:
+        corpus = prepare(config.data)
+    except UserError as error:
+        where = "a relative path is one from the folder where it was trained: give the command again there"
+        raise UserError(f"{folder}: the corpus of this run cannot be read; {where} ({error})") from None
     if corpus.hash != corpus_hash:
         changed = f"has changed since the run, hash {corpus_hash} is now {corpus.hash}"
         remedy = "the tokens would not be the model's; restore the text or, for stdlib, the Python version"
