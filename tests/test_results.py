@@ -286,10 +286,20 @@ def test_the_page_gives_the_answers_at_each_arms_own_decay_and_over_width() -> N
     for row in answers:
         if "under" not in row["of"]:
             assert interval(row) in decay, row
+    best = {
+        (study, row["setting"]): float(row["best_loss"])
+        for study in ("pays", "pays_decay")
+        for row in table(study, "summary")
+        if (row["arm"], row["d_model"]) == ("muP", "32")
+    }
+    lower = [f"{best['pays', name] - best['pays_decay', name]:.3f}" for name in ("AdamW", "Muon")]
+    assert f"muP ends {lower[0]} (AdamW) and {lower[1]} (Muon) lower" in decay
     for front in ("README.md", "docs/index.md"):
         words = " ".join((ROOT / front).read_text().split())
         assert all(interval(row) in words for row in answers[:2])
-    of_width = [row for row in table("pays", "differences") if row["measure"] == "best_loss" and row["d_model"] != "all"]
+    of_width = [
+        row for row in table("pays", "differences") if row["measure"] == "best_loss" and row["d_model"] != "all"
+    ]
     pairs = [("vectors", "muP"), ("vectors", "muP-tuned"), ("Muon", "AdamW")]
     given = [row for row in of_width if (row["of"], row["against"]) in pairs and row["within"] != "vectors"]
     given = [row for row in given if "tuned" not in row["within"]]
