@@ -203,8 +203,8 @@ def test_trainer_flags_reach_lightning(tiny: Tiny, tmp_path: Path) -> None:
     ("overrides", "said"),
     [
         ({"trainer.extra.foo": 1}, "trainer.extra.foo = 1: not an argument of lightning.Trainer"),
-        ({"trainer.extra.max_steps": 1}, "is set through other fields"),
-        ({"trainer.extra.precision": 16}, "is set through other fields"),
+        ({"trainer.extra.max_steps": 1}, "is set by train.steps"),
+        ({"trainer.extra.precision": 16}, "is set by trainer.precision"),
         ({"trainer.accelerator": "abacus"}, "trainer: "),
         ({"trainer.precision": "3-bit"}, "trainer: "),
         ({"trainer.devices": 0}, "trainer: "),
