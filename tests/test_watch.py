@@ -193,6 +193,9 @@ def test_the_command_prints_its_address_and_ends_with_ctrl_c(folder: StudyFolder
         connection = HTTPConnection("127.0.0.1", urlsplit(address).port or 0, timeout=20)
         connection.request("GET", "/state.json")
         assert json.loads(connection.getresponse().read())["cells"] == 10
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=20)
+        process.send_signal(signal.SIGINT)  # which a shell's background jobs ignore
+        try:
+            output, errors = process.communicate(timeout=20)
+        finally:
+            process.kill()
     assert (process.returncode, output, errors) == (0, "", "")
