@@ -226,6 +226,13 @@ def test_a_torn_record_of_a_single_run_is_named_with_the_remedy(tmp_path: Path) 
         load_records(tmp_path)
 
 
+def test_a_torn_record_is_named_from_inside_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "record.json").write_text('{"status"')
+    monkeypatch.chdir(tmp_path)
+    with refusal("record.json: damaged, not JSON (", "; delete it and train the run again"):
+        load_records(".")
+
+
 def test_a_damaged_study_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text('{"name": "x", "title": "y"}')
     with pytest.raises(UserError, match=r"study\.json: damaged study file \(cells: Field required\)"):

@@ -109,7 +109,8 @@ def _sampled(runs: pd.DataFrame) -> Iterator[str]:
 
 def _unpaired(runs: pd.DataFrame, answered: pd.DataFrame, names: Sequence[str]) -> Iterator[str]:
     corpora = {name: set(part) for name, part in runs.groupby("arm")[CORPUS]} if CORPUS in runs else {}
-    for name in [name for name in names[1:] if name not in set(answered["of"])]:
+    paired = set(answered["of"])
+    for name in (name for name in names[1:] if name not in paired):
         if corpora and not corpora[name] & corpora[names[0]]:
             texts = [f"{one} ({', '.join(sorted(corpora[one]))})" for one in (name, names[0])]
             yield f"{' and '.join(texts)} are of different texts or tokenizers, on which losses do not compare"

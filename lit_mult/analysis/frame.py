@@ -131,12 +131,16 @@ def optimizer_name(optimizer: str) -> str:
     return OPTIMIZERS[optimizer].label if optimizer in OPTIMIZERS else optimizer
 
 
+def kind_rank(kind: str) -> float:
+    """Place of a kind in the order of arms: from no multipliers to vectors; last, one that is not known here."""
+    return list(KINDS).index(kind) if kind in KINDS else math.inf
+
+
 def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
     lrs = frame[~frame["added"]].groupby(["arm", "setting"])["lr"].nunique().groupby("arm").max()
     frame["reference"] = frame["arm"].map(lrs == 1) & bool((lrs > 1).any())
-    kinds = {kind: rank for rank, kind in enumerate(KINDS)}
     # An arm has one rank, even if the kind of its multipliers varies within it.
-    rank = frame["multipliers"].map(kinds).groupby(frame["arm"]).transform("min")
+    rank = frame["multipliers"].map(kind_rank).groupby(frame["arm"]).transform("min")
     order = frame.assign(rank=rank - 9 * frame["reference"], setting=frame["setting"].map(natural))
     order = order.sort_values(["rank", "arm", "setting", "d_model", "seed", "lr", "cell"])
     return frame.loc[order.index].reset_index(drop=True)
@@ -225,7 +229,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _remedy(path: Path) -> str:
-    if path == StudyPaths(path.parents[1]).record(path.stem):
+    if path == StudyPaths(path.parent.parent).record(path.stem):
         return "run the sweep again, which sets the file aside and trains the cell anew"
     return "delete it and train the run again"
 

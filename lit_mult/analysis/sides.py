@@ -18,12 +18,11 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from lit_mult.analysis.frame import frame_of
+from lit_mult.analysis.frame import frame_of, kind_rank
 from lit_mult.config import OPEN_FIELDS, RunConfig, field_names
 from lit_mult.errors import UserError, did_you_mean, one_of
 from lit_mult.layout import find_records
 from lit_mult.numbers import read_number
-from lit_mult.registry.kinds import KINDS
 from lit_mult.schema import WIDTH, CellInfo, RunRecord
 
 CORPUS = "corpus"
@@ -71,19 +70,17 @@ def load_sides(sides: Sequence[str]) -> pd.DataFrame:
     of_studies = {field for side in found for _, record in side.records for field in _factors(record)}
     same_within = {field for field in of_studies if all(len(side.values(field)) == 1 for side in found)}
     factors = sorted(of_studies - fixed - same_within)
-    corpora = _corpora([record for side in found for _, record in side.records], factors)
+    runs = [(name, path, record) for name, side in zip(names, found, strict=True) for path, record in side.records]
+    values = [{field: _value(record, field) for field in factors} for *_, record in runs]
+    corpora = _corpora([record for *_, record in runs], values)
     records, paths, places = list[RunRecord](), list[Path](), dict[str, Path]()
-    for name, side in zip(names, found, strict=True):
-        for path, record in side.records:
-            factors_of_run = {field: _value(record, field) for field in factors} | corpora.get(record.corpus_hash, {})
-            cell = _cell(record, name, str(len(records)), factors_of_run)
-            records.append(record.model_copy(update={"cell": cell}))
-            paths.append(path)
-            place = json.dumps([name, cell.factors, cell.nuisance, record.seed], sort_keys=True)
-            if places.setdefault(place, path) != path:
-                raise UserError(
-                    f"{path} and {places[place]}: two runs of {name} at equal lr and seed; name one of them"
-                )
+    for (name, path, record), own in zip(runs, values, strict=True):
+        cell = _cell(record, name, str(len(records)), own | corpora.get(record.corpus_hash, {}))
+        records.append(record.model_copy(update={"cell": cell}))
+        paths.append(path)
+        place = json.dumps([name, cell.factors, cell.nuisance, record.seed], sort_keys=True)
+        if places.setdefault(place, path) != path:
+            raise UserError(f"{path} and {places[place]}: two runs of {name} at equal lr and seed; name one of them")
     frame = frame_of(records)
     frame["path"] = [str(paths[int(cell)]) for cell in frame["cell"]]
     return frame.sort_values("arm", key=lambda arms: arms.map(names.index), kind="stable").reset_index(drop=True)
@@ -114,10 +111,9 @@ def _read(text: str) -> Iterator[_Side]:
         yield _Side(folder, name, fixed, by_arm[name])
 
 
-def _rank(records: Sequence[tuple[Path, RunRecord]]) -> int:
-    """Of an arm: from no multipliers to vectors, as in reports."""
-    kinds = {record.config["multipliers"] for _, record in records}
-    return min(list(KINDS).index(kind) if kind in KINDS else -1 for kind in kinds)
+def _rank(records: Sequence[tuple[Path, RunRecord]]) -> float:
+    """Of an arm, as in reports."""
+    return min(kind_rank(record.config["multipliers"]) for _, record in records)
 
 
 def _filter(text: str, part: str) -> tuple[str, str]:
@@ -148,9 +144,9 @@ def _text(fixed: Mapping[str, str]) -> str:
     return ",".join(f"{field}={value}" for field, value in fixed.items())
 
 
-def _corpora(records: Sequence[RunRecord], factors: Sequence[str]) -> dict[str, dict[str, str]]:
+def _corpora(records: Sequence[RunRecord], factors: Sequence[dict[str, Any]]) -> dict[str, dict[str, str]]:
     """Corpus hash -> the factor `corpus` of its runs; empty where runs at equal factors are of one corpus."""
-    settings = {(json.dumps([_value(record, field) for field in factors]), record.corpus_hash) for record in records}
+    settings = {(json.dumps(own), record.corpus_hash) for record, own in zip(records, factors, strict=True)}
     if len(settings) == len({setting for setting, _ in settings}):
         return {}
     words = {record.corpus_hash: "{corpus} as {tokenizer}".format(**record.config["data"]) for record in records}
